@@ -1,0 +1,291 @@
+"""The configuration of a run: frozen pydantic models, YAML files, `--set a.b=c` overrides, fingerprint, JSON schema.
+
+Every default of the package stands in this file once. An unknown key is an error. The docstring under a field is its
+description in the JSON schema (`stedm config schema`), so that editors complete and explain it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stedm.errors import StedmError
+from stedm.files import fingerprint
+
+Arm = Literal["real", "real+stain", "real+synthetic", "real+stain+synthetic", "upper"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class PhantomConfig(_Part):
+    """A procedural cohort, made inside the run folder (see stedm.data.phantom)."""
+
+    stain: Literal["her2", "he"] = "her2"
+    """`her2`: DAB + haematoxylin, 2 classes, category = score 0..3. `he`: haematoxylin + eosin, 4 classes."""
+    picture_px: Positive = 64
+    """Side of the square pictures in pixels."""
+    mpp: Annotated[float, Field(gt=0)] = 2.0
+    """Microns per pixel of the pictures."""
+    patients: dict[Literal["train", "unlabeled", "val", "test"], int] = Field(
+        default={"train": 4, "unlabeled": 24, "val": 8, "test": 24}
+    )
+    """Patients in each split."""
+    train_categories: list[str] | None = None
+    """Categories of the train patients in order, for example ["3", "3", "2", "1"]; null = balanced."""
+    pictures_per_patient: Positive = 12
+    seed: int = 0
+
+
+class DataConfig(_Part):
+    """Which dataset folder, at which size, and how much of it counts as annotated."""
+
+    path: Path | None = None
+    """Dataset folder; relative paths are relative to the configuration file."""
+    phantom: PhantomConfig | None = None
+    """Make a phantom cohort instead of reading a folder."""
+    picture_px: Positive = 64
+    """Side of the square pictures that all networks see; pictures are resized (area), masks too (nearest)."""
+    annotated_patients: Positive | None = None
+    """Label budget: how many patients of the `train` split count as annotated; null = all. The others are left out,
+    so that the set of unannotated patients is the same at every budget."""
+    draw: int = 0
+    """Which random choice of annotated patients (they are drawn balanced over categories)."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if (self.path is None) == (self.phantom is None):
+            raise ValueError("give either data.path (a dataset folder) or data.phantom, not both")
+        return self
+
+
+class StyleConfig(_Part):
+    """Style encoder E_s, aggregation block and style sampling."""
+
+    dim: Positive = 256
+    """Length of the style vector."""
+    channels: list[Positive] = [48, 96, 128]
+    """Widths of the convolutional style encoder, each level halves the picture."""
+    picture_px: Positive = 32
+    """Side to which style crops are resized before the encoder."""
+    aggregation: Literal["mean", "max"] = "mean"
+    """How the vectors of several style pictures become one."""
+    sampling: Literal["none", "augmented", "cohort"] = "cohort"
+    """Which pictures are the query styles in training: `augmented` = the picture itself, strongly deformed;
+    `cohort` = other pictures of the same patient (with one picture only: as `augmented`)."""
+    n_pictures: Positive = 4
+    """Style pictures per training sample."""
+    dropout: Fraction = 0.25
+    """Probability that a training sample sees the learned null style instead (classifier-free guidance)."""
+
+
+class DenoiserConfig(_Part):
+    """The U-Net (diffusers UNet2DConditionModel)."""
+
+    channels: list[Positive] = [64, 128, 192]
+    """Widths of the levels; a multiple of `norm_groups` each."""
+    blocks_per_level: Positive = 1
+    attention: list[bool] | None = None
+    """Self-attention per level; null = none but in the mid block."""
+    norm_groups: Positive = 16
+    layout_channels: Positive = 16
+    """Channels that the layout embedding adds to the noisy latent."""
+
+
+class PixelCodecConfig(_Part):
+    """No first stage: pixels, folded so that each s x s square becomes one position with 3 s^2 channels."""
+
+    kind: Literal["pixel"] = "pixel"
+    space_to_depth: Positive = 2
+
+
+class AutoencoderCodecConfig(_Part):
+    """A diffusers autoencoder (AutoencoderKL, VQModel) in a local folder as written by save_pretrained."""
+
+    kind: Literal["autoencoder"]
+    path: Path
+    """Folder of the autoencoder: config.json and safetensors."""
+
+
+class DiffusionConfig(_Part):
+    """Training of the style-extracting diffusion model."""
+
+    codec: Annotated[PixelCodecConfig | AutoencoderCodecConfig, Field(discriminator="kind")] = PixelCodecConfig()
+    style: StyleConfig = StyleConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    objective: Literal["eps", "v", "flow"] = "flow"
+    """What the network predicts: noise, velocity (Salimans & Ho 2022), or rectified flow (Liu et al. 2022)."""
+    loss: Literal["l1", "l2"] = "l2"
+    timesteps: Literal["uniform", "logit-normal"] = "logit-normal"
+    """Distribution of training times; logit-normal as in Esser et al. 2024."""
+    layout_dropout: Fraction = 0.1
+    """Probability that an annotated sample is shown with its layout unknown."""
+    unlabeled_fraction: Fraction = 0.5
+    """Part of the samples that are unannotated pictures, trained under the "layout unknown" channel."""
+    steps: Positive = 2500
+    batch: Positive = 16
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    ema_decay: Fraction = 0.999
+    """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
+    checkpoint_every_steps: Positive = 250
+    seed: int = 0
+
+
+class SynthesisConfig(_Part):
+    """The plan (which layout in whose style) and how its pictures are drawn."""
+
+    n_pictures: Positive = 768
+    style_pictures: Positive = 4
+    """Style pictures per synthetic picture, all of the same unannotated patient (fewer where the patient has fewer)."""
+    match_category: bool = True
+    """Prior knowledge: a patient of category c gets layouts of annotated patients of category c, where there are
+    any, and of all annotated patients otherwise."""
+    guidance: Annotated[float, Field(ge=0)] = 1.5
+    """Classifier-free guidance on style; 1 = none."""
+    sampler: Literal["ddim", "dpm++", "unipc", "euler"] = "dpm++"
+    steps: Positive = 12
+    batch: Positive = 32
+    seed: int = 0
+
+    @property
+    def network_calls(self) -> int:
+        """Network evaluations for one picture (a conditional + unconditional pair counts as two)."""
+        return self.steps * (1 if self.guidance == 1.0 else 2)
+
+
+class StainAugmentConfig(_Part):
+    """Colour augmentation of the `+stain` arms."""
+
+    hed_sigma: Annotated[float, Field(ge=0)] = 0.2
+    """Strength of the haematoxylin-eosin-DAB jitter: each stain is scaled by 1 +- sigma (Tellez et al. 2018)."""
+    hed_bias: Annotated[float, Field(ge=0)] = 0.02
+    brightness: Annotated[float, Field(ge=0)] = 0.15
+    contrast: Annotated[float, Field(ge=0)] = 0.15
+    saturation: Annotated[float, Field(ge=0)] = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.04
+    blur_sigma_px: Annotated[float, Field(ge=0)] = 0.8
+    """Largest Gaussian blur in pixels (applied to half of the samples)."""
+    probability: Fraction = 0.9
+
+
+class SegmentationConfig(_Part):
+    """Segmentation networks: one per arm and seed, all with the same steps."""
+
+    architecture: str = "unet"
+    """Any architecture name of segmentation_models_pytorch."""
+    encoder: str = "resnet18"
+    """Any encoder of segmentation_models_pytorch; `tu-NAME` for a timm backbone."""
+    encoder_depth: Annotated[int, Field(ge=3, le=5)] = 4
+    decoder_channels: list[Positive] = [128, 64, 32, 16]
+    """One width per level of `encoder_depth`."""
+    encoder_weights: Path | None = None
+    """Local file (safetensors) with encoder weights; null = from scratch. Nothing is ever downloaded."""
+    steps: Positive = 400
+    batch: Positive = 16
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.1
+    dice_weight: Annotated[float, Field(ge=0)] = 0.9
+    synthetic_fraction: Fraction = 0.8
+    """Part of the training samples that are synthetic, in the `+synthetic` arms (paper: 0.8)."""
+    stain: StainAugmentConfig = StainAugmentConfig()
+    arms: list[Arm] = ["real", "real+stain", "real+synthetic", "real+stain+synthetic"]
+    seeds: list[int] = [0, 1]
+    checkpoint_every_steps: Positive = 400
+
+
+class EvaluationConfig(_Part):
+    """What is scored, and the statistics over patients."""
+
+    split: Literal["val", "test"] = "test"
+    bootstrap: Positive = 2000
+    """Resamples of patients for the intervals."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seed: int = 0
+
+
+class RunConfig(_Part):
+    """One whole experiment, `stedm run`."""
+
+    name: str
+    seed: int = 0
+    """Added to the seeds of the parts, so that one number repeats the whole run with other random numbers."""
+    data: DataConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def fingerprint(self) -> str:
+        """Names this configuration: equal for equal content, whatever the order of keys in the file."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, apply `a.b=c` overrides, validate.
+
+    Relative paths inside the file are taken relative to the file. Raises `StedmError` with one line per problem.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = Path(path)
+    if not path.is_file():
+        raise StedmError(f"{path}: no such configuration file")
+    for text in overrides or []:
+        if "=" not in text:
+            raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError, ValueError) as error:
+        raise StedmError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise StedmError(f"{path}: a configuration is a mapping of keys to values")
+    return parse_config(values, source=str(path), base=path.parent)
+
+
+def parse_config(values: dict[str, Any], source: str, base: Path | None = None) -> RunConfig:
+    """Validate plain values; `base` is the folder that relative paths refer to."""
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{source}: {'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()]
+        raise StedmError("\n".join(lines)) from error
+    return config if base is None else _resolve_paths(config, base)
+
+
+def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+    """Make every `Path` of the configuration absolute, so that a run folder means the same from anywhere."""
+
+    def resolve(part: BaseModel) -> BaseModel:
+        changed = {}
+        for key, value in part:
+            if isinstance(value, Path):
+                changed[key] = (base / value.expanduser()).resolve()
+            elif isinstance(value, BaseModel):
+                changed[key] = resolve(value)
+        return part.model_copy(update=changed)
+
+    resolved = resolve(config)
+    assert isinstance(resolved, RunConfig)
+    return resolved
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML; reading it again gives an equal configuration."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""The dataset folder: `metadata.csv` (or .parquet), pictures, masks, `dataset.yaml`."""
