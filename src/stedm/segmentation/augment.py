@@ -1,0 +1,115 @@
+"""Augmentation of segmentation batches: geometry for every arm, stain and colour for the `+stain` arms.
+
+Everything works on whole batches and draws from the generator it is given, so that a batch is a pure function of
+the generator's state.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.color import hed_from_rgb, rgb_from_hed
+from skimage.color.colorconv import rgb_from_yiq, yiq_from_rgb
+from torch import Tensor
+
+from stedm.config import StainAugmentConfig
+
+
+def augment_geometry(
+    pictures: Tensor, masks: Tensor, generator: torch.Generator, *, scale: tuple[float, float] = (0.8, 1.25)
+) -> tuple[Tensor, Tensor]:
+    """Flip, turn by quarters, and (half of the samples) zoom: the same for a picture and its mask.
+
+    pictures (n, C, H, W) float, masks (n, H, W) integer, H = W; both are returned in that form. Zooming in crops at a
+    random place; zooming out continues picture and mask by reflection. Masks take the nearest pixel, `ignore_index`
+    included; samples that are not zoomed keep their pixels exactly.
+    """
+    n = len(pictures)
+    flip, quarter, zoom, size, x, y = torch.rand(6, n, generator=generator)
+    angle = (quarter * 4).floor() * (math.pi / 2)
+    cos, sin = angle.cos().round(), angle.sin().round()
+    mirror = torch.where(flip < 0.5, -1.0, 1.0)
+    low, high = (math.log(limit) for limit in scale)
+    factor = torch.where(zoom < 0.5, torch.exp(low + (high - low) * size), 1.0)
+    # affine_grid maps places of the result to places of the source, both in [-1, 1]: a window of side 1 / factor,
+    # moved by at most what keeps it inside the picture (zoom in) or the picture inside it (zoom out).
+    reach = (1 - 1 / factor).abs()
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0] = torch.stack([mirror * cos / factor, -mirror * sin / factor, reach * (2 * x - 1)], dim=1)
+    theta[:, 1] = torch.stack([sin / factor, cos / factor, reach * (2 * y - 1)], dim=1)
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False).to(pictures.device)
+    moved = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    labels = F.grid_sample(
+        masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False
+    )
+    return moved, labels[:, 0].to(masks.dtype)
+
+
+def augment_stain(pictures: Tensor, generator: torch.Generator, config: StainAugmentConfig) -> Tensor:
+    """Stain jitter, colour jitter and blur of pictures (n, 3, H, W) in [0, 1]; each sample has its own strengths.
+
+    A sample is left as it is with probability 1 - `config.probability`.
+    """
+    n = len(pictures)
+    device = pictures.device
+    chosen = torch.rand(n, generator=generator) < config.probability
+    draws = (2 * torch.rand(11, n, generator=generator) - 1) * chosen
+    scale, bias = config.hed_sigma * draws[0:3].T, config.hed_bias * draws[3:6].T
+    pictures = _jitter_stains(pictures, (1 + scale).to(device), bias.to(device))
+    brightness, contrast, saturation = (
+        (1 + strength * draw).to(device)
+        for strength, draw in zip((config.brightness, config.contrast, config.saturation), draws[6:9], strict=True)
+    )
+    pictures = _jitter_colours(pictures, brightness, contrast, saturation, (config.hue * draws[9]).to(device))
+    # The upper half of the draws blurs, the lower half does not.
+    return _blur(pictures, (config.blur_sigma_px * draws[10].clamp_min(0)).to(device))
+
+
+def _jitter_stains(pictures: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Scale and shift the amounts of haematoxylin, eosin, DAB: a' = a * scale + bias, scale and bias (n, 3).
+
+    Tellez et al. 2018 (doi 10.1109/TMI.2018.2820199), with the stain matrix of Ruifrok & Johnston as in scikit-image;
+    amounts are in natural optical density.
+    """
+    density = -torch.log(pictures.clamp_min(0.5 / 255))  # half a grey level: black stays black when rounded
+    to_stains, to_density = _matrix(hed_from_rgb, pictures), _matrix(rgb_from_hed, pictures)
+    # amounts = density @ to_stains; both changes of the amounts, brought back to densities:
+    mixing = to_stains @ (scale[:, :, None] * to_density)
+    density = torch.einsum("nchw,ncd->ndhw", density, mixing) + (bias @ to_density)[:, :, None, None]
+    return torch.exp(-density).clamp(0, 1)
+
+
+def _jitter_colours(
+    pictures: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor
+) -> Tensor:
+    """Four factors (n,) a sample: 1, 1, 1 and hue 0 change nothing; hue is a part of the colour circle.
+
+    Hue and saturation turn and stretch the chroma plane of YIQ, which is one matrix a sample.
+    """
+    turn = 2 * math.pi * hue
+    cos, sin, zero, one = saturation * turn.cos(), saturation * turn.sin(), torch.zeros_like(hue), torch.ones_like(hue)
+    chroma = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).reshape(-1, 3, 3)
+    mixing = _matrix(rgb_from_yiq, pictures) @ chroma @ _matrix(yiq_from_rgb, pictures)
+    pictures = torch.einsum("nchw,ndc->ndhw", pictures, mixing) * brightness[:, None, None, None]
+    grey = pictures.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.lerp(grey, pictures, contrast[:, None, None, None]).clamp(0, 1)
+
+
+def _blur(pictures: Tensor, sigma_px: Tensor) -> Tensor:
+    """Gaussian blur with a sigma (n,) a sample; 0 = none."""
+    n, channels, height, width = pictures.shape
+    radius = min(math.ceil(3 * float(sigma_px.max())), height - 1, width - 1)
+    if radius < 1:
+        return pictures
+    taps = torch.arange(-radius, radius + 1, device=pictures.device)
+    # At sigma 0 the clamp leaves a kernel of one tap, which is the identity.
+    kernel = torch.exp(-0.5 * (taps / sigma_px.clamp_min(1e-3)[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    planes = F.pad(pictures, (radius,) * 4, mode="reflect").reshape(1, n * channels, height + 2 * radius, -1)
+    planes = F.conv2d(planes, kernel[:, None, :, None], groups=n * channels)
+    return F.conv2d(planes, kernel[:, None, None, :], groups=n * channels).reshape(n, channels, height, width)
+
+
+def _matrix(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device)
