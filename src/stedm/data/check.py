@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stedm.data.folder import DatasetInfo, read_info, read_table, table_problems
+from stedm.data.folder import DatasetInfo, info_and_problems, read_table, table_problems
 from stedm.data.pictures import read_mask_file, read_picture_file
 from stedm.errors import StedmError
 
@@ -21,18 +21,11 @@ def check_dataset(root: str | Path, *, read_unlabeled_masks: bool = True) -> lis
     root = Path(root)
     if not root.is_dir():
         return [f"{root}: no such folder; give the folder that holds metadata.csv and dataset.yaml"]
-    problems: list[str] = []
-    info = table = None
-    try:
-        info = read_info(root)
-    except StedmError as error:
-        problems += str(error).splitlines()
+    info, problems = info_and_problems(root)
     try:
         table = read_table(root)
     except StedmError as error:
-        problems += str(error).splitlines()
-    if table is None:
-        return problems
+        return [*problems, str(error)]
     problems += table_problems(table)
     problems += _annotation_problems(table)
     problems += _file_problems(root, info, table, read_unlabeled_masks)

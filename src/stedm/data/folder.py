@@ -129,27 +129,39 @@ class DatasetFolder:
 
 def read_info(root: Path) -> DatasetInfo:
     """Read `dataset.yaml`; `StedmError` with one line for each problem."""
+    info, problems = info_and_problems(root)
+    if problems or info is None:
+        raise StedmError("\n".join(problems))
+    return info
+
+
+def info_and_problems(root: Path) -> tuple[DatasetInfo | None, list[str]]:
+    """What `dataset.yaml` says and all that is wrong with it; with a wrong key the classes may still be usable."""
+    path = root / "dataset.yaml"
     try:
-        values = yaml.safe_load((root / "dataset.yaml").read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StedmError(f"{root / 'dataset.yaml'}: missing; write name and classes into it") from None
+        return None, [f"{path}: missing; write name and classes into it"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StedmError(f"{root / 'dataset.yaml'}: not readable as YAML ({' '.join(str(error).split())})") from error
+        return None, [f"{path}: not readable as YAML ({' '.join(str(error).split())}); correct it"]
     if not isinstance(values, dict):
-        raise StedmError(f"{root / 'dataset.yaml'}: must be a mapping with the keys name and classes")
-    if problems := _info_problems(values):
-        raise StedmError("\n".join(f"{root / 'dataset.yaml'}: {problem}" for problem in problems))
-    text = {key: str(values.get(key) or "") for key in ("licence", "license", "citation")}
-    return DatasetInfo(
-        name=str(values["name"]),
+        return None, [f"{path}: must be a mapping with the keys name and classes"]
+    key_problems, class_problems = _key_problems(values), _class_problems(values)
+    problems = [f"{path}: {problem}" for problem in key_problems + class_problems]
+    if class_problems:
+        return None, problems
+    text = {key: str(values.get(key) or "") for key in ("name", "licence", "license", "citation")}
+    info = DatasetInfo(
+        name=text["name"],
         classes=list(values["classes"]),
         ignore_index=values.get("ignore_index", 255),
         licence=text["licence"] or text["license"],
         citation=text["citation"],
     )
+    return info, problems
 
 
-def _info_problems(values: dict[Any, Any]) -> list[str]:
+def _key_problems(values: dict[Any, Any]) -> list[str]:
     known = ("name", "classes", "ignore_index", "licence", "license", "citation")
     problems = [f"unknown key {key!r}; known are {', '.join(known)}" for key in values if key not in known]
     for key in ("name", "licence", "license", "citation"):
@@ -157,6 +169,11 @@ def _info_problems(values: dict[Any, Any]) -> list[str]:
             problems.append(f"{key} must be a text")
     if values.get("name") in (None, ""):
         problems.append("name is missing; give the dataset a name")
+    return problems
+
+
+def _class_problems(values: dict[Any, Any]) -> list[str]:
+    problems = []
     classes, ignore_index = values.get("classes"), values.get("ignore_index", 255)
     if not isinstance(classes, list) or not classes:
         problems.append("classes is missing; list the class names in the order of the mask indices")
@@ -190,16 +207,24 @@ def read_table(root: Path) -> pd.DataFrame:
             table = pd.read_parquet(paths[0])
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise StedmError(f"{paths[0]}: not readable ({' '.join(str(error).split())})") from error
+    table = _with_text_columns(table)
+    if paths[0].suffix == ".csv":
+        others = [column for column in table if not _is_text(column)]
+        table = table.assign(**{column: _numbers_if_all_are(table[column]) for column in others})
+    return table
+
+
+def _with_text_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """All optional columns present, ids and file names as text, rows numbered from 0."""
+    table = table.reset_index(drop=True).rename(columns=str)
     for column in OPTIONAL_COLUMNS:
         if column not in table:
             table[column] = ""
-    for column in table.columns:
-        if _is_text(column):
-            # Stripped, because "P1" and "P1 " in two splits would be one patient in two splits.
-            table[column] = table[column].map(lambda value: "" if pd.isna(value) else str(value).strip()).astype(str)
-        elif paths[0].suffix == ".csv":
-            table[column] = _numbers_if_all_are(table[column])
-    return table.reset_index(drop=True)
+    for column in filter(_is_text, table.columns):
+        # Stripped, because "P1" and "P1 " in two splits would be one patient in two splits.
+        table[column] = [("" if pd.isna(value) else str(value).strip()) for value in table[column]]
+        table[column] = table[column].astype(str)
+    return table
 
 
 def _is_text(column: str) -> bool:
@@ -237,7 +262,8 @@ def table_problems(table: pd.DataFrame) -> list[str]:
                 f"use one of {', '.join(SPLITS)}"
             )
     if {"patient_id", "split"} <= set(table):
-        for patient, splits in table[table["patient_id"] != ""].groupby("patient_id")["split"]:
+        named = (table["patient_id"] != "") & table["split"].isin(SPLITS)
+        for patient, splits in table[named].groupby("patient_id")["split"]:
             if splits.nunique() > 1:
                 where = ", ".join(sorted(set(splits)))
                 problems.append(f"metadata: patient {patient} is in several splits ({where}); keep it in one")
@@ -247,8 +273,8 @@ def table_problems(table: pd.DataFrame) -> list[str]:
 def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> None:
     """Write `dataset.yaml` and, last, `metadata.csv`; `StedmError` if the table breaks the rules of the folder."""
     root = Path(root)
-    table = table.assign(**{column: "" for column in OPTIONAL_COLUMNS if column not in table})
-    problems = table_problems(table.reset_index(drop=True))
+    table = _with_text_columns(table)
+    problems = table_problems(table)
     if (root / "metadata.parquet").exists():
         problems.append("has a metadata.parquet already; remove it")
     if problems:

@@ -25,10 +25,14 @@ def file_inside(root: Path, name: str) -> Path:
     """Path of an existing file of the folder; `StedmError` if it is missing or, links followed, outside."""
     if problem := leaves_folder(name):
         raise StedmError(f"{name}: {problem}")
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
+    try:
+        path = (root / name).resolve()
+        inside, exists = path.is_relative_to(root.resolve()), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL in it, a loop of links
+        raise StedmError(f"{name}: not a usable file name ({error}); change it") from error
+    if not inside:
         raise StedmError(f"{name}: is a link that leaves the dataset folder; copy the file into the folder")
-    if not path.is_file():
+    if not exists:
         raise StedmError(f"{name}: missing in {root}; add the file or remove its row")
     return path
 
