@@ -134,14 +134,15 @@ def load_segmenter(folder: str | Path) -> tuple[nn.Module, SegmenterInfo]:
     folder = Path(folder)
     try:
         info = SegmenterInfo(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = SegmentationConfig(
+            architecture=info.architecture,
+            encoder=info.encoder,
+            encoder_depth=info.encoder_depth,
+            decoder_channels=info.decoder_channels,
+        )
     except (OSError, ValueError, TypeError) as error:
-        raise StedmError(f"{folder}: not a segmenter folder (config.json: {error})") from error
-    config = SegmentationConfig(
-        architecture=info.architecture,
-        encoder=info.encoder,
-        encoder_depth=info.encoder_depth,
-        decoder_channels=info.decoder_channels,
-    )
+        text = " ".join(str(error).split())
+        raise StedmError(f"{folder}: not a segmenter folder (config.json: {text})") from error
     network = build_segmenter(config, len(info.classes))
     _load_weights(network, folder / "model.safetensors")
     return network.eval(), info

@@ -1,0 +1,80 @@
+"""Masks from a trained segmenter: for arrays, and for picture files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from stedm.data.folder import read_picture_file, write_png
+from stedm.errors import StedmError
+from stedm.segmentation.model import load_segmenter, to_network_range
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_PICTURES_AT_ONCE = 64
+
+
+@torch.inference_mode()
+def predict_masks(network: nn.Module, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+    """uint8 RGB (n, H, W, 3) -> uint8 (n, H, W) of class indices, the most probable class of each pixel.
+
+    Any H and W: pictures are continued at the right and bottom edge to a multiple of the network's stride, the masks
+    cut back.
+    """
+    was_training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    height, width = pictures.shape[1:3]
+    stride = network.encoder.output_stride
+    masks = np.empty(pictures.shape[:3], np.uint8)
+    for start in range(0, len(pictures), batch):
+        part = to_network_range(torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2).to(device))
+        # replicate, not reflect: the padding may be wider than a small picture
+        part = F.pad(part, (0, -width % stride, 0, -height % stride), mode="replicate")
+        logits = network(part.contiguous(memory_format=torch.channels_last))
+        masks[start : start + batch] = logits[:, :, :height, :width].argmax(dim=1).to("cpu", torch.uint8).numpy()
+    network.train(was_training)
+    return masks
+
+
+def segment_folder(model_folder: str | Path, pictures: str | Path, output: str | Path) -> list[Path]:
+    """Write a mask for a picture file, or for each picture of a folder (subfolders included); returns the masks.
+
+    Masks are 8-bit PNG of class indices at the picture's own size, under the picture's name. A picture is resized to
+    the size of the training pictures (area averaging) and its mask back (nearest neighbour).
+    Raises `StedmError` for anything that is not a readable picture or a segmenter folder.
+    """
+    network, info = load_segmenter(model_folder)
+    root, names = _find_pictures(Path(pictures))
+    written = []
+    for start in range(0, len(names), _PICTURES_AT_ONCE):
+        part = names[start : start + _PICTURES_AT_ONCE]
+        originals = [Image.fromarray(read_picture_file(root, name)) for name in part]
+        small = [original.resize((info.picture_px,) * 2, Image.Resampling.BOX) for original in originals]
+        masks = predict_masks(network, np.stack([np.array(picture) for picture in small]))
+        for name, original, mask in zip(part, originals, masks, strict=True):
+            target = (Path(output) / name).with_suffix(".png")
+            write_png(target, np.array(Image.fromarray(mask).resize(original.size, Image.Resampling.NEAREST)))
+            written.append(target)
+    return written
+
+
+def _find_pictures(path: Path) -> tuple[Path, list[str]]:
+    """Root folder and the names of the pictures in it, sorted."""
+    if path.is_file():
+        return path.parent, [path.name]
+    if not path.is_dir():
+        raise StedmError(f"{path}: no such picture or folder")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
+    if not files:
+        raise StedmError(f"{path}: no pictures in it (looked for {', '.join(PICTURE_SUFFIXES)})")
+    names = [file.relative_to(path).as_posix() for file in files]
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = name.rsplit(".", 1)[0]
+        if stem in stems:
+            raise StedmError(f"{path}: {stems[stem]} and {name} would write the same mask; rename one")
+        stems[stem] = name
+    return path, names

@@ -1,0 +1,158 @@
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stedm.config import SegmentationConfig
+from stedm.errors import StedmError
+from stedm.segmentation.model import SegmentationLoss, build_segmenter, load_segmenter, save_segmenter
+
+TINY = SegmentationConfig(encoder="tu-test_resnet", encoder_depth=3, decoder_channels=[8, 8, 8])
+
+
+def _logits_and_masks(n_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, n_classes, 8, 8, generator=generator)
+    masks = torch.randint(0, n_classes, (2, 8, 8), generator=generator)
+    return logits, masks
+
+
+def test_loss_is_blind_to_ignored_pixels():
+    logits, masks = _logits_and_masks()
+    masks[0, :4] = 255
+    loss = SegmentationLoss()
+    changed = logits.clone()
+    changed[0, :, :4] = 100 * torch.randn(3, 4, 8)
+    assert loss(changed, masks) == pytest.approx(float(loss(logits, masks)), abs=1e-6)
+    # What is left must be the loss of the other pixels alone, in both terms.
+    rest = masks.reshape(-1) != 255
+    flat = logits.permute(1, 0, 2, 3).reshape(3, -1)[:, rest][None, :, None]
+    assert float(loss(logits, masks)) == pytest.approx(float(loss(flat, masks.reshape(-1)[rest][None, None])), abs=1e-6)
+
+
+@pytest.mark.parametrize("ignore_index", [3, 255])
+def test_ignored_pixels_get_no_gradient(ignore_index):
+    logits, masks = _logits_and_masks()
+    masks[1] = ignore_index
+    logits.requires_grad_(True)
+    SegmentationLoss(ignore_index=ignore_index)(logits, masks).backward()
+    assert torch.all(logits.grad[1] == 0)
+    assert torch.all(logits.grad[0].abs().sum(dim=0) > 0)
+
+
+def test_loss_of_a_batch_without_annotated_pixels_is_zero():
+    logits, masks = _logits_and_masks()
+    logits.requires_grad_(True)
+    value = SegmentationLoss()(logits, torch.full_like(masks, 255))
+    value.backward()
+    assert value.item() == 0.0
+    assert torch.all(logits.grad == 0)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.1, 0.9)])
+def test_each_term_of_the_loss_leads_to_the_mask(weights):
+    logits, masks = _logits_and_masks()
+    logits.requires_grad_(True)
+    optimizer = torch.optim.Adam([logits], lr=0.5)
+    loss = SegmentationLoss(*weights)
+    first = loss(logits, masks).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(logits, masks).backward()
+        optimizer.step()
+    assert loss(logits, masks).item() < 0.2 * first
+    assert torch.equal(logits.argmax(dim=1), masks)
+
+
+def test_weights_of_the_loss_are_those_of_the_paper():
+    logits, masks = _logits_and_masks()
+    cross_entropy, dice = SegmentationLoss(1, 0)(logits, masks), SegmentationLoss(0, 1)(logits, masks)
+    config = SegmentationConfig()
+    assert (config.cross_entropy_weight, config.dice_weight) == (0.1, 0.9)
+    assert float(SegmentationLoss()(logits, masks)) == pytest.approx(float(0.1 * cross_entropy + 0.9 * dice))
+
+
+def test_building_depends_on_the_seed_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build_segmenter(TINY, 2, seed=5).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again, other = build_segmenter(TINY, 2, seed=5).state_dict(), build_segmenter(TINY, 2, seed=6).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_default_network_has_no_idle_parameters():
+    network = build_segmenter(SegmentationConfig(), 2)
+    network(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("architecture", ["unet", "fpn", "linknet", "segformer"])
+def test_save_and_load_give_equal_logits(tmp_path, architecture):
+    config = TINY.model_copy(update={"architecture": architecture})
+    network = build_segmenter(config, 3, seed=1)
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    network(pictures)  # moves the running statistics of the batch norms, which must be saved too
+    network.eval()
+    folder = save_segmenter(tmp_path / "m", network, config, classes=["a", "b", "c"], picture_px=32, ignore_index=9)
+    loaded, info = load_segmenter(folder)
+    assert torch.equal(loaded(pictures), network(pictures))
+    assert (info.classes, info.picture_px, info.ignore_index) == (["a", "b", "c"], 32, 9)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_broken_model_folders_are_one_clear_line(tmp_path):
+    with pytest.raises(StedmError, match="not a segmenter folder"):
+        load_segmenter(tmp_path)
+    folder = save_segmenter(tmp_path / "m", build_segmenter(TINY, 2), TINY, classes=["a", "b"], picture_px=32)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "classes": ["a", "b", "c"]}))
+    with pytest.raises(StedmError, match=r"model\.safetensors: not usable"):
+        load_segmenter(folder)
+    (folder / "config.json").write_text(json.dumps({**values, "encoder_depth": 99}))
+    with pytest.raises(StedmError, match=r"config\.json"):
+        load_segmenter(folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(StedmError, match=r"model\.safetensors: not usable") as error:
+        load_segmenter(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_encoder_weights_come_from_a_local_file(tmp_path):
+    other = build_segmenter(TINY, 2, seed=3)
+    path = tmp_path / "encoder.safetensors"
+    save_file({key: value.contiguous() for key, value in other.encoder.state_dict().items()}, path)
+    network = build_segmenter(TINY.model_copy(update={"encoder_weights": path}), 2, seed=4)
+    assert all(torch.equal(value, network.encoder.state_dict()[key]) for key, value in other.encoder.state_dict().items())
+    with pytest.raises(StedmError, match="not usable"):
+        build_segmenter(TINY.model_copy(update={"encoder_weights": tmp_path / "none.safetensors"}), 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "nonsense"}, "nonsense"),
+        ({"encoder": "nonsense"}, "nonsense"),
+        ({"encoder": "tu-nonsense"}, "nonsense"),
+        ({"encoder": "tu-hf-hub:timm/resnet18.a1_in1k"}, "nothing is downloaded"),
+    ],
+)
+def test_unknown_networks_are_one_clear_line(change, message):
+    with pytest.raises(StedmError, match=message) as error:
+        build_segmenter(TINY.model_copy(update=change), 2)
+    assert "\n" not in str(error.value)
+
+
+def test_non_commercial_encoder_only_with_a_warning():
+    config = TINY.model_copy(update={"encoder": "mit_b0", "encoder_depth": 5, "decoder_channels": [8] * 5})
+    with pytest.warns(UserWarning, match="non-commercial"):
+        network = build_segmenter(config, 2)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_segmenter(SegmentationConfig(), 2)

@@ -1,0 +1,149 @@
+"""A cohort of flat discs on a ground of another colour: the smallest thing a segmenter can learn."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from stedm.config import SegmentationConfig
+from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
+from stedm.errors import StedmError
+from stedm.seeds import numpy_generator
+from stedm.segmentation.model import load_segmenter
+from stedm.segmentation.predict import predict_masks
+from stedm.segmentation.train import MixedSamples, train_segmenter
+
+PX = 32
+TINY = SegmentationConfig(
+    encoder="tu-test_resnet",
+    encoder_depth=3,
+    decoder_channels=[16, 8, 8],
+    steps=6,
+    batch=4,
+    warmup_steps=2,
+    lr=3e-3,
+    checkpoint_every_steps=2,
+)
+
+
+def _discs(root: Path, *, pictures: dict[str, int], blue: int, seed: int, classes: tuple[str, ...] = ("ground", "disc")):
+    """Blue-channel value `blue` marks the set a picture comes from; a patient's name is in its green channel."""
+    generator = numpy_generator(seed, "discs")
+    rows = []
+    places = np.indices((PX, PX))
+    for number, (patient, count) in enumerate(pictures.items()):
+        for index in range(count):
+            centre = generator.integers(10, 22, size=(2, 1, 1))
+            mask = (((places - centre) ** 2).sum(axis=0) < generator.integers(6, 9) ** 2).astype(np.uint8)
+            picture = np.full((PX, PX, 3), (60, 40 * number, blue), np.uint8)
+            picture[mask == 1, 0] = 200
+            picture[..., 0] += generator.integers(0, 30, (PX, PX), dtype=np.uint8)
+            mask[0, 0] = 255
+            name = f"{patient}-{index}.png"
+            write_png(root / "images" / name, picture)
+            write_png(root / "masks" / name, mask)
+            rows.append({"image_file_name": f"images/{name}", "mask_file_name": f"masks/{name}", "patient_id": patient})
+    write_metadata(root, DatasetInfo("discs", list(classes)), pd.DataFrame(rows).assign(split="train"))
+    return DatasetFolder.open(root)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return _discs(tmp_path_factory.mktemp("real"), pictures={"a": 9, "b": 1, "c": 2}, blue=10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    return _discs(tmp_path_factory.mktemp("synthetic"), pictures={"x": 4, "y": 4}, blue=200, seed=1)
+
+
+def _origins(samples: MixedSamples, n: int) -> tuple[np.ndarray, np.ndarray]:
+    pictures = np.stack([samples[i]["picture"][0, 0] for i in range(n)])
+    return pictures[:, 2] == 200, pictures[:, 1] // 40
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.8, 1.0])
+def test_mixing_ratio_is_honoured(real, synthetic, fraction):
+    is_synthetic, _ = _origins(MixedSamples(real, synthetic, fraction, PX, seed=0), 1000)
+    assert is_synthetic.mean() == pytest.approx(fraction, abs=0.04)
+
+
+def test_every_patient_weighs_the_same(real):
+    is_synthetic, patient = _origins(MixedSamples(real, None, 0.8, PX, seed=0), 900)
+    assert not is_synthetic.any()
+    assert np.bincount(patient) / 900 == pytest.approx([1 / 3] * 3, abs=0.05)
+
+
+def test_sample_i_is_a_function_of_the_seed_and_i(real, synthetic):
+    first = MixedSamples(real, synthetic, 0.5, PX, seed=3)
+    again = MixedSamples(real, synthetic, 0.5, PX, seed=3)
+    later = [again[i]["picture"] for i in reversed(range(20))][::-1]
+    assert all(np.array_equal(first[i]["picture"], later[i]) for i in range(20))
+    other = MixedSamples(real, synthetic, 0.5, PX, seed=4)
+    assert any(not np.array_equal(first[i]["picture"], other[i]["picture"]) for i in range(20))
+
+
+def test_discs_are_learned(real, tmp_path):
+    config = TINY.model_copy(update={"steps": 80, "batch": 8, "checkpoint_every_steps": 80})
+    network, info = load_segmenter(train_segmenter(config, "real", real, None, tmp_path, 0, PX))
+    truth = np.stack([real.read_mask(i) for i in range(len(real))])
+    predicted = predict_masks(network, np.stack([real.read_picture(i) for i in range(len(real))]))
+    counted = truth != 255
+    both = ((predicted == 1) & (truth == 1)).sum()
+    assert both / (((predicted == 1) & counted) | (truth == 1)).sum() > 0.8
+    assert (info.classes, info.picture_px, info.ignore_index) == (["ground", "disc"], PX, 255)
+
+
+def test_arms_differ_by_what_they_name(real, synthetic, tmp_path):
+    arms = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
+    weights = {
+        arm: load_file(train_segmenter(TINY, arm, real, synthetic, tmp_path / arm, 0, PX) / "model.safetensors")
+        for arm in arms
+    }
+    heads = {arm: weights[arm]["segmentation_head.0.weight"].numpy().tobytes() for arm in arms}
+    assert len(set(heads.values())) == len(arms)
+    upper = train_segmenter(TINY, "upper", real, synthetic, tmp_path / "upper", 0, PX)
+    assert load_file(upper / "model.safetensors")["segmentation_head.0.weight"].numpy().tobytes() == heads["real"]
+
+
+def _train_and_die(root: Path, folder: Path, arm: str, dies_at: int) -> None:
+    def die(step: int, steps: int, loss: float) -> None:
+        if step == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_segmenter(TINY, arm, DatasetFolder.open(root), DatasetFolder.open(root), folder, 0, PX, die)
+
+
+def test_killed_and_resumed_ends_in_the_same_weights(real, tmp_path):
+    arm = "real+stain+synthetic"
+    whole = train_segmenter(TINY, arm, real, real, tmp_path / "whole", 0, PX)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train_and_die, args=(real.root, tmp_path / "killed", arm, 5)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model").exists()
+    steps = []
+    resumed = train_segmenter(
+        TINY, arm, real, real, tmp_path / "killed", 0, PX, on_progress=lambda step, *_: steps.append(step)
+    )
+    assert steps[0] > 1
+    expected, weights = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all((expected[key] == weights[key]).all() for key in expected)
+
+
+def test_unusable_sets_are_one_clear_line(real, tmp_path):
+    with pytest.raises(StedmError, match="needs a synthetic set"):
+        train_segmenter(TINY, "real+synthetic", real, None, tmp_path / "run", 0, PX)
+    other = _discs(tmp_path / "other", pictures={"x": 1}, blue=0, seed=2, classes=("disc", "ground"))
+    with pytest.raises(StedmError, match="has classes"):
+        train_segmenter(TINY, "real+synthetic", real, other, tmp_path / "run", 0, PX)
+    bare = DatasetFolder(real.root, real.info, real.table.assign(mask_file_name=""))
+    with pytest.raises(StedmError, match="no annotated picture"):
+        train_segmenter(TINY, "real", bare, None, tmp_path / "run", 0, PX)
