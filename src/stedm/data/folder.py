@@ -1,1 +1,357 @@
-"""The dataset folder: `metadata.csv` (or .parquet), pictures, masks, `dataset.yaml`."""
+"""The dataset folder: `metadata.csv` (or .parquet), pictures, masks, `dataset.yaml`.
+
+A Hugging Face ImageFolder with a few rules on top: a row a picture, an empty `mask_file_name` = not annotated, each
+patient in one split. `stedm.data.check` verifies a folder file by file; opening one reads only the two small files.
+"""
+
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image, ImageOps
+
+from stedm.errors import StedmError
+from stedm.files import fingerprint, replacing, write_text
+from stedm.seeds import numpy_generator
+
+SPLITS = ("train", "unlabeled", "val", "test")
+REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
+OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
+# What Pillow's decoders raise on damaged files.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Content of `dataset.yaml`. Class index i of a mask is `classes[i]`; `ignore_index` is scored nowhere."""
+
+    name: str
+    classes: list[str]
+    ignore_index: int = 255
+    licence: str = ""
+    citation: str = ""
+
+    def bad_indices(self, mask: np.ndarray) -> list[int]:
+        """Values of a uint8 mask that are neither a class index nor `ignore_index`, sorted."""
+        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        return [int(value) for value in values if value >= len(self.classes) and value != self.ignore_index]
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetFolder:
+    """Table of a dataset folder (or of some rows of it) and access to its pictures and masks.
+
+    `table` has index 0..n-1 and the columns image_file_name, mask_file_name, patient_id, slide_id, split, category as
+    text ("" where absent), plus whatever other columns the metadata has.
+    """
+
+    root: Path
+    info: DatasetInfo
+    table: pd.DataFrame
+    allow_unlabeled_masks: bool = False
+
+    @classmethod
+    def open(cls, root: str | Path, *, allow_unlabeled_masks: bool = False) -> "DatasetFolder":
+        """Read `dataset.yaml` and the table; no picture is opened.
+
+        With `allow_unlabeled_masks=False` the masks of split `unlabeled` cannot be read: that is the leakage guard of
+        a semi-supervised run. Raises `StedmError` with the first problem of the table.
+        """
+        root = Path(root)
+        info, table = read_info(root), read_table(root)
+        problems = table_problems(table)
+        if problems:
+            more = f" (and {len(problems) - 1} more: run `stedm check {root}`)" if problems[1:] else ""
+            raise StedmError(f"{root}: {problems[0]}{more}")
+        return cls(root, info, table, allow_unlabeled_masks)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def patients(self, split: str | None = None) -> list[str]:
+        """Patient ids, sorted; of one split or of all."""
+        table = self.table if split is None else self.split(split).table
+        return sorted(set(table["patient_id"]))
+
+    def select(self, rows: np.ndarray | pd.Series | list[int]) -> "DatasetFolder":
+        """The same folder with fewer rows, given as a boolean mask or as row numbers; the index starts at 0 again."""
+        rows = np.asarray(rows)
+        if rows.size == 0:
+            rows = rows.astype(np.intp)
+        chosen = self.table.iloc[np.flatnonzero(rows) if rows.dtype == bool else rows]
+        return DatasetFolder(self.root, self.info, chosen.reset_index(drop=True), self.allow_unlabeled_masks)
+
+    def split(self, name: str) -> "DatasetFolder":
+        """The rows of one split."""
+        if name not in SPLITS:
+            raise StedmError(f"unknown split {name!r}: use one of {', '.join(SPLITS)}")
+        return self.select(self.table["split"] == name)
+
+    def read_picture(self, row: int, picture_px: int | None = None) -> np.ndarray:
+        """uint8 RGB (H, W, 3); with `picture_px` resized to that square by area averaging."""
+        return read_picture_file(self.root, self.table["image_file_name"].iloc[row], picture_px)
+
+    def read_mask(self, row: int, picture_px: int | None = None) -> np.ndarray:
+        """uint8 (H, W) of class indices, `ignore_index` kept; with `picture_px` resized by nearest neighbour.
+
+        Raises `StedmError` where there is no mask, where an index is out of range, and for rows of split `unlabeled`
+        unless the folder was opened with `allow_unlabeled_masks=True`.
+        """
+        row_of = self.table.iloc[row]
+        if row_of["split"] == "unlabeled" and not self.allow_unlabeled_masks:
+            raise StedmError(
+                f"{row_of['image_file_name']}: the mask of an unlabeled picture was asked for; open the dataset with "
+                "allow_unlabeled_masks=True only for an upper bound"
+            )
+        if not row_of["mask_file_name"]:
+            raise StedmError(f"{row_of['image_file_name']}: this picture has no mask; select annotated rows")
+        mask = read_mask_file(self.root, row_of["mask_file_name"])
+        if bad := self.info.bad_indices(mask):
+            raise StedmError(f"{row_of['mask_file_name']}: {describe_bad_indices(bad, self.info)}")
+        if picture_px is None or mask.shape == (picture_px, picture_px):
+            return mask
+        return np.array(Image.fromarray(mask).resize((picture_px, picture_px), Image.Resampling.NEAREST))
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content of `dataset.yaml` and of the table (the rows at hand, in order), not of the pictures."""
+        return fingerprint({"info": asdict(self.info), "table": self.table.to_csv(index=False)})
+
+
+# ---- dataset.yaml -------------------------------------------------------------------------------------------------
+
+
+def read_info(root: Path) -> DatasetInfo:
+    """Read `dataset.yaml`; `StedmError` with one line for each problem."""
+    try:
+        values = yaml.safe_load((root / "dataset.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StedmError(f"{root / 'dataset.yaml'}: missing; write name and classes into it") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StedmError(f"{root / 'dataset.yaml'}: not readable as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise StedmError(f"{root / 'dataset.yaml'}: must be a mapping with the keys name and classes")
+    if problems := _info_problems(values):
+        raise StedmError("\n".join(f"{root / 'dataset.yaml'}: {problem}" for problem in problems))
+    text = {key: str(values.get(key) or "") for key in ("licence", "license", "citation")}
+    return DatasetInfo(
+        name=str(values["name"]),
+        classes=list(values["classes"]),
+        ignore_index=values.get("ignore_index", 255),
+        licence=text["licence"] or text["license"],
+        citation=text["citation"],
+    )
+
+
+def _info_problems(values: dict[Any, Any]) -> list[str]:
+    known = ("name", "classes", "ignore_index", "licence", "license", "citation")
+    problems = [f"unknown key {key!r}; known are {', '.join(known)}" for key in values if key not in known]
+    for key in ("name", "licence", "license", "citation"):
+        if isinstance(values.get(key), list | dict):
+            problems.append(f"{key} must be a text")
+    if values.get("name") in (None, ""):
+        problems.append("name is missing; give the dataset a name")
+    classes, ignore_index = values.get("classes"), values.get("ignore_index", 255)
+    if not isinstance(classes, list) or not classes:
+        problems.append("classes is missing; list the class names in the order of the mask indices")
+        classes = []
+    elif not all(isinstance(name, str) and name for name in classes):
+        problems.append("classes must be texts; put numbers, yes and no in quotes")
+    elif len(set(classes)) < len(classes):
+        problems.append("classes has a name twice; name each class once")
+    if type(ignore_index) is not int or not len(classes) <= ignore_index <= 255:
+        problems.append(f"ignore_index must be a whole number from {len(classes)} (no class) to 255")
+    return problems
+
+
+# ---- metadata.csv or metadata.parquet -----------------------------------------------------------------------------
+
+
+def read_table(root: Path) -> pd.DataFrame:
+    """Read the metadata; ids and file names as text, absent optional columns filled with ""."""
+    paths = [path for path in (root / "metadata.csv", root / "metadata.parquet") if path.is_file()]
+    if not paths:
+        raise StedmError(f"{root / 'metadata.csv'}: missing; a dataset folder has a metadata.csv or metadata.parquet")
+    if paths[1:]:
+        raise StedmError(f"{root}: has metadata.csv and metadata.parquet; remove one of them")
+    try:
+        if paths[0].suffix == ".csv":
+            table = pd.read_csv(paths[0], dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        else:
+            table = pd.read_parquet(paths[0])
+    except (OSError, ValueError) as error:
+        raise StedmError(f"{paths[0]}: not readable ({' '.join(str(error).split())})") from error
+    for column in OPTIONAL_COLUMNS:
+        if column not in table:
+            table[column] = ""
+    for column in table.columns:
+        if _is_text(column):
+            table[column] = table[column].map(lambda value: "" if pd.isna(value) else str(value)).astype(str)
+        elif paths[0].suffix == ".csv":
+            table[column] = _numbers_if_all_are(table[column])
+    return table.reset_index(drop=True)
+
+
+def _is_text(column: str) -> bool:
+    # By name, so that patient 007 stays 007, here and in columns like style_patient_id.
+    return column in ("split", "category") or column.endswith(("_id", "_ids", "_file_name"))
+
+
+def _numbers_if_all_are(column: pd.Series) -> pd.Series:
+    try:
+        return pd.to_numeric(column.mask(column == ""))
+    except ValueError:
+        return column
+
+
+def table_problems(table: pd.DataFrame) -> list[str]:
+    """What is wrong in the table itself, one line each; needs no file of the folder."""
+    if table.empty:
+        return ["metadata: no rows; a dataset needs at least one picture"]
+    problems = [f"metadata: column {name} is missing; add it" for name in REQUIRED_COLUMNS if name not in table]
+    if "image_file_name" in table:
+        names = table["image_file_name"]
+        problems += [f"metadata: row {row + 1} has no image_file_name; fill it" for row in np.flatnonzero(names == "")]
+        for name, count in names[(names != "") & names.duplicated(keep=False)].value_counts(sort=False).items():
+            problems.append(f"{name}: is in {count} rows of the metadata; keep one")
+        for name in pd.unique(pd.concat([names, table["mask_file_name"]])):
+            if name and (problem := _leaving(name)):
+                problems.append(f"{name}: {problem}")
+    if "patient_id" in table:
+        empty = np.flatnonzero(table["patient_id"].str.strip() == "")
+        problems += [f"metadata: row {row + 1} has no patient_id; fill it" for row in empty]
+    if "split" in table:
+        for split, rows in table[~table["split"].isin(SPLITS)].groupby("split"):
+            problems.append(
+                f"metadata: unknown split {split!r} in {len(rows)} rows, first row {rows.index[0] + 1}; "
+                f"use one of {', '.join(SPLITS)}"
+            )
+    if {"patient_id", "split"} <= set(table):
+        for patient, splits in table[table["patient_id"] != ""].groupby("patient_id")["split"]:
+            if splits.nunique() > 1:
+                where = ", ".join(sorted(set(splits)))
+                problems.append(f"metadata: patient {patient} is in several splits ({where}); keep it in one")
+    return problems
+
+
+def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> None:
+    """Write `dataset.yaml` and, last, `metadata.csv`; `StedmError` if the table breaks the rules of the folder."""
+    root = Path(root)
+    table = table.assign(**{column: "" for column in OPTIONAL_COLUMNS if column not in table})
+    problems = table_problems(table.reset_index(drop=True))
+    if (root / "metadata.parquet").exists():
+        problems.append("has a metadata.parquet already; remove it")
+    if problems:
+        raise StedmError("\n".join(f"{root}: {problem}" for problem in problems))
+    values = asdict(info)
+    # `license` is the key of Hugging Face dataset cards; read_info takes both spellings.
+    values["license"] = values.pop("licence")
+    keys = ("name", "classes", "ignore_index", "license", "citation")
+    ordered = {key: values[key] for key in keys}
+    write_text(
+        root / "dataset.yaml", yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    )
+    with replacing(root / "metadata.csv") as temporary:
+        table.to_csv(temporary, index=False)
+
+
+# ---- pictures and masks -------------------------------------------------------------------------------------------
+
+
+def _leaving(name: str) -> str:
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in name.replace("\\", "/").split("/"):
+        return "leaves the dataset folder; give a path inside it, relative and without .."
+    return ""
+
+
+def _file_inside(root: Path, name: str) -> Path:
+    if problem := _leaving(name):
+        raise StedmError(f"{name}: {problem}")
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise StedmError(f"{name}: is a link that leaves the dataset folder; copy the file into the folder")
+    if not path.is_file():
+        raise StedmError(f"{name}: missing in {root}; add the file or remove its row")
+    return path
+
+
+def read_picture_file(root: Path, name: str, picture_px: int | None = None) -> np.ndarray:
+    """Decode a PNG, JPEG or TIFF file of the folder to uint8 RGB (H, W, 3); transparent parts become white."""
+    path = _file_inside(root, name)
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
+            # Pillow would cut RGB of 16 bits to 8 silently; the raw mode of the file tells.
+            deep = image.mode in ("I", "F") or ";16" in image.mode or any(";16" in str(tile) for tile in image.tile)
+            if deep:
+                raise StedmError(f"{name}: has more than 8 bits a channel; convert it to 8 bits")
+            picture = ImageOps.exif_transpose(image)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = picture.convert("RGB")
+    except _UNREADABLE as error:
+        raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
+    if picture_px is not None and picture.size != (picture_px, picture_px):
+        picture = picture.resize((picture_px, picture_px), Image.Resampling.BOX)
+    return np.array(picture)
+
+
+def read_mask_file(root: Path, name: str) -> np.ndarray:
+    """Decode a single-channel 8-bit PNG file (grey or palette) of the folder to uint8 (H, W), values as stored."""
+    path = _file_inside(root, name)
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            # Grey PNG of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
+            if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
+                raise StedmError(f"{name}: is not single-channel 8-bit ({image.mode}); write masks as class indices")
+            return np.array(image)
+    except _UNREADABLE as error:
+        raise StedmError(f"{name}: not a readable PNG mask ({error}); replace the file") from error
+
+
+def describe_bad_indices(bad: list[int], info: DatasetInfo) -> str:
+    """The end of an error line about class indices out of range."""
+    return (
+        f"class indices {', '.join(map(str, bad))} are out of range; allowed are 0 to {len(info.classes) - 1} and "
+        f"ignore_index {info.ignore_index}"
+    )
+
+
+def write_png(path: str | Path, array: np.ndarray) -> None:
+    """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically."""
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {array.dtype} {array.shape}")
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")
+
+
+# ---- label budget -------------------------------------------------------------------------------------------------
+
+
+def choose_annotated(dataset: DatasetFolder, n_patients: int | None, draw: int) -> list[str]:
+    """Patients of split train that count as annotated: in turn one of each category, in random order.
+
+    A patient of several categories counts under its most frequent one. A pure function of `draw`, and nested: the
+    choice for n patients is the beginning of the choice for n + 1. `None` = all patients that have a mask.
+    Raises `StedmError` if there are fewer than `n_patients`.
+    """
+    train = dataset.split("train").table
+    annotated = train[train["mask_file_name"] != ""]
+    # mode() is sorted, so equal counts go to the alphabetically first category.
+    category_of = annotated.groupby("patient_id")["category"].agg(lambda values: values.mode().iloc[0])
+    if n_patients is not None and not 1 <= n_patients <= len(category_of):
+        raise StedmError(
+            f"{dataset.root}: {n_patients} annotated patients asked for, split train has {len(category_of)}; "
+            "change annotated_patients"
+        )
+    generator = numpy_generator(draw, "annotated")
+    categories = generator.permutation(sorted(set(category_of))).tolist()
+    queues = [generator.permutation(sorted(category_of.index[category_of == name])).tolist() for name in categories]
+    turns = max((len(queue) for queue in queues), default=0)
+    order = [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)]
+    return order[:n_patients]

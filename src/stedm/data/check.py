@@ -1,0 +1,100 @@
+"""`stedm check`: every problem of a dataset folder in one pass, before hours of training find the first."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stedm.data.folder import (
+    DatasetInfo,
+    describe_bad_indices,
+    read_info,
+    read_mask_file,
+    read_picture_file,
+    read_table,
+    table_problems,
+)
+from stedm.errors import StedmError
+
+
+def check_dataset(root: str | Path, *, read_unlabeled_masks: bool = True) -> list[str]:
+    """All problems of a dataset folder, one line each (what, which file, what to do); empty = fine.
+
+    With `read_unlabeled_masks=False` the masks of split `unlabeled` are not opened, not even looked for.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        return [f"{root}: no such folder; give the folder that holds metadata.csv and dataset.yaml"]
+    problems: list[str] = []
+    info = table = None
+    try:
+        info = read_info(root)
+    except StedmError as error:
+        problems += str(error).splitlines()
+    try:
+        table = read_table(root)
+    except StedmError as error:
+        problems += str(error).splitlines()
+    if table is None:
+        return problems
+    problems += table_problems(table)
+    problems += _annotation_problems(table)
+    return problems + _file_problems(root, info, table, read_unlabeled_masks)
+
+
+def _annotation_problems(table: pd.DataFrame) -> list[str]:
+    if table.empty or not {"image_file_name", "split"} <= set(table):
+        return []
+    bare = table[(table["mask_file_name"] == "") & table["split"].isin(("train", "val", "test"))]
+    problems = [
+        f"{row.image_file_name}: has no mask in split {row.split}; add one"
+        + (" or move its patient to unlabeled" if row.split == "train" else " (it cannot be scored)")
+        for row in bare[["image_file_name", "split"]].itertuples()
+    ]
+    if not ((table["split"] == "train") & (table["mask_file_name"] != "")).any():
+        problems.append("metadata: no annotated picture in split train; nothing can be learned from this dataset")
+    return problems
+
+
+def _file_problems(root: Path, info: DatasetInfo | None, table: pd.DataFrame, unlabeled_masks: bool) -> list[str]:
+    if "image_file_name" not in table:
+        return []
+    masks = table["mask_file_name"]
+    if not unlabeled_masks:
+        # Without a split column every row may be unlabeled.
+        masks = masks.where(table["split"] != "unlabeled", "") if "split" in table else masks.where(masks == "", "")
+    # A pair listed twice is reported as duplicate name already; decode it once.
+    pairs = dict.fromkeys(zip(table["image_file_name"], masks, strict=True))
+    # Threads suffice: Pillow's decoders release the interpreter lock.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        lines = pool.map(partial(_pair_problems, root, info), *zip(*pairs, strict=True)) if pairs else []
+        # A mask shared by several pictures has its own problems once.
+        return list(dict.fromkeys(line for some in lines for line in some))
+
+
+def _pair_problems(root: Path, info: DatasetInfo | None, image_name: str, mask_name: str) -> list[str]:
+    problems: list[str] = []
+    picture = _read(read_picture_file, root, image_name, problems)
+    mask = _read(read_mask_file, root, mask_name, problems)
+    if mask is not None and info is not None and (bad := info.bad_indices(mask)):
+        problems.append(f"{mask_name}: {describe_bad_indices(bad, info)}")
+    if picture is not None and mask is not None and picture.shape[:2] != mask.shape:
+        (height, width), (mask_height, mask_width) = picture.shape[:2], mask.shape
+        problems.append(
+            f"{mask_name}: is {mask_width} x {mask_height} px but its picture {image_name} is {width} x {height} px; "
+            "make them the same size"
+        )
+    return problems
+
+
+def _read(read, root: Path, name: str, problems: list[str]) -> np.ndarray | None:
+    if not name:
+        return None
+    try:
+        return read(root, name)
+    except StedmError as error:
+        problems.append(str(error))
+        return None
