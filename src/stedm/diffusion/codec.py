@@ -31,8 +31,8 @@ class PixelCodec(ModelMixin, ConfigMixin):
         std: tuple[float, float, float] = (1.0, 1.0, 1.0),
     ):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(std).view(1, 3, 1, 1))
 
     @property
     def factor(self) -> int:
@@ -49,11 +49,11 @@ class PixelCodec(ModelMixin, ConfigMixin):
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Latents `(b, 3 s^2, H/s, W/s)` of pictures `(b, 3, H, W)` in [-1, 1]."""
-        return F.pixel_unshuffle((pictures - self.mean) / self.std, self.factor)
+        return F.pixel_unshuffle((pictures - self.pixel_mean) / self.pixel_std, self.factor)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures `(b, 3, H, W)` in [-1, 1]."""
-        return (F.pixel_shuffle(latents, self.factor) * self.std + self.mean).clamp(-1.0, 1.0)
+        return (F.pixel_shuffle(latents, self.factor) * self.pixel_std + self.pixel_mean).clamp(-1.0, 1.0)
 
 
 class AutoencoderCodec(torch.nn.Module):

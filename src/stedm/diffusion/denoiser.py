@@ -46,7 +46,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         super().__init__()
         attention = tuple(attention or [False] * len(channels))
         self.style_encoder = ConvStyleEncoder(list(style_channels), style_dim)
-        self.aggregation = AGGREGATIONS[aggregation]()
+        self.aggregate = AGGREGATIONS[aggregation]()
         self.null_style = nn.Parameter(torch.randn(style_dim))
         self.layout_embedding = LayoutEmbedding(n_classes, layout_channels, layout_factor)
         self.unet = UNet2DModel(
@@ -90,7 +90,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
     def encode_style(self, style_pictures: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Style vectors `(b, style_dim)`; the learned null style where no picture is present."""
         vectors = self.style_encoder(style_pictures.flatten(0, 1)).unflatten(0, present.shape)
-        style = self.aggregation(vectors, present)
+        style = self.aggregate(vectors, present)
         return torch.where(present.any(dim=1, keepdim=True), style, self.null_style)
 
     def denoise(

@@ -1,5 +1,6 @@
 """`StyleDiffusion`: a trained model that paints a layout in the style of given pictures."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,16 @@ class StyleDiffusion:
     @property
     def device(self) -> torch.device:
         return self.denoiser.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights and settings: equal for models that draw equal pictures."""
+        digest = hashlib.sha256(f"{self.objective}/{self.classes}/{self.picture_px}".encode())
+        for part in (self.denoiser, self.codec):
+            for name, tensor in sorted(part.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def to(self, device: str | torch.device) -> "StyleDiffusion":
         """Move the networks."""
@@ -102,17 +113,17 @@ class StyleDiffusion:
     @torch.inference_mode()
     def style_vectors(self, styles: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
         """Style vectors `(n, style_dim)`, one for each list of style pictures (uint8 RGB, of any and unequal sizes)."""
-        rows: list[torch.Tensor] = []
-        cache: dict[tuple[int, ...], torch.Tensor] = {}
-        for pictures in styles:
-            key = tuple(id(picture) for picture in pictures)
-            if key not in cache:
-                stacked = [to_signed(torch.from_numpy(_rgb(picture)).to(self.device)) for picture in pictures]
-                vectors = torch.cat([self.denoiser.style_encoder(picture) for picture in stacked])
-                present = torch.ones(1, len(vectors), dtype=torch.bool, device=self.device)
-                cache[key] = self.denoiser.aggregation(vectors.unsqueeze(0), present)
-            rows.append(cache[key])
-        return torch.cat(rows)
+        flat = [_rgb(picture) for pictures in styles for picture in pictures]
+        vectors = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
+        for shape in {picture.shape for picture in flat}:
+            members = [i for i, picture in enumerate(flat) if picture.shape == shape]
+            pixels = torch.from_numpy(np.stack([flat[i] for i in members])).to(self.device)
+            vectors[members] = self.denoiser.style_encoder(to_signed(pixels))
+        counts = [len(pictures) for pictures in styles]
+        padded = torch.zeros(len(styles), max(counts), vectors.shape[1], device=self.device)
+        present = torch.arange(max(counts), device=self.device) < torch.tensor(counts, device=self.device).unsqueeze(1)
+        padded[present] = vectors
+        return self.denoiser.aggregate(padded, present)
 
     def _draw(
         self,
@@ -128,11 +139,11 @@ class StyleDiffusion:
         # One generator a picture: the same seed gives the same noise alone or in any batch.
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
         scheduler = make_sampler(sampler, self.objective, steps)
-        latents = torch.stack(noise).to(self.device) * scheduler.init_noise_sigma
+        # All of `make_sampler`'s schedulers start from unit noise and leave the network's input unscaled.
+        latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
         for timestep in scheduler.timesteps:
-            noisy = scheduler.scale_model_input(latents, timestep) if self.objective != "flow" else latents
-            predicted = guided_prediction(self.denoiser, noisy, timestep.to(self.device), layout, style, guidance)
+            predicted = guided_prediction(self.denoiser, latents, timestep.to(self.device), layout, style, guidance)
             latents = scheduler.step(predicted, timestep, latents).prev_sample
         pictures = self.codec.decode(latents)
         return ((pictures + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -202,11 +213,11 @@ def _picture_seed(seed: int, index: int) -> int:
 
 
 def _rgb(picture: np.ndarray) -> np.ndarray:
-    """(h, w, 3) to (1, 3, h, w)."""
+    """(h, w, 3) to (3, h, w)."""
     picture = np.asarray(picture)
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise StedmError(f"style: uint8 RGB pictures (h, w, 3) expected, got {picture.dtype} {picture.shape}")
-    return np.ascontiguousarray(picture.transpose(2, 0, 1))[None]
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
 
 def _checked_styles(style: Sequence, n: int) -> list[list[np.ndarray]]:
