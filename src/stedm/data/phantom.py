@@ -273,7 +273,7 @@ def draw_layout(
 
 
 class _Cells:
-    """Cells on a jittered grid that covers the picture; every pixel finds its cell among the 3 x 3 nearest grid squares."""
+    """Cells on a jittered grid over the picture; a pixel finds its cell among the 3 x 3 nearest grid squares."""
 
     def __init__(self, tissue: Tissue, height_um: float, width_um: float, generator: np.random.Generator):
         self.spacing = tissue.cell_spacing_um
@@ -326,7 +326,7 @@ class _Scene:
             cells.present &= layout[row, column] == value
 
     def densities(self, y: np.ndarray, x: np.ndarray, grain: np.ndarray) -> np.ndarray:
-        """Optical density of the two stains, float32 (2, n, m), at points in um; `grain` is white noise of the same shape."""
+        """Density of the two stains, float32 (2, n, m), at points (n, m) in um; `grain` is white noise (n, m)."""
         result = np.zeros((2, *y.shape), np.float32)
         warp, patches = self.warp(y, x), self.patches(y, x)
         rows = np.clip(y / self.mpp, 0, self.layout.shape[0] - 1).astype(np.int32)
@@ -354,7 +354,9 @@ class _Scene:
         index, border_um = cells.nearest(y, x)
         nucleus, radius = self._nuclei(cells, index, y, x)
         across = x * np.sin(self.direction) - y * np.cos(self.direction) + 7.0 * warp
-        fibre = (0.5 + 0.5 * np.sin(across * (2 * np.pi / self.patient.fibre_um))) * (1.0 + 0.3 * patches)
+        phase = across * (2 * np.pi / self.patient.fibre_um)
+        # A slower wave breaks the stripes into bundles of unequal strength.
+        fibre = (0.5 + 0.5 * np.sin(phase)) * (0.6 + 0.4 * np.sin(0.37 * phase + 2.5 * patches)) * (1.0 + 0.3 * grain)
         membrane = np.exp(-((border_um / _MEMBRANE_UM) ** 2))
         uneven = cells.tone[index] * np.clip(1.0 + 0.2 * patches + 0.15 * grain, 0.2, None)
         chromatin = 1.0 + tissue.vesicular * (np.minimum(radius, 1.0) ** 2 - 0.6) + 0.15 * grain
@@ -372,9 +374,7 @@ class _Scene:
             first, second = first * (1.0 - gap), second * (1.0 - gap)
         return np.maximum(np.stack([first, second]), 0.0)
 
-    def _nuclei(
-        self, cells: _Cells, index: np.ndarray, y: np.ndarray, x: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _nuclei(self, cells: _Cells, index: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How far each point lies in a nucleus (0..1), and its distance from the centre in units of the radius."""
         angle = self.direction + cells.turn
         sine, cosine = np.sin(angle)[index], np.cos(angle)[index]
