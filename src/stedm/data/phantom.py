@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import csr_array
+from scipy.special import ndtri
 
 from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
@@ -231,7 +233,10 @@ def _turned(vector: tuple[float, ...], spread: float, generator: np.random.Gener
 
 
 class _Field:
-    """Smooth Gaussian random field (mean 0, variance about 1), evaluated at any point: a cubic B-spline over noise."""
+    """Smooth Gaussian random field (mean 0, variance about 1) that can be evaluated block by block.
+
+    It is a cubic B-spline over noise: on a grid of points the spline is a product of two sparse matrices.
+    """
 
     def __init__(self, height_um: float, width_um: float, scale_um: float, generator: np.random.Generator):
         self.scale_um = scale_um
@@ -241,8 +246,20 @@ class _Field:
         self.knots = (generator.standard_normal(shape) / 0.479).astype(np.float32)
 
     def __call__(self, y_um: np.ndarray, x_um: np.ndarray) -> np.ndarray:
-        points = [y_um / self.scale_um + self.start[0], x_um / self.scale_um + self.start[1]]
-        return map_coordinates(self.knots, points, output=np.float32, order=3, prefilter=False, mode="nearest")
+        """Values, float32 (n, m), on the grid of rows y_um (n,) and columns x_um (m,)."""
+        rows = self._weights(y_um / self.scale_um + self.start[0], self.knots.shape[0])
+        columns = self._weights(x_um / self.scale_um + self.start[1], self.knots.shape[1])
+        return rows @ np.ascontiguousarray((columns @ self.knots.T).T)
+
+    @staticmethod
+    def _weights(position: np.ndarray, n_knots: int) -> csr_array:
+        """Weights (n, n_knots) of the four knots about each position."""
+        below = np.floor(position).astype(np.int32)
+        t = position - below
+        weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6
+        knots = below[:, None] + np.arange(-1, 3)
+        starts = np.arange(0, knots.size + 1, 4)
+        return csr_array((weights.ravel().astype(np.float32), knots.ravel(), starts), shape=(len(t), n_knots))
 
 
 def draw_layout(
@@ -253,7 +270,7 @@ def draw_layout(
     The tumour fraction varies from picture to picture around the patient's, but is never below 0.08.
     """
     height, width = (picture_px, picture_px) if isinstance(picture_px, int) else picture_px
-    y, x = np.meshgrid((np.arange(height) + 0.5) * mpp, (np.arange(width) + 0.5) * mpp, indexing="ij")
+    y, x = (np.arange(height) + 0.5) * mpp, (np.arange(width) + 0.5) * mpp
     coarse, fine, other = (
         _Field(height * mpp, width * mpp, scale * patient.nest_um, generator)(y, x) for scale in (0.8, 0.3, 0.6)
     )
@@ -326,17 +343,18 @@ class _Scene:
             cells.present &= layout[row, column] == value
 
     def densities(self, y: np.ndarray, x: np.ndarray, grain: np.ndarray) -> np.ndarray:
-        """Density of the two stains, float32 (2, n, m), at points (n, m) in um; `grain` is white noise (n, m)."""
-        result = np.zeros((2, *y.shape), np.float32)
+        """Density of the two stains, float32 (2, n, m), on the grid of rows y (n,) and columns x (m,) in um.
+
+        `grain` is white noise (n, m).
+        """
+        result = np.zeros((2, *grain.shape), np.float32)
         warp, patches = self.warp(y, x), self.patches(y, x)
-        rows = np.clip(y / self.mpp, 0, self.layout.shape[0] - 1).astype(np.int32)
-        columns = np.clip(x / self.mpp, 0, self.layout.shape[1] - 1).astype(np.int32)
-        layout = self.layout[rows, columns]
+        layout = self.layout[np.ix_((y / self.mpp).astype(np.int32), (x / self.mpp).astype(np.int32))]
         for value, (tissue, cells) in enumerate(zip(self.patient.tissues.values(), self.cells, strict=True)):
             where = np.nonzero(layout == value)
             if where[0].size:
                 result[:, *where] = self._tissue(
-                    tissue, cells, y[where], x[where], warp[where], patches[where], grain[where]
+                    tissue, cells, y[where[0]], x[where[1]], warp[where], patches[where], grain[where]
                 )
         return result
 
@@ -370,7 +388,7 @@ class _Scene:
         else:
             first += tissue.fibre_od * fibre
         if tissue.gaps > 0:
-            gap = _step((patches + 0.3 * warp - _normal_quantile(tissue.gaps)) / 0.15) * (1.0 - nucleus)
+            gap = _step((patches + 0.3 * warp - ndtri(1.0 - tissue.gaps)) / 0.15) * (1.0 - nucleus)
             first, second = first * (1.0 - gap), second * (1.0 - gap)
         return np.maximum(np.stack([first, second]), 0.0)
 
@@ -387,12 +405,6 @@ class _Scene:
 def _step(values: np.ndarray) -> np.ndarray:
     """Soft step from 0 to 1."""
     return 0.5 + 0.5 * np.tanh(values)
-
-
-def _normal_quantile(upper: float) -> float:
-    from scipy.special import ndtri
-
-    return float(-ndtri(upper))
 
 
 def render_patient_picture(
@@ -424,18 +436,20 @@ def _render_block(scene: _Scene, rows: slice, columns: slice, generator: np.rand
     fine_um = mpp / per_px
     margin = int(np.ceil(3 * patient.blur_um / mpp))  # the blur looks over the block's edge
     y, x = (
-        np.arange((s.start - margin) * per_px, (s.stop + margin) * per_px, dtype=np.float32) * fine_um + fine_um / 2
-        for s in (rows, columns)
+        # Beyond the picture its last row or column is repeated.
+        np.clip(
+            (np.arange((s.start - margin) * per_px, (s.stop + margin) * per_px, dtype=np.float32) + 0.5) * fine_um,
+            fine_um / 2,
+            side_px * mpp - fine_um / 2,
+        )
+        for s, side_px in zip((rows, columns), scene.layout.shape, strict=True)
     )
-    y, x = np.meshgrid(np.clip(y, 0, None), np.clip(x, 0, None), indexing="ij")
-    y = np.minimum(y, scene.layout.shape[0] * mpp - fine_um / 2)
-    x = np.minimum(x, scene.layout.shape[1] * mpp - fine_um / 2)
-    densities = scene.densities(y, x, generator.standard_normal(y.shape, np.float32))
+    densities = scene.densities(y, x, generator.standard_normal((y.size, x.size), np.float32))
     amounts = densities * np.asarray(patient.concentrations, np.float32)[:, None, None]
     od = np.tensordot(amounts, np.asarray(patient.stain_vectors, np.float32), axes=(0, 0))
     light = np.asarray(patient.white, np.float32) * np.exp(-np.log(10.0).astype(np.float32) * od)
     light = gaussian_filter(light, (patient.blur_um / fine_um,) * 2 + (0.0,), truncate=3.0)
-    height, width = (side // per_px for side in y.shape)
+    height, width = (points.size // per_px for points in (y, x))
     light = light.reshape(height, per_px, width, per_px, 3).mean(axis=(1, 3))
     light = light[margin : height - margin, margin : width - margin]
     noise = generator.standard_normal(light.shape, np.float32) * np.float32(patient.noise)
