@@ -8,15 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stedm.data.folder import (
-    DatasetInfo,
-    describe_bad_indices,
-    read_info,
-    read_mask_file,
-    read_picture_file,
-    read_table,
-    table_problems,
-)
+from stedm.data.folder import DatasetInfo, info_and_problems, read_table, table_problems
+from stedm.data.pictures import read_mask_file, read_picture_file
 from stedm.errors import StedmError
 
 
@@ -28,21 +21,16 @@ def check_dataset(root: str | Path, *, read_unlabeled_masks: bool = True) -> lis
     root = Path(root)
     if not root.is_dir():
         return [f"{root}: no such folder; give the folder that holds metadata.csv and dataset.yaml"]
-    problems: list[str] = []
-    info = table = None
-    try:
-        info = read_info(root)
-    except StedmError as error:
-        problems += str(error).splitlines()
+    info, problems = info_and_problems(root)
     try:
         table = read_table(root)
     except StedmError as error:
-        problems += str(error).splitlines()
-    if table is None:
-        return problems
+        return [*problems, str(error)]
     problems += table_problems(table)
     problems += _annotation_problems(table)
-    return problems + _file_problems(root, info, table, read_unlabeled_masks)
+    problems += _file_problems(root, info, table, read_unlabeled_masks)
+    # The same line can come from the table and from the file, and from each picture that shares a mask.
+    return list(dict.fromkeys(problems))
 
 
 def _annotation_problems(table: pd.DataFrame) -> list[str]:
@@ -71,16 +59,15 @@ def _file_problems(root: Path, info: DatasetInfo | None, table: pd.DataFrame, un
     # Threads suffice: Pillow's decoders release the interpreter lock.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         lines = pool.map(partial(_pair_problems, root, info), *zip(*pairs, strict=True)) if pairs else []
-        # A mask shared by several pictures has its own problems once.
-        return list(dict.fromkeys(line for some in lines for line in some))
+        return [line for some in lines for line in some]
 
 
 def _pair_problems(root: Path, info: DatasetInfo | None, image_name: str, mask_name: str) -> list[str]:
     problems: list[str] = []
     picture = _read(read_picture_file, root, image_name, problems)
     mask = _read(read_mask_file, root, mask_name, problems)
-    if mask is not None and info is not None and (bad := info.bad_indices(mask)):
-        problems.append(f"{mask_name}: {describe_bad_indices(bad, info)}")
+    if mask is not None and info is not None and (problem := info.mask_problem(mask)):
+        problems.append(f"{mask_name}: {problem}")
     if picture is not None and mask is not None and picture.shape[:2] != mask.shape:
         (height, width), (mask_height, mask_width) = picture.shape[:2], mask.shape
         problems.append(

@@ -4,17 +4,17 @@ A Hugging Face ImageFolder with a few rules on top: a row a picture, an empty `m
 patient in one split. `stedm.data.check` verifies a folder file by file; opening one reads only the two small files.
 """
 
-import struct
-import zlib
+import warnings
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
-from PIL import Image, ImageOps
+from PIL import Image
 
+from stedm.data.pictures import leaves_folder, read_mask_file, read_picture_file, write_png
 from stedm.errors import StedmError
 from stedm.files import fingerprint, replacing, write_text
 from stedm.seeds import numpy_generator
@@ -22,8 +22,7 @@ from stedm.seeds import numpy_generator
 SPLITS = ("train", "unlabeled", "val", "test")
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
-# What Pillow's decoders raise on damaged files.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+__all__ = ["SPLITS", "DatasetFolder", "DatasetInfo", "choose_annotated", "write_metadata", "write_png"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,12 @@ class DatasetInfo:
     licence: str = ""
     citation: str = ""
 
-    def bad_indices(self, mask: np.ndarray) -> list[int]:
-        """Values of a uint8 mask that are neither a class index nor `ignore_index`, sorted."""
+    def mask_problem(self, mask: np.ndarray) -> str:
+        """The end of an error line if a uint8 mask has values other than class indices and `ignore_index`; or ""."""
         values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-        return [int(value) for value in values if value >= len(self.classes) and value != self.ignore_index]
+        bad = [str(value) for value in values if value >= len(self.classes) and value != self.ignore_index]
+        allowed = f"allowed are 0 to {len(self.classes) - 1} and ignore_index {self.ignore_index}"
+        return f"class indices {', '.join(bad)} are out of range; {allowed}" if bad else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +112,8 @@ class DatasetFolder:
         if not row_of["mask_file_name"]:
             raise StedmError(f"{row_of['image_file_name']}: this picture has no mask; select annotated rows")
         mask = read_mask_file(self.root, row_of["mask_file_name"])
-        if bad := self.info.bad_indices(mask):
-            raise StedmError(f"{row_of['mask_file_name']}: {describe_bad_indices(bad, self.info)}")
+        if problem := self.info.mask_problem(mask):
+            raise StedmError(f"{row_of['mask_file_name']}: {problem}")
         if picture_px is None or mask.shape == (picture_px, picture_px):
             return mask
         return np.array(Image.fromarray(mask).resize((picture_px, picture_px), Image.Resampling.NEAREST))
@@ -128,27 +129,39 @@ class DatasetFolder:
 
 def read_info(root: Path) -> DatasetInfo:
     """Read `dataset.yaml`; `StedmError` with one line for each problem."""
+    info, problems = info_and_problems(root)
+    if problems or info is None:
+        raise StedmError("\n".join(problems))
+    return info
+
+
+def info_and_problems(root: Path) -> tuple[DatasetInfo | None, list[str]]:
+    """What `dataset.yaml` says and all that is wrong with it; with a wrong key the classes may still be usable."""
+    path = root / "dataset.yaml"
     try:
-        values = yaml.safe_load((root / "dataset.yaml").read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StedmError(f"{root / 'dataset.yaml'}: missing; write name and classes into it") from None
+        return None, [f"{path}: missing; write name and classes into it"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StedmError(f"{root / 'dataset.yaml'}: not readable as YAML ({' '.join(str(error).split())})") from error
+        return None, [f"{path}: not readable as YAML ({' '.join(str(error).split())}); correct it"]
     if not isinstance(values, dict):
-        raise StedmError(f"{root / 'dataset.yaml'}: must be a mapping with the keys name and classes")
-    if problems := _info_problems(values):
-        raise StedmError("\n".join(f"{root / 'dataset.yaml'}: {problem}" for problem in problems))
-    text = {key: str(values.get(key) or "") for key in ("licence", "license", "citation")}
-    return DatasetInfo(
-        name=str(values["name"]),
+        return None, [f"{path}: must be a mapping with the keys name and classes"]
+    key_problems, class_problems = _key_problems(values), _class_problems(values)
+    problems = [f"{path}: {problem}" for problem in key_problems + class_problems]
+    if class_problems:
+        return None, problems
+    text = {key: str(values.get(key) or "") for key in ("name", "licence", "license", "citation")}
+    info = DatasetInfo(
+        name=text["name"],
         classes=list(values["classes"]),
         ignore_index=values.get("ignore_index", 255),
         licence=text["licence"] or text["license"],
         citation=text["citation"],
     )
+    return info, problems
 
 
-def _info_problems(values: dict[Any, Any]) -> list[str]:
+def _key_problems(values: dict[Any, Any]) -> list[str]:
     known = ("name", "classes", "ignore_index", "licence", "license", "citation")
     problems = [f"unknown key {key!r}; known are {', '.join(known)}" for key in values if key not in known]
     for key in ("name", "licence", "license", "citation"):
@@ -156,6 +169,11 @@ def _info_problems(values: dict[Any, Any]) -> list[str]:
             problems.append(f"{key} must be a text")
     if values.get("name") in (None, ""):
         problems.append("name is missing; give the dataset a name")
+    return problems
+
+
+def _class_problems(values: dict[Any, Any]) -> list[str]:
+    problems = []
     classes, ignore_index = values.get("classes"), values.get("ignore_index", 255)
     if not isinstance(classes, list) or not classes:
         problems.append("classes is missing; list the class names in the order of the mask indices")
@@ -181,20 +199,32 @@ def read_table(root: Path) -> pd.DataFrame:
         raise StedmError(f"{root}: has metadata.csv and metadata.parquet; remove one of them")
     try:
         if paths[0].suffix == ".csv":
-            table = pd.read_csv(paths[0], dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+            with warnings.catch_warnings():
+                # Pandas only warns of rows longer than the header, and drops their end.
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                table = pd.read_csv(paths[0], dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
         else:
             table = pd.read_parquet(paths[0])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise StedmError(f"{paths[0]}: not readable ({' '.join(str(error).split())})") from error
+    table = _with_text_columns(table)
+    if paths[0].suffix == ".csv":
+        others = [column for column in table if not _is_text(column)]
+        table = table.assign(**{column: _numbers_if_all_are(table[column]) for column in others})
+    return table
+
+
+def _with_text_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """All optional columns present, ids and file names as text, rows numbered from 0."""
+    table = table.reset_index(drop=True).rename(columns=str)
     for column in OPTIONAL_COLUMNS:
         if column not in table:
             table[column] = ""
-    for column in table.columns:
-        if _is_text(column):
-            table[column] = table[column].map(lambda value: "" if pd.isna(value) else str(value)).astype(str)
-        elif paths[0].suffix == ".csv":
-            table[column] = _numbers_if_all_are(table[column])
-    return table.reset_index(drop=True)
+    for column in filter(_is_text, table.columns):
+        # Stripped, because "P1" and "P1 " in two splits would be one patient in two splits.
+        table[column] = [("" if pd.isna(value) else str(value).strip()) for value in table[column]]
+        table[column] = table[column].astype(str)
+    return table
 
 
 def _is_text(column: str) -> bool:
@@ -220,10 +250,10 @@ def table_problems(table: pd.DataFrame) -> list[str]:
         for name, count in names[(names != "") & names.duplicated(keep=False)].value_counts(sort=False).items():
             problems.append(f"{name}: is in {count} rows of the metadata; keep one")
         for name in pd.unique(pd.concat([names, table["mask_file_name"]])):
-            if name and (problem := _leaving(name)):
+            if name and (problem := leaves_folder(name)):
                 problems.append(f"{name}: {problem}")
     if "patient_id" in table:
-        empty = np.flatnonzero(table["patient_id"].str.strip() == "")
+        empty = np.flatnonzero(table["patient_id"] == "")
         problems += [f"metadata: row {row + 1} has no patient_id; fill it" for row in empty]
     if "split" in table:
         for split, rows in table[~table["split"].isin(SPLITS)].groupby("split"):
@@ -232,7 +262,8 @@ def table_problems(table: pd.DataFrame) -> list[str]:
                 f"use one of {', '.join(SPLITS)}"
             )
     if {"patient_id", "split"} <= set(table):
-        for patient, splits in table[table["patient_id"] != ""].groupby("patient_id")["split"]:
+        named = (table["patient_id"] != "") & table["split"].isin(SPLITS)
+        for patient, splits in table[named].groupby("patient_id")["split"]:
             if splits.nunique() > 1:
                 where = ", ".join(sorted(set(splits)))
                 problems.append(f"metadata: patient {patient} is in several splits ({where}); keep it in one")
@@ -242,8 +273,8 @@ def table_problems(table: pd.DataFrame) -> list[str]:
 def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> None:
     """Write `dataset.yaml` and, last, `metadata.csv`; `StedmError` if the table breaks the rules of the folder."""
     root = Path(root)
-    table = table.assign(**{column: "" for column in OPTIONAL_COLUMNS if column not in table})
-    problems = table_problems(table.reset_index(drop=True))
+    table = _with_text_columns(table)
+    problems = table_problems(table)
     if (root / "metadata.parquet").exists():
         problems.append("has a metadata.parquet already; remove it")
     if problems:
@@ -258,76 +289,6 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> 
     )
     with replacing(root / "metadata.csv") as temporary:
         table.to_csv(temporary, index=False)
-
-
-# ---- pictures and masks -------------------------------------------------------------------------------------------
-
-
-def _leaving(name: str) -> str:
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in name.replace("\\", "/").split("/"):
-        return "leaves the dataset folder; give a path inside it, relative and without .."
-    return ""
-
-
-def _file_inside(root: Path, name: str) -> Path:
-    if problem := _leaving(name):
-        raise StedmError(f"{name}: {problem}")
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise StedmError(f"{name}: is a link that leaves the dataset folder; copy the file into the folder")
-    if not path.is_file():
-        raise StedmError(f"{name}: missing in {root}; add the file or remove its row")
-    return path
-
-
-def read_picture_file(root: Path, name: str, picture_px: int | None = None) -> np.ndarray:
-    """Decode a PNG, JPEG or TIFF file of the folder to uint8 RGB (H, W, 3); transparent parts become white."""
-    path = _file_inside(root, name)
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
-            # Pillow would cut RGB of 16 bits to 8 silently; the raw mode of the file tells.
-            deep = image.mode in ("I", "F") or ";16" in image.mode or any(";16" in str(tile) for tile in image.tile)
-            if deep:
-                raise StedmError(f"{name}: has more than 8 bits a channel; convert it to 8 bits")
-            picture = ImageOps.exif_transpose(image)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = picture.convert("RGB")
-    except _UNREADABLE as error:
-        raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
-    if picture_px is not None and picture.size != (picture_px, picture_px):
-        picture = picture.resize((picture_px, picture_px), Image.Resampling.BOX)
-    return np.array(picture)
-
-
-def read_mask_file(root: Path, name: str) -> np.ndarray:
-    """Decode a single-channel 8-bit PNG file (grey or palette) of the folder to uint8 (H, W), values as stored."""
-    path = _file_inside(root, name)
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            # Grey PNG of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
-            if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
-                raise StedmError(f"{name}: is not single-channel 8-bit ({image.mode}); write masks as class indices")
-            return np.array(image)
-    except _UNREADABLE as error:
-        raise StedmError(f"{name}: not a readable PNG mask ({error}); replace the file") from error
-
-
-def describe_bad_indices(bad: list[int], info: DatasetInfo) -> str:
-    """The end of an error line about class indices out of range."""
-    return (
-        f"class indices {', '.join(map(str, bad))} are out of range; allowed are 0 to {len(info.classes) - 1} and "
-        f"ignore_index {info.ignore_index}"
-    )
-
-
-def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically."""
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {array.dtype} {array.shape}")
-    with replacing(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG")
 
 
 # ---- label budget -------------------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""Fixtures shared by all tests: a tiny dataset folder made on the spot, and the real datasets where present."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stedm.data.folder import DatasetInfo, write_metadata, write_png
+from stedm.seeds import numpy_generator
+
+TINY_PATIENTS = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
+
+
+def make_tiny_dataset(
+    root: Path, patients: dict[str, int] = TINY_PATIENTS, pictures: int = 3, picture_px: int = 32, seed: int = 0
+) -> Path:
+    """Write a dataset folder: per picture a disc (class 1) on background (class 0), both in the patient's own colours.
+
+    Categories alternate between "a" and "b" within each split. All pictures have masks; those of `unlabeled` too, as
+    in a real cohort that is annotated after all, so that tests can see whether anyone reads them.
+    """
+    rows = []
+    y, x = np.mgrid[:picture_px, :picture_px]
+    for split, count in patients.items():
+        for number in range(count):
+            # Not "train0": Hugging Face takes split words in file names, followed by a digit or dash, for its splits.
+            patient = f"{split}P{number}"
+            colours = numpy_generator(seed, patient).integers(40, 216, (2, 3))
+            for index in range(pictures):
+                generator = numpy_generator(seed, patient, index)
+                centre_y, centre_x = generator.uniform(0.3, 0.7, 2) * picture_px
+                radius = generator.uniform(0.15, 0.3) * picture_px
+                mask = ((y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2).astype(np.uint8)
+                noise = generator.normal(0, 4, (picture_px, picture_px, 3))
+                name = f"{patient}-{index}.png"
+                write_png(root / "images" / name, np.clip(colours[mask] + noise, 0, 255).astype(np.uint8))
+                write_png(root / "masks" / name, mask)
+                rows.append(
+                    {
+                        "image_file_name": f"images/{name}",
+                        "mask_file_name": f"masks/{name}",
+                        "patient_id": patient,
+                        "slide_id": f"{patient}-s",
+                        "split": split,
+                        "category": "ab"[number % 2],
+                    }
+                )
+    write_metadata(root, DatasetInfo(name="tiny", classes=["background", "disc"]), pd.DataFrame(rows))
+    return root
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path):
+    """Factory: `tiny_dataset(patients=..., pictures=..., picture_px=..., seed=..., name=...)` gives the folder."""
+
+    def make(name: str = "tiny", **options) -> Path:
+        return make_tiny_dataset(tmp_path / name, **options)
+
+    return make
+
+
+@pytest.fixture
+def shared_data():
+    """Function from a dataset's name to its folder; skips where the real datasets are not at hand.
+
+    They are looked for in the folder named by STEDM_SHARED_DATA, else in shared/data beside the repository.
+    """
+    default = Path(__file__).parents[1].parent / "shared" / "data"
+    base = Path(os.environ.get("STEDM_SHARED_DATA") or default)
+
+    def find(name: str) -> Path:
+        if not (base / name).is_dir():
+            pytest.skip(f"no {name} in {base}: set STEDM_SHARED_DATA to the folder of the real datasets")
+        return base / name
+
+    return find

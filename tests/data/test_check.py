@@ -1,0 +1,217 @@
+"""`check_dataset`: each kind of problem has its line, and all are listed in one pass."""
+
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stedm.data.check import check_dataset
+from stedm.data.folder import write_png
+
+
+@pytest.fixture
+def root(tiny_dataset):
+    return tiny_dataset(pictures=2)
+
+
+def edit_table(root, change):
+    table = pd.read_csv(root / "metadata.csv", dtype=str, keep_default_na=False)
+    changed = change(table)
+    (table if changed is None else changed).to_csv(root / "metadata.csv", index=False)
+
+
+def set_cell(column, name, value):
+    """A change of the row whose picture is images/NAME.png."""
+    return lambda root: edit_table(
+        root, lambda table: table.__setitem__(column, table[column].mask(table["image_file_name"] == name, value))
+    )
+
+
+def truncate(name):
+    def damage(root):
+        data = (root / name).read_bytes()
+        (root / name).write_bytes(data[: len(data) // 2])
+
+    return damage
+
+
+def write(name, array):
+    return lambda root: write_png(root / name, np.asarray(array, np.uint8))
+
+
+def link_out(root):
+    outside = root.parent / "outside.png"
+    (root / "images/valP0-0.png").rename(outside)
+    (root / "images/valP0-0.png").symlink_to(outside)
+
+
+def yaml(text):
+    return lambda root: (root / "dataset.yaml").write_text(text)
+
+
+# Damages that do not hide each other: `test_all_at_once` applies all of them to one folder.
+DAMAGES = {
+    "missing picture": (lambda root: (root / "images/trainP0-0.png").unlink(), r"images/trainP0-0\.png: missing"),
+    "missing mask": (lambda root: (root / "masks/trainP0-0.png").unlink(), r"masks/trainP0-0\.png: missing"),
+    "truncated picture": (truncate("images/trainP0-1.png"), r"images/trainP0-1\.png: not a readable PNG, JPEG or TIFF"),
+    "truncated mask": (truncate("masks/trainP0-1.png"), r"masks/trainP0-1\.png: not a readable PNG mask"),
+    "not a picture": (
+        lambda root: (root / "images/trainP1-0.png").write_text("hello"),
+        r"images/trainP1-0\.png: not a readable PNG, JPEG or TIFF",
+    ),
+    "empty file": (
+        lambda root: (root / "images/testP1-0.png").write_bytes(b""),
+        r"images/testP1-0\.png: not a readable",
+    ),
+    "16 bits": (
+        lambda root: Image.fromarray(np.zeros((32, 32), np.uint16)).save(root / "images/testP1-1.png"),
+        r"images/testP1-1\.png: has more than 8 bits",
+    ),
+    "mask size": (
+        write("masks/trainP1-1.png", np.zeros((32, 30))),
+        r"masks/trainP1-1\.png: is 30 x 32 px but its picture images/trainP1-1\.png is 32 x 32 px",
+    ),
+    "class indices": (
+        write("masks/unlabeledP0-0.png", np.full((32, 32), 9) - np.eye(32) * 4),
+        r"masks/unlabeledP0-0\.png: class indices 5, 9 are out of range; allowed are 0 to 1 and ignore_index 255",
+    ),
+    "RGB mask": (
+        write("masks/unlabeledP0-1.png", np.zeros((32, 32, 3))),
+        r"masks/unlabeledP0-1\.png: is not single-channel 8-bit \(RGB\)",
+    ),
+    "patient in two splits": (
+        set_cell("patient_id", "images/unlabeledP1-0.png", "valP0"),
+        r"patient valP0 is in several splits \(unlabeled, val\)",
+    ),
+    "unknown split": (
+        set_cell("split", "images/unlabeledP1-1.png", "holdout"),
+        r"unknown split 'holdout' in 1 rows, first row 8; use one of train, unlabeled, val, test",
+    ),
+    "duplicate picture": (
+        lambda root: edit_table(root, lambda table: pd.concat([table, table[table["patient_id"] == "testP0"].tail(1)])),
+        r"images/testP0-1\.png: is in 2 rows of the metadata",
+    ),
+    "path goes up": (
+        set_cell("image_file_name", "images/unlabeledP2-0.png", "../other.png"),
+        r"\.\./other\.png: leaves the dataset folder",
+    ),
+    "absolute mask path": (
+        set_cell("mask_file_name", "images/unlabeledP2-1.png", "/etc/hostname"),
+        r"/etc/hostname: leaves the dataset folder",
+    ),
+    "link out": (link_out, r"images/valP0-0\.png: is a link that leaves the dataset folder"),
+    "empty patient": (set_cell("patient_id", "images/valP0-1.png", ""), r"row 12 has no patient_id"),
+    "val without mask": (
+        set_cell("mask_file_name", "images/valP1-0.png", ""),
+        r"images/valP1-0\.png: has no mask in split val",
+    ),
+    "train without mask": (
+        set_cell("mask_file_name", "images/trainP1-0.png", ""),
+        r"images/trainP1-0\.png: has no mask in split train; .* unlabeled",
+    ),
+    "wrong key": (
+        yaml("name: tiny\nclasses: [background, disc]\ncolour: red\n"),
+        r"dataset\.yaml: unknown key 'colour'",
+    ),
+}
+
+TABLE = "image_file_name,mask_file_name,patient_id,split\n"
+LONE = {
+    "no folder": (lambda root: root.rename(root.with_name("moved")), [r"no such folder"]),
+    "no metadata": (lambda root: (root / "metadata.csv").unlink(), [r"metadata\.csv: missing"]),
+    "two tables": (lambda root: (root / "metadata.parquet").touch(), [r"remove one of them"]),
+    "broken parquet": (
+        lambda root: (root / "metadata.csv").rename(root / "metadata.parquet"),
+        [r"metadata\.parquet: not readable"],
+    ),
+    "empty table file": (lambda root: (root / "metadata.csv").write_text(""), [r"metadata\.csv: not readable"]),
+    "not UTF-8": (lambda root: (root / "metadata.csv").write_bytes(b"\xff\xfe\x00a"), [r"metadata\.csv: not readable"]),
+    "rows too long": (
+        lambda root: (root / "metadata.csv").write_text(TABLE + "images/a.png,masks/a.png,P1,train,surplus\n"),
+        [r"metadata\.csv: not readable"],
+    ),
+    "no rows": (lambda root: (root / "metadata.csv").write_text(TABLE), [r"no rows"]),
+    "missing columns": (
+        lambda root: edit_table(root, lambda table: table.drop(columns=["patient_id", "split"])),
+        [r"column patient_id is missing", r"column split is missing"],
+    ),
+    "no picture column": (
+        lambda root: edit_table(root, lambda table: table.drop(columns="image_file_name")),
+        [r"column image_file_name is missing"],
+    ),
+    "empty picture name": (
+        set_cell("image_file_name", "images/unlabeledP0-0.png", ""),
+        [r"row 5 has no image_file_name"],
+    ),
+    "nothing annotated": (
+        lambda root: edit_table(root, lambda table: table[table["split"] != "train"]),
+        [r"no annotated picture in split train"],
+    ),
+    "no dataset.yaml": (lambda root: (root / "dataset.yaml").unlink(), [r"dataset\.yaml: missing"]),
+    "yaml is no mapping": (yaml("- a\n"), [r"must be a mapping"]),
+    "yaml is broken": (yaml("name: [\n"), [r"dataset\.yaml: not readable as YAML"]),
+    "yaml says little": (
+        yaml("ignore_index: yes\n"),
+        [r"name is missing", r"classes is missing", r"ignore_index must"],
+    ),
+    "classes read as other types": (yaml("name: x\nclasses: [no, 1]\n"), [r"classes must be texts"]),
+    "class twice": (yaml("name: x\nclasses: [a, a]\n"), [r"name each class once"]),
+    "ignore_index is a class": (yaml("name: x\nclasses: [a, b]\nignore_index: 1\n"), [r"ignore_index must be"]),
+}
+
+
+def assert_lines(problems, patterns):
+    """Each pattern has exactly one line, and no other line is there."""
+    for pattern in patterns:
+        assert sum(bool(re.search(pattern, line)) for line in problems) == 1, (pattern, problems)
+    assert len(problems) == len(patterns), problems
+    assert not any("\n" in line for line in problems)
+
+
+def test_clean_folder(root):
+    assert check_dataset(root) == []
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_each_problem_has_its_line(root, kind):
+    damage, pattern = DAMAGES[kind]
+    damage(root)
+    assert_lines(check_dataset(root), [pattern])
+
+
+@pytest.mark.parametrize("kind", LONE)
+def test_problems_of_the_two_small_files(root, kind):
+    damage, patterns = LONE[kind]
+    damage(root)
+    assert_lines(check_dataset(root), patterns)
+
+
+def test_all_at_once(root):
+    for damage, _ in DAMAGES.values():
+        damage(root)
+    assert_lines(check_dataset(root), [pattern for _, pattern in DAMAGES.values()])
+
+
+def test_unlabeled_masks_can_stay_unread(root):
+    for path in (root / "masks").glob("unlabeledP0*"):
+        path.write_bytes(b"never to be read")
+    for path in (root / "masks").glob("unlabeledP1*"):
+        path.unlink()
+    assert check_dataset(root, read_unlabeled_masks=False) == []
+    assert len(check_dataset(root)) == 4
+
+
+def test_pictures_without_masks_are_fine_where_unlabeled(root):
+    edit_table(root, lambda t: t.__setitem__("mask_file_name", t["mask_file_name"].mask(t["split"] == "unlabeled", "")))
+    assert check_dataset(root) == []
+
+
+@pytest.mark.parametrize("name", ["ebhi_seg", "flowers17"])
+def test_real_datasets_are_clean(shared_data, name):
+    root = shared_data(name)
+    start = time.monotonic()
+    assert check_dataset(root) == []
+    assert time.monotonic() - start < 60

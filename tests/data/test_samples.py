@@ -1,0 +1,56 @@
+"""Pictures held in memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from stedm.data.folder import DatasetFolder
+from stedm.data.samples import PictureCache
+from stedm.errors import StedmError
+
+
+def test_cache_gives_what_the_folder_gives(tiny_dataset):
+    train = DatasetFolder.open(tiny_dataset()).split("train")
+    cache = PictureCache(train, picture_px=16)
+    assert len(cache) == 6
+    for row in (0, 5, 0):
+        np.testing.assert_array_equal(cache.picture(row), train.read_picture(row, 16))
+        np.testing.assert_array_equal(cache.mask(row), train.read_mask(row, 16))
+
+
+def test_each_file_is_decoded_once_and_only_when_used(tiny_dataset):
+    root = tiny_dataset()
+    train = DatasetFolder.open(root).split("train")
+    cache = PictureCache(train, picture_px=16)
+    picture, mask = cache.picture(2), cache.mask(2)
+    for kind in ("images", "masks"):
+        for path in (root / kind).iterdir():
+            path.unlink()
+    np.testing.assert_array_equal(cache.picture(2), picture)
+    np.testing.assert_array_equal(cache.mask(2), mask)
+    with pytest.raises(StedmError, match="missing"):
+        cache.picture(3)
+
+
+def test_changing_a_picture_does_not_change_the_cache(tiny_dataset):
+    cache = PictureCache(DatasetFolder.open(tiny_dataset()).split("train"), picture_px=16)
+    before = cache.picture(0).copy()
+    cache.picture(0)[:] = 0
+    np.testing.assert_array_equal(cache.picture(0), before)
+
+
+def test_masks_of_unlabeled_rows_stay_guarded(tiny_dataset):
+    cache = PictureCache(DatasetFolder.open(tiny_dataset()).split("unlabeled"), picture_px=16)
+    assert cache.picture(0).shape == (16, 16, 3)
+    with pytest.raises(StedmError, match="allow_unlabeled_masks"):
+        cache.mask(0)
+
+
+def test_threads_may_share_the_cache(tiny_dataset):
+    dataset = DatasetFolder.open(tiny_dataset())
+    cache = PictureCache(dataset, picture_px=32)
+    rows = list(range(len(dataset))) * 4
+    with ThreadPoolExecutor(4) as pool:
+        for row, picture in zip(rows, pool.map(cache.picture, rows), strict=True):
+            np.testing.assert_array_equal(picture, dataset.read_picture(row))
