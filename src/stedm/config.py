@@ -69,8 +69,6 @@ class StyleConfig(_Part):
     """Length of the style vector."""
     channels: list[Positive] = [48, 96, 128]
     """Widths of the convolutional style encoder, each level halves the picture."""
-    picture_px: Positive = 32
-    """Side to which style crops are resized before the encoder."""
     aggregation: Literal["mean", "max"] = "mean"
     """How the vectors of several style pictures become one."""
     sampling: Literal["none", "augmented", "cohort"] = "cohort"

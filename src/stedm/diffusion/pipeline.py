@@ -1,0 +1,233 @@
+"""`StyleDiffusion`: a trained model that paints a layout in the style of given pictures."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stedm import __version__
+from stedm.diffusion.codec import Codec, load_codec
+from stedm.diffusion.denoiser import StyleDenoiser
+from stedm.diffusion.guidance import guided_prediction
+from stedm.diffusion.sampler import make_sampler
+from stedm.errors import StedmError
+from stedm.files import replacing, write_json
+from stedm.seeds import torch_generator
+
+
+class StyleDiffusion:
+    """Denoiser + codec + what is needed to use them.
+
+    Args:
+        denoiser: the trained network.
+        codec: pictures to latents and back.
+        objective: `eps`, `v` or `flow`, as trained.
+        classes: names of the layout's classes, by index.
+        picture_px: side of the pictures it was trained on.
+        sampler: default sampler.
+    """
+
+    def __init__(
+        self,
+        denoiser: StyleDenoiser,
+        codec: Codec,
+        *,
+        objective: str,
+        classes: list[str],
+        picture_px: int,
+        sampler: str = "dpm++",
+    ):
+        self.denoiser = denoiser.eval()
+        self.codec = codec.eval()
+        self.objective, self.classes, self.picture_px, self.sampler = objective, list(classes), picture_px, sampler
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights and settings: equal for models that draw equal pictures."""
+        digest = hashlib.sha256(f"{self.objective}/{self.classes}/{self.picture_px}".encode())
+        for part in (self.denoiser, self.codec):
+            for name, tensor in sorted(part.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def to(self, device: str | torch.device) -> "StyleDiffusion":
+        """Move the networks."""
+        self.denoiser.to(device)
+        self.codec.to(device)
+        return self
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        layouts: np.ndarray,
+        style: Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]],
+        *,
+        guidance: float = 1.5,
+        steps: int = 12,
+        seed: int | Sequence[int] = 0,
+        sampler: str | None = None,
+        batch: int = 32,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Paint layouts in a style.
+
+        Args:
+            layouts: class indices, uint8 `(n, H, W)` or `(H, W)`; any index that is not a class (such as 255) means
+                "unknown here".
+            style: style pictures, uint8 RGB `(h, w, 3)`, for all layouts; or one such list for each layout.
+            guidance: classifier-free guidance on style; 1 = none.
+            steps: sampler steps.
+            seed: one seed for the call, or one for each picture (picture i then doesn't depend on the others).
+            batch: pictures drawn at once.
+            on_progress: called with the number of pictures done.
+
+        Returns:
+            uint8 RGB `(n, H, W, 3)`.
+
+        Raises:
+            StedmError: layouts or style pictures of a wrong shape or type.
+        """
+        layouts = self._checked_layouts(layouts)
+        styles = _checked_styles(style, len(layouts))
+        seeds = list(seed) if isinstance(seed, Sequence) else [_picture_seed(seed, i) for i in range(len(layouts))]
+        if len(seeds) != len(layouts):
+            raise StedmError(f"generate: {len(seeds)} seeds for {len(layouts)} layouts; give one seed or one for each")
+        done = []
+        for start in range(0, len(layouts), batch):
+            part = slice(start, start + batch)
+            vectors = self.style_vectors(styles[part])
+            done.append(self._draw(layouts[part], vectors, seeds[part], guidance, steps, sampler or self.sampler))
+            if on_progress:
+                on_progress(min(start + batch, len(layouts)))
+        return np.concatenate(done)
+
+    @torch.inference_mode()
+    def style_vectors(self, styles: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
+        """Style vectors `(n, style_dim)`, one for each list of style pictures (uint8 RGB, of any and unequal sizes)."""
+        flat = [_rgb(picture) for pictures in styles for picture in pictures]
+        vectors = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
+        for shape in {picture.shape for picture in flat}:
+            members = [i for i, picture in enumerate(flat) if picture.shape == shape]
+            pixels = torch.from_numpy(np.stack([flat[i] for i in members])).to(self.device)
+            vectors[members] = self.denoiser.style_encoder(to_signed(pixels))
+        counts = [len(pictures) for pictures in styles]
+        padded = torch.zeros(len(styles), max(counts), vectors.shape[1], device=self.device)
+        present = torch.arange(max(counts), device=self.device) < torch.tensor(counts, device=self.device).unsqueeze(1)
+        padded[present] = vectors
+        return self.denoiser.aggregate(padded, present)
+
+    def _draw(
+        self,
+        layouts: np.ndarray,
+        style: torch.Tensor,
+        seeds: Sequence[int],
+        guidance: float,
+        steps: int,
+        sampler: str,
+    ) -> np.ndarray:
+        n, height, width = layouts.shape
+        shape = (self.codec.latent_channels, height // self.codec.factor, width // self.codec.factor)
+        # One generator a picture: the same seed gives the same noise alone or in any batch.
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+        scheduler = make_sampler(sampler, self.objective, steps)
+        # All of `make_sampler`'s schedulers start from unit noise and leave the network's input unscaled.
+        latents = torch.stack(noise).to(self.device)
+        layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
+        for timestep in scheduler.timesteps:
+            predicted = guided_prediction(self.denoiser, latents, timestep.to(self.device), layout, style, guidance)
+            latents = scheduler.step(predicted, timestep, latents).prev_sample
+        pictures = self.codec.decode(latents)
+        return ((pictures + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _checked_layouts(self, layouts: np.ndarray) -> np.ndarray:
+        layouts = np.asarray(layouts)
+        if layouts.ndim == 2:
+            layouts = layouts[None]
+        if layouts.ndim != 3 or not np.issubdtype(layouts.dtype, np.integer):
+            raise StedmError(f"layouts: integer class indices (n, H, W) expected, got {layouts.dtype} {layouts.shape}")
+        # Each level of the U-Net but the last halves the latent.
+        multiple = self.codec.factor * 2 ** (len(self.denoiser.config.channels) - 1)
+        if layouts.shape[1] % multiple or layouts.shape[2] % multiple:
+            raise StedmError(f"layouts: sides must be multiples of {multiple} px, got {layouts.shape[1:]}")
+        known = (layouts >= 0) & (layouts < len(self.classes))
+        return np.where(known, layouts, self.denoiser.unknown).astype(np.uint8)
+
+    def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
+        """Write the model folder: model_index.json and, per part, config.json + safetensors. Atomic."""
+        with replacing(folder) as temporary:
+            temporary.mkdir()
+            self.denoiser.save_pretrained(temporary / "denoiser")
+            self.codec.save_pretrained(temporary / "codec")
+            index = {
+                "_class_name": "StyleDiffusion",
+                "_stedm_version": __version__,
+                "objective": self.objective,
+                "sampler": self.sampler,
+                "classes": self.classes,
+                "picture_px": self.picture_px,
+                "provenance": provenance or {},
+            }
+            write_json(temporary / "model_index.json", index)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "StyleDiffusion":
+        """Read a model folder from disk.
+
+        Raises:
+            StedmError: there is no such folder, or it holds no model of this kind.
+        """
+        folder = Path(folder)
+        index_path = folder / "model_index.json"
+        if not index_path.is_file():
+            raise StedmError(f"{folder}: no model here (model_index.json is missing); give the model/ folder of a run")
+        try:
+            index = json.loads(index_path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise StedmError(f"{index_path}: not valid JSON ({error})") from error
+        if index.get("_class_name") != "StyleDiffusion":
+            raise StedmError(f"{index_path}: this is a {index.get('_class_name')}, not a StyleDiffusion model")
+        try:
+            denoiser = StyleDenoiser.from_pretrained(str(folder / "denoiser"))
+        except OSError as error:
+            raise StedmError(f"{folder / 'denoiser'}: can't be read ({' '.join(str(error).split())})") from error
+        keys = ("objective", "classes", "picture_px", "sampler")
+        return cls(denoiser, load_codec(folder / "codec"), **{key: index[key] for key in keys})
+
+
+def to_signed(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures to floats in [-1, 1]."""
+    return pictures.float().div(127.5).sub(1.0)
+
+
+def _picture_seed(seed: int, index: int) -> int:
+    return torch_generator(seed, "picture", index).initial_seed()
+
+
+def _rgb(picture: np.ndarray) -> np.ndarray:
+    """(h, w, 3) to (3, h, w)."""
+    picture = np.asarray(picture)
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise StedmError(f"style: uint8 RGB pictures (h, w, 3) expected, got {picture.dtype} {picture.shape}")
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+
+def _checked_styles(style: Sequence, n: int) -> list[list[np.ndarray]]:
+    style = list(style)
+    if not style:
+        raise StedmError("style: give at least one style picture")
+    if isinstance(style[0], np.ndarray) and style[0].ndim == 3:
+        return [style] * n
+    if len(style) != n:
+        raise StedmError(f"style: {len(style)} lists of style pictures for {n} layouts; give one list, or one for each")
+    if any(len(pictures) == 0 for pictures in style):
+        raise StedmError("style: a list of style pictures is empty")
+    return [list(pictures) for pictures in style]

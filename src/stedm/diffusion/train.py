@@ -1,0 +1,189 @@
+"""Training of the style-extracting diffusion model, semi-supervised: unannotated pictures train it too.
+
+An unannotated picture is a sample whose layout is unknown everywhere. Its style is then learned, not extrapolated,
+which the paper's training on annotated pictures alone can't do.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from stedm.config import DiffusionConfig
+from stedm.data.folder import DatasetFolder
+from stedm.data.samples import PictureCache
+from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec
+from stedm.diffusion.denoiser import StyleDenoiser
+from stedm.diffusion.objective import Objective
+from stedm.diffusion.pipeline import StyleDiffusion, to_signed
+from stedm.engine import Engine, Progress
+from stedm.errors import StedmError
+from stedm.seeds import numpy_generator, seed_for
+from stedm.style.sampling import StyleSampler, rows_by_patient
+
+_PICTURES_TO_MEASURE = 256
+
+
+def train_diffusion(
+    config: DiffusionConfig,
+    annotated: DatasetFolder,
+    unlabeled: DatasetFolder | None,
+    folder: Path,
+    *,
+    picture_px: int,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> StyleDiffusion:
+    """Train, or go on training, in `folder`; the model with its averaged weights is written to `folder/model`.
+
+    Args:
+        annotated: pictures with masks.
+        unlabeled: pictures whose masks are never read; None or `unlabeled_fraction` 0 = labelled-only.
+        picture_px: side of the pictures.
+        seed: of initial weights, samples and noise.
+    """
+    samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed)
+    codec = make_codec(config).measured(to_signed(samples.some_pictures(_PICTURES_TO_MEASURE)))
+    denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed)
+    objective = Objective(config.objective, config.loss, config.timesteps)
+    engine = Engine(
+        denoiser,
+        folder,
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        ema_decay=config.ema_decay,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+        seed=seed_for(seed, "diffusion"),
+        on_progress=on_progress,
+    )
+    codec.to(engine.device)
+    for batch in engine.batches(samples):
+        latent = codec.encode(to_signed(batch["picture"]))
+        noise = torch.randn(latent.shape, generator=engine.generator).to(engine.device)
+        times = objective.sample_times(len(latent), engine.generator).to(engine.device)
+        noisy, target, timestep = objective.corrupt(latent, noise, times)
+        predicted = engine.network(noisy, timestep, batch["layout"], to_signed(batch["style"]), batch["present"])
+        engine.step(objective(predicted, target))
+    with engine.averaged_weights() as network:
+        model = StyleDiffusion(
+            network,
+            codec,
+            objective=config.objective,
+            classes=annotated.info.classes,
+            picture_px=picture_px,
+            sampler="dpm++",
+        )
+        if engine.accelerator.is_main_process:
+            model.save_pretrained(folder / "model")
+    return StyleDiffusion.from_pretrained(folder / "model")
+
+
+class DiffusionSamples(Dataset):
+    """The sample stream: sample i is a pure function of (seed, i).
+
+    A sample has `picture` uint8 (3, px, px), `layout` int64 (px, px) in 0..n_classes with n_classes = unknown, `style`
+    uint8 (n, 3, px, px) and `present` bool (n,), all False where the null style is shown. Patients are drawn
+    uniformly, then one of their pictures, so that a patient with many pictures doesn't drown the others.
+    """
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        annotated: DatasetFolder,
+        unlabeled: DatasetFolder | None,
+        picture_px: int,
+        seed: int,
+    ):
+        if len(annotated) == 0:
+            raise StedmError(f"{annotated.root}: no annotated picture to train the diffusion model on")
+        self.config, self.seed = config, seed
+        self.n_classes = len(annotated.info.classes)
+        self._annotated = _Pool(annotated, config, picture_px)
+        semi = unlabeled is not None and len(unlabeled) > 0 and config.unlabeled_fraction > 0
+        self._unlabeled = _Pool(unlabeled, config, picture_px) if unlabeled is not None and semi else None
+
+    def __len__(self) -> int:
+        return self.config.steps * self.config.batch
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = numpy_generator(self.seed, "diffusion-sample", index)
+        from_unlabeled = self._unlabeled is not None and generator.random() < self.config.unlabeled_fraction
+        pool = self._unlabeled if from_unlabeled and self._unlabeled else self._annotated
+        row = pool.draw(generator)
+        turn = int(generator.integers(N_SYMMETRIES))
+        picture = symmetry(pool.cache.picture(row), turn)
+        if pool is self._unlabeled or generator.random() < self.config.layout_dropout:
+            layout = np.full(picture.shape[:2], self.n_classes, np.int64)
+        else:
+            layout = symmetry(pool.cache.mask(row), turn).astype(np.int64)
+            # Pixels under the ignore index have no known class.
+            layout[layout >= self.n_classes] = self.n_classes
+        style, present = pool.styles(row, generator)
+        if generator.random() < self.config.style.dropout:
+            present = np.zeros_like(present)
+        return {
+            "picture": _channels_first(picture),
+            "layout": torch.from_numpy(np.ascontiguousarray(layout)),
+            "style": _channels_first(style),
+            "present": torch.from_numpy(present),
+        }
+
+    def some_pictures(self, n: int) -> torch.Tensor:
+        """uint8 `(m, 3, px, px)`: m <= n pictures spread over annotated and unannotated ones."""
+        pools = [self._annotated] + ([self._unlabeled] if self._unlabeled else [])
+        chosen = [
+            pool.cache.picture(int(row))
+            for pool in pools
+            for row in np.linspace(0, len(pool.cache) - 1, min(n // len(pools), len(pool.cache)))
+        ]
+        return _channels_first(np.stack(chosen))
+
+
+class _Pool:
+    """Pictures of one kind (annotated or not), with their styles."""
+
+    def __init__(self, dataset: DatasetFolder, config: DiffusionConfig, picture_px: int):
+        self.cache = PictureCache(dataset, picture_px)
+        self.styles = StyleSampler(self.cache, config.style.sampling, config.style.n_pictures)
+        self._rows = list(rows_by_patient(dataset.table).values())
+
+    def draw(self, generator: np.random.Generator) -> int:
+        rows = self._rows[generator.integers(len(self._rows))]
+        return int(rows[generator.integers(len(rows))])
+
+
+def make_codec(config: DiffusionConfig) -> Codec:
+    """The first stage of a configuration, not yet measured."""
+    if config.codec.kind == "pixel":
+        return PixelCodec(config.codec.space_to_depth)
+    return AutoencoderCodec.from_pretrained(config.codec.path)
+
+
+def make_denoiser(config: DiffusionConfig, codec: Codec, n_classes: int, seed: int) -> StyleDenoiser:
+    """The network with initial weights that are a function of `seed` alone."""
+    # Layers draw their initial weights from the global generator; fork it so that nobody else notices.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "initial-weights"))
+        return StyleDenoiser(
+            n_classes=n_classes,
+            latent_channels=codec.latent_channels,
+            layout_factor=codec.factor,
+            channels=tuple(config.denoiser.channels),
+            blocks_per_level=config.denoiser.blocks_per_level,
+            attention=tuple(config.denoiser.attention) if config.denoiser.attention else None,
+            norm_groups=config.denoiser.norm_groups,
+            layout_channels=config.denoiser.layout_channels,
+            style_dim=config.style.dim,
+            style_channels=tuple(config.style.channels),
+            aggregation=config.style.aggregation,
+        )
+
+
+def _channels_first(pictures: np.ndarray) -> torch.Tensor:
+    """(..., h, w, 3) to (..., 3, h, w)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures, -1, -3)))

@@ -1,0 +1,187 @@
+"""The engineering of a training loop: devices, resumable sample stream, averaged weights, checkpoints, metrics.
+
+A run is a function of the images it has seen: sample i of the stream is a pure function of (seed, i), and the
+generator for noise is seeded anew before each step from (seed, images seen). A run killed at any moment and started
+again therefore ends in the same weights as an uninterrupted one (the practice of EDM2, Karras et al. 2024).
+Devices, data parallelism and the state on disk are Accelerate's; the averaged weights are diffusers' EMAModel.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from stedm.errors import StedmError
+from stedm.files import replacing
+from stedm.seeds import torch_generator
+
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, latest loss)."""
+
+_LOG_EVERY_STEPS = 10
+_KEEP_CHECKPOINTS = 2
+
+
+class Engine:
+    """Run a training loop so that it can be killed and resumed.
+
+    Args:
+        network: one module with everything that learns; the optimizer gets `network.parameters()` whole.
+        folder: the run folder; `checkpoints/` and `metrics.jsonl` are written there.
+        steps: optimizer steps of the whole run.
+        batch: samples a step, over all processes.
+        schedule: `cosine` (warm-up, then cosine decay to zero) or `constant` (warm-up, then constant).
+        ema_decay: largest decay of the averaged weights; None = no average.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        folder: Path,
+        *,
+        steps: int,
+        batch: int,
+        lr: float,
+        warmup_steps: int,
+        weight_decay: float,
+        checkpoint_every_steps: int,
+        seed: int,
+        schedule: str = "cosine",
+        ema_decay: float | None = None,
+        on_progress: Progress | None = None,
+    ):
+        self.folder, self.steps, self.batch, self.seed = Path(folder), steps, batch, seed
+        self.lr, self.warmup_steps, self.schedule = lr, warmup_steps, schedule
+        self.checkpoint_every_steps, self.on_progress = checkpoint_every_steps, on_progress
+        self.accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+        network = network.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.ema = None
+        if ema_decay is not None:
+            self.ema = EMAModel(self.network.parameters(), decay=ema_decay, foreach=True)
+            self.ema.to(self.accelerator.device)
+            self.accelerator.register_for_checkpointing(self.ema)
+        self.step_done = 0
+        self._resume()
+
+    @property
+    def images_seen(self) -> int:
+        return self.step_done * self.batch
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def batches(self, samples: Dataset) -> Iterator[Any]:
+        """Yield the batches that remain; `samples[i]` must be a pure function of i."""
+        sampler = range(self.images_seen, self.steps * self.batch)
+        loader = self.accelerator.prepare(DataLoader(samples, batch_size=self.batch, sampler=sampler))
+        self.network.train()
+        for batch in loader:
+            self.generator = torch_generator(
+                self.seed, "step", self.images_seen, "rank", self.accelerator.process_index
+            )
+            yield batch
+        self.accelerator.wait_for_everyone()
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Backward, clip, optimizer, average, log, checkpoint."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * self._lr_factor(self.step_done)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.step(self.network.parameters())
+        self.step_done += 1
+        self._log(loss)
+        if self.step_done % self.checkpoint_every_steps == 0 or self.step_done == self.steps:
+            self._save()
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[nn.Module]:
+        """The bare network with its averaged weights in place (the raw ones where there is no average)."""
+        network = self.accelerator.unwrap_model(self.network)
+        if self.ema is None:
+            yield network
+            return
+        self.ema.store(network.parameters())
+        self.ema.copy_to(network.parameters())
+        try:
+            yield network
+        finally:
+            self.ema.restore(network.parameters())
+
+    def _lr_factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def _log(self, loss: torch.Tensor) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise StedmError(f"{self.folder}: the loss became {value} at step {self.step_done}; lower the learning rate")
+        if self.on_progress:
+            self.on_progress(self.step_done, self.steps, value)
+        if self.accelerator.is_main_process and (
+            self.step_done % _LOG_EVERY_STEPS == 0 or self.step_done in (1, self.steps)
+        ):
+            row = {
+                "step": self.step_done,
+                "images_seen": self.images_seen,
+                "loss": value,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
+            }
+            with self._metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    @property
+    def _metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def _checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*"))
+
+    def _save(self) -> None:
+        target = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
+        if self.accelerator.is_main_process:
+            with replacing(target) as temporary:
+                self.accelerator.save_state(str(temporary), safe_serialization=True)
+            for old in self._checkpoints[:-_KEEP_CHECKPOINTS]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._checkpoints:
+            newest = self._checkpoints[-1]
+            self.accelerator.load_state(str(newest))
+            self.step_done = int(newest.name.removeprefix("step-"))
+        rows = []
+        if self._metrics_path.is_file():
+            # What was logged after the newest checkpoint will be logged again.
+            lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
+            rows = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step_done]
+        with replacing(self._metrics_path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
+        self._seconds_before = json.loads(rows[-1])["seconds"] if rows else 0.0
+        self._started = time.monotonic()

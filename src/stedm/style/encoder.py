@@ -1,0 +1,47 @@
+"""The style encoder E_s: a style picture becomes a style vector (paper, section 3)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class ConvStyleEncoder(nn.Module):
+    """Convolutional encoder whose output is made of channel statistics over the picture.
+
+    Each level halves the picture. The mean and standard deviation over positions are taken of the RGB input and of
+    every level, then projected to the style vector. Statistics over positions carry colour and texture but not where
+    things are, so that the layout of a style picture can't be read from its vector (the observation behind AdaIN,
+    Huang & Belongie 2017). No normalisation layers: absolute colour is what style is about.
+
+    Args:
+        channels: widths of the levels.
+        dim: length of the style vector.
+    """
+
+    def __init__(self, channels: list[int], dim: int):
+        super().__init__()
+        self.levels = nn.ModuleList()
+        previous = 3
+        for width in channels:
+            self.levels.append(nn.Conv2d(previous, width, kernel_size=3, stride=2, padding=1))
+            previous = width
+        self.project = nn.Sequential(
+            nn.Linear(2 * (3 + sum(channels)), 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
+        )
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Style vectors `(m, dim)` of pictures `(m, 3, height, width)` in [-1, 1]."""
+        statistics = [_mean_and_deviation(pictures)]
+        features = pictures
+        for level in self.levels:
+            features = F.silu(level(features))
+            statistics.append(_mean_and_deviation(features))
+        return self.project(torch.cat(statistics, dim=1))
+
+
+def _mean_and_deviation(features: torch.Tensor) -> torch.Tensor:
+    """Channel means and standard deviations over positions, `(m, 2 c)`."""
+    mean = features.mean(dim=(2, 3))
+    # The small constant keeps the gradient of the root finite on flat pictures.
+    deviation = (features.var(dim=(2, 3), unbiased=False) + 1e-5).sqrt()
+    return torch.cat([mean, deviation], dim=1)

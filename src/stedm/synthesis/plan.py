@@ -1,0 +1,142 @@
+"""The plan: which layout is painted in whose style, a row a picture, decided before any picture is drawn.
+
+Layouts come from annotated patients, styles from patients nobody annotated. Prior knowledge about tissue composition
+enters here: the category of a slide (diagnosis, score) is known without pixel annotation, and a patient gets layouts
+of annotated patients of its own category where there are any (paper, section 3).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stedm.config import SynthesisConfig
+from stedm.data.folder import DatasetFolder
+from stedm.data.transforms import N_SYMMETRIES
+from stedm.errors import StedmError
+from stedm.files import fingerprint, replacing
+from stedm.seeds import numpy_generator, seed_for
+from stedm.style.sampling import rows_by_patient
+
+LIST_SEPARATOR = ";"
+COLUMNS = [
+    "image_id",
+    "layout_image_file_name",
+    "layout_patient_id",
+    "layout_symmetry",
+    "style_patient_id",
+    "style_image_file_names",
+    "category",
+    "seed",
+    "guidance",
+    "sampler",
+    "steps",
+]
+
+
+def make_plan(config: SynthesisConfig, annotated: DatasetFolder, unlabeled: DatasetFolder, *, seed: int = 0) -> pd.DataFrame:
+    """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients.
+
+    Row i is a pure function of (seed, i), so that a longer plan begins with the shorter one. The table's `attrs` name
+    the dataset folder and the batch size that synthesis uses.
+
+    Raises:
+        StedmError: a patient of val or test is among the sources, or one of them is empty.
+    """
+    if len(annotated) == 0 or len(unlabeled) == 0:
+        raise StedmError(f"{annotated.root}: a plan needs annotated pictures (layouts) and unannotated ones (styles)")
+    _refuse_held_out(annotated, "layouts", {"train"})
+    _refuse_held_out(unlabeled, "styles", {"unlabeled", "train"})
+    seed = seed_for(seed + config.seed, "plan")
+    patients = rows_by_patient(unlabeled.table)
+    order = numpy_generator(seed, "patients").permutation(sorted(patients)).tolist()
+    rows_of_category = {str(key): np.asarray(rows) for key, rows in annotated.table.groupby("category").indices.items()}
+    rows = []
+    for i in range(config.n_pictures):
+        generator = numpy_generator(seed, "row", i)
+        patient = order[i % len(order)]
+        category, style_rows = _style(unlabeled.table, patients[patient], config, generator)
+        matched = rows_of_category.get(category) if config.match_category else None
+        layout_row = int(generator.choice(np.arange(len(annotated)) if matched is None else matched))
+        layout = annotated.table.iloc[layout_row]
+        rows.append(
+            {
+                "image_id": f"synthetic-{i:06d}",
+                "layout_image_file_name": layout["image_file_name"],
+                "layout_patient_id": layout["patient_id"],
+                "layout_symmetry": int(generator.integers(N_SYMMETRIES)),
+                "style_patient_id": patient,
+                "style_image_file_names": LIST_SEPARATOR.join(unlabeled.table["image_file_name"].iloc[style_rows]),
+                "category": layout["category"],
+                "seed": seed_for(seed, "noise", i),
+                "guidance": float(config.guidance),
+                "sampler": config.sampler,
+                "steps": config.steps,
+            }
+        )
+    plan = pd.DataFrame(rows, columns=COLUMNS)
+    plan.attrs = {"dataset": str(annotated.root.resolve()), "batch": config.batch}
+    return plan
+
+
+def _style(
+    table: pd.DataFrame, patient_rows: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
+) -> tuple[str, np.ndarray]:
+    """Draw a category that the patient has, and style pictures of that category."""
+    categories = table["category"].iloc[patient_rows].to_numpy()
+    category = str(generator.choice(categories))
+    return category, generator.permutation(patient_rows[categories == category])[: config.style_pictures]
+
+
+def write_plan(plan: pd.DataFrame, path: str | Path) -> None:
+    """Write `plan.parquet` atomically."""
+    with replacing(path) as temporary:
+        plan.to_parquet(temporary, index=False)
+
+
+def read_plan(path: str | Path) -> pd.DataFrame:
+    """Read a plan; StedmError with one line if it isn't one."""
+    path = Path(path)
+    if not path.is_file():
+        raise StedmError(f"{path}: no such plan; make one with `stedm plan CONFIG.yaml -n N -o plan.parquet`")
+    try:
+        plan = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
+    missing = [name for name in COLUMNS if name not in plan]
+    if missing or not {"dataset", "batch"} <= set(plan.attrs):
+        raise StedmError(f"{path}: not a plan ({'columns missing: ' + ', '.join(missing) if missing else 'no dataset named'})")
+    if plan.empty or plan["image_id"].duplicated().any():
+        raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
+    return plan
+
+
+def plan_fingerprint(plan: pd.DataFrame) -> str:
+    """Names the content of a plan."""
+    return fingerprint({"rows": plan[COLUMNS].to_csv(index=False), "batch": plan.attrs["batch"]})
+
+
+def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
+    """Refuse a plan that uses pictures the dataset doesn't have, or patients of val or test.
+
+    Raises:
+        StedmError: with the first offending picture.
+    """
+    splits = dict(zip(dataset.table["image_file_name"], dataset.table["split"], strict=True))
+    for row in plan.itertuples():
+        for name, allowed in [(row.layout_image_file_name, ("train",))] + [
+            (name, ("unlabeled", "train")) for name in str(row.style_image_file_names).split(LIST_SEPARATOR)
+        ]:
+            if name not in splits:
+                raise StedmError(f"plan row {row.image_id}: {name} is not in {dataset.root}; make the plan again")
+            if splits[name] not in allowed:
+                raise StedmError(
+                    f"plan row {row.image_id}: {name} is of split {splits[name]}; "
+                    f"only {' or '.join(allowed)} pictures may be used there"
+                )
+
+
+def _refuse_held_out(dataset: DatasetFolder, role: str, allowed: set[str]) -> None:
+    held_out = sorted(set(dataset.table["split"]) - allowed)
+    if held_out:
+        raise StedmError(f"{dataset.root}: {role} may not come from split {', '.join(held_out)}")

@@ -1,0 +1,141 @@
+"""Execute a plan: pictures with known masks, as a dataset folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
+from stedm.data.samples import PictureCache
+from stedm.data.transforms import symmetry
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.errors import StedmError
+from stedm.files import write_json
+from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, plan_fingerprint
+
+
+def synthesize(
+    model: StyleDiffusion,
+    plan: pd.DataFrame,
+    folder: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Draw the pictures of a plan that are missing in `folder`; a killed run goes on where it was.
+
+    The plan is cut into batches at fixed places and a batch with a missing picture is drawn again whole, so that every
+    picture is the same to the bit with or without interruption.
+
+    Args:
+        shard: (i, n) draws only the batches i, i + n, i + 2 n, ...; shards may run at the same time.
+        on_progress: called with (pictures done, pictures of this shard).
+
+    Returns:
+        True when the set is complete (metadata.csv is then written), False while other shards have work left.
+
+    Raises:
+        StedmError: the folder holds pictures of another plan or model, or the plan breaks the leakage rules.
+    """
+    dataset = DatasetFolder.open(plan.attrs["dataset"])
+    checked_sources(plan, dataset)
+    _claim(folder, plan, model)
+    painter = _Painter(model, dataset)
+    size = int(plan.attrs["batch"])
+    batches = [plan.iloc[start : start + size] for start in range(0, len(plan), size)][shard[0] :: shard[1]]
+    done, total = 0, sum(len(batch) for batch in batches)
+    for batch in batches:
+        if not all(_is_drawn(folder, image_id) for image_id in batch["image_id"]):
+            pictures, masks = painter(batch)
+            for image_id, picture, mask in zip(batch["image_id"], pictures, masks, strict=True):
+                write_png(folder / _mask_name(image_id), mask)
+                write_png(folder / _image_name(image_id), picture)
+        done += len(batch)
+        if on_progress:
+            on_progress(done, total)
+    if not all(_is_drawn(folder, image_id) for image_id in plan["image_id"]):
+        return False
+    _write_table(folder, plan, dataset.info, model.fingerprint)
+    return True
+
+
+class _Painter:
+    """Plan rows to pictures and masks."""
+
+    def __init__(self, model: StyleDiffusion, dataset: DatasetFolder):
+        if model.classes != dataset.info.classes:
+            raise StedmError(f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}")
+        self.model, self.unknown_index = model, dataset.info.ignore_index
+        self.cache = PictureCache(dataset, model.picture_px)
+        self._row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+
+    def __call__(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        masks = np.stack(
+            [
+                symmetry(self.cache.mask(self._row_of[row.layout_image_file_name]), row.layout_symmetry)
+                for row in rows.itertuples()
+            ]
+        )
+        styles = [
+            [self.cache.picture(self._row_of[name]) for name in names.split(LIST_SEPARATOR)]
+            for names in rows["style_image_file_names"]
+        ]
+        settings = {(row.guidance, row.steps, row.sampler) for row in rows.itertuples()}
+        pictures = np.zeros((*masks.shape, 3), np.uint8)
+        for guidance, steps, sampler in sorted(settings):
+            same = (
+                (rows["guidance"] == guidance) & (rows["steps"] == steps) & (rows["sampler"] == sampler)
+            ).to_numpy()
+            pictures[same] = self.model.generate(
+                masks[same],
+                [style for style, chosen in zip(styles, same, strict=True) if chosen],
+                guidance=float(guidance),
+                steps=int(steps),
+                sampler=sampler,
+                seed=rows["seed"][same].tolist(),
+                batch=len(rows),
+            )
+        return pictures, masks
+
+
+def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
+    """Note in the folder which plan and model its pictures are of; refuse another's."""
+    claim = {"plan": plan_fingerprint(plan), "model": model.fingerprint}
+    path = folder / "synthesis.json"
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != claim:
+            raise StedmError(f"{folder}: holds pictures of another plan or model; give another folder or remove this one")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise StedmError(f"{folder}: not empty and not a synthetic set; give another folder")
+    write_json(path, claim)
+
+
+def _write_table(folder: Path, plan: pd.DataFrame, info: DatasetInfo, model_fingerprint: str) -> None:
+    table = pd.DataFrame(
+        {
+            "image_file_name": [_image_name(image_id) for image_id in plan["image_id"]],
+            "mask_file_name": [_mask_name(image_id) for image_id in plan["image_id"]],
+            "patient_id": plan["style_patient_id"],
+            "slide_id": "",
+            "split": "train",
+        }
+    )
+    table = pd.concat([table, plan.reset_index(drop=True)], axis=1)
+    table["model_fingerprint"] = model_fingerprint
+    synthetic = DatasetInfo(f"{info.name} (synthetic)", info.classes, info.ignore_index, info.licence, info.citation)
+    write_metadata(folder, synthetic, table)
+
+
+def _image_name(image_id: str) -> str:
+    return f"images/{image_id}.png"
+
+
+def _mask_name(image_id: str) -> str:
+    return f"masks/{image_id}.png"
+
+
+def _is_drawn(folder: Path, image_id: str) -> bool:
+    return (folder / _image_name(image_id)).is_file() and (folder / _mask_name(image_id)).is_file()
