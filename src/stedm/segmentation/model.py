@@ -67,7 +67,9 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
             )
         except (KeyError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
-            raise StedmError(f"segmentation: no {config.architecture} with encoder {config.encoder} ({text})") from error
+            raise StedmError(
+                f"segmentation: no {config.architecture} with encoder {config.encoder} ({text})"
+            ) from error
     if config.encoder_weights is not None:
         _load_weights(network.encoder, config.encoder_weights)
     # On CPUs convolutions are 1.2 to 1.5 times as fast in this order.
