@@ -81,10 +81,7 @@ class Experiment:
 
     @cached_property
     def annotated(self) -> DatasetFolder:
-        """The train pictures that count as annotated under the label budget."""
-        chosen = choose_annotated(self.dataset, self.config.data.annotated_patients, self.config.data.draw)
-        table = self.dataset.table
-        return self.dataset.select((table["patient_id"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
+        return annotated_part(self.dataset, self.config)
 
     @cached_property
     def unlabeled(self) -> DatasetFolder:
@@ -125,11 +122,8 @@ class Experiment:
         """Make the plan, or read it."""
         path = self.folder / "plan.parquet"
         if not path.is_file():
-            write_plan(self.make_plan(), path)
+            write_plan(make_plan(self.config.synthesis, self.annotated, self.unlabeled, seed=self.config.seed), path)
         return read_plan(path)
-
-    def make_plan(self) -> pd.DataFrame:
-        return make_plan(self.config.synthesis, self.annotated, self.unlabeled, seed=self.config.seed)
 
     def synthesize(self) -> DatasetFolder:
         """Draw the synthetic set, or what is missing of it."""
@@ -254,6 +248,26 @@ def count_dataset(segmenter: Path, pictures: PictureCache, *, arm: str, seed: in
     return counts_table(
         arm, seed, table["patient_id"].tolist(), table["category"].tolist(), cells, dataset.info.classes
     )
+
+
+def plan_pictures(config: RunConfig, n: int) -> pd.DataFrame:
+    """The plan of a configuration for `n` pictures, without a run folder.
+
+    Raises:
+        StedmError: the configuration asks for a phantom, which would lie in a run folder.
+    """
+    if config.data.path is None:
+        raise StedmError("plan: make the phantom first (`stedm data phantom OUT`), then give it as data.path")
+    dataset = DatasetFolder.open(config.data.path)
+    synthesis = config.synthesis.model_copy(update={"n_pictures": n})
+    return make_plan(synthesis, annotated_part(dataset, config), dataset.split("unlabeled"), seed=config.seed)
+
+
+def annotated_part(dataset: DatasetFolder, config: RunConfig) -> DatasetFolder:
+    """The train pictures that count as annotated under the label budget."""
+    chosen = choose_annotated(dataset, config.data.annotated_patients, config.data.draw)
+    table = dataset.table
+    return dataset.select((table["patient_id"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
 
 
 def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) -> dict[str, Any]:
