@@ -49,7 +49,7 @@ def run(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> N
 
 def _run(config: Path, output: Path, overrides: list[str] | None) -> None:
     from stedm.config import load_config
-    from stedm.evaluation.stats import summary_text
+    from stedm.evaluation.text import summary_text
     from stedm.experiment import Experiment
 
     summary = Experiment(load_config(config, overrides), output).run()
@@ -185,7 +185,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
 ) -> None:
     """Score a segmenter on a dataset, patient by patient."""
-    from stedm.evaluation.stats import summary_text
+    from stedm.evaluation.text import summary_text
     from stedm.experiment import evaluate_segmenter
 
     typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output)))
@@ -198,7 +198,7 @@ def compare(
 ) -> None:
     """Compare reports on the patients they share."""
     from stedm.evaluation.report import compare_reports
-    from stedm.evaluation.stats import summary_text
+    from stedm.evaluation.text import summary_text
 
     typer.echo(summary_text(compare_reports(reports, output)))
 
