@@ -244,3 +244,18 @@ def test_compare_reports_warns_of_other_pixels_and_refuses_what_cannot_be_compar
         compare_reports([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "new.html", CONFIG)
     with pytest.raises(StedmError, match="no such file"):
         compare_reports([tmp_path / "a", tmp_path / "nowhere"], out, CONFIG)
+
+
+def test_report_of_several_classes_and_many_categories(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = rng.integers(1, 50, size=(24, 4, 4))
+    cells[:, 3, :3] = 0  # a class that is nowhere: not known, not zero
+    ids, categories = [f"p{i}" for i in range(24)], [f"kind {i}" for i in range(24)]
+    classes = ["background", "gland", "<i>nerve", "fat"]
+    counts = pd.concat([counts_table(arm, 0, ids, categories, cells, classes) for arm in ("real", "real+synthetic")])
+    summary = write_report(tmp_path, counts, title="many", evaluation=CONFIG)
+    assert summary["arms"]["real"]["iou_pooled_per_class"]["fat"] is None
+    assert summary["comparisons"][0]["delta_mean"] == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "pooled, &lt;i&gt;nerve" in html
+    assert "No evidence" in html
