@@ -24,7 +24,7 @@ from stedm.evaluation.report import (
 from stedm.evaluation.stats import summarise
 
 CONFIG = EvaluationConfig(bootstrap=300)
-BASE = np.linspace(0.2, 0.9, 12)
+BASE = np.linspace(0.2, 0.9, 14)
 ODD_IDS = ["<script>alert(1)</script>", "a$b_{c", 'q"uote&', "患者", "tab\there", "x" * 60]
 
 
@@ -65,7 +65,7 @@ def panels():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, panels):
     folder = tmp_path_factory.mktemp("run") / "report"
-    ids = ODD_IDS + [f"p{i:02d}" for i in range(6)]
+    ids = ODD_IDS + [f"p{i:02d}" for i in range(8)]
     scores = {"real": BASE, "real+synthetic": 0.5 * BASE + 0.5, "upper": 0.3 * BASE + 0.7}
     counts = make_counts(scores, ids=ids)
     summary = write_report(
@@ -114,7 +114,7 @@ def test_verdict_that_helped(report):
     verdict = judge(report[2], CONFIG)
     assert verdict.tone == "better"
     assert verdict.pair == ("real+synthetic", "real")
-    expected = "Synthetic pictures raised mean IoU over 12 patients from 0.550 to 0.775 (+0.225, 95 % interval "
+    expected = "Synthetic pictures raised mean IoU over 14 patients from 0.550 to 0.775 (+0.225, 95 % interval "
     assert verdict.headline.startswith(expected)
     assert "the spread between patients fell (SD ratio 0.50" in verdict.headline
     assert verdict.headline in (report[0] / "report.html").read_text()
@@ -217,7 +217,7 @@ def test_compare_reports_joins_common_patients_and_prefixes_colliding_arms(tmp_p
     assert ("large/real+synthetic", "real") in pairs
     assert json.loads((out.parent / "summary.json").read_text()) == summary
     html = out.read_text()
-    assert "8 common patients, 4 dropped" in html
+    assert "8 common patients, 6 dropped" in html
     assert "http" not in html
     assert "other pixels" not in html
 
@@ -235,7 +235,7 @@ def test_compare_reports_warns_of_other_pixels_and_refuses_what_cannot_be_compar
     write_report(tmp_path / "c", make_counts({"real": BASE[:1]}, ids=["other"]), title="c", evaluation=CONFIG)
     out = tmp_path / "out" / "report.html"
     compare_reports([tmp_path / "a", tmp_path / "b"], out, CONFIG)
-    assert "12 scored on other pixels" in out.read_text()
+    assert "14 scored on other pixels" in out.read_text()
     with pytest.raises(StedmError, match="no patient in common"):
         compare_reports([tmp_path / "a", tmp_path / "c"], out, CONFIG)
     with pytest.raises(StedmError, match="at least two"):
@@ -244,3 +244,18 @@ def test_compare_reports_warns_of_other_pixels_and_refuses_what_cannot_be_compar
         compare_reports([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "new.html", CONFIG)
     with pytest.raises(StedmError, match="no such file"):
         compare_reports([tmp_path / "a", tmp_path / "nowhere"], out, CONFIG)
+
+
+def test_report_of_several_classes_and_many_categories(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = rng.integers(1, 50, size=(24, 4, 4))
+    cells[:, 3, :3] = 0  # a class that is nowhere: not known, not zero
+    ids, categories = [f"p{i}" for i in range(24)], [f"kind {i}" for i in range(24)]
+    classes = ["background", "gland", "<i>nerve", "fat"]
+    counts = pd.concat([counts_table(arm, 0, ids, categories, cells, classes) for arm in ("real", "real+synthetic")])
+    summary = write_report(tmp_path, counts, title="many", evaluation=CONFIG)
+    assert summary["arms"]["real"]["iou_pooled_per_class"]["fat"] is None
+    assert summary["comparisons"][0]["delta_mean"] == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "pooled, &lt;i&gt;nerve" in html
+    assert "No evidence" in html

@@ -67,6 +67,12 @@ def test_pairing_makes_a_constant_gain_certain():
     assert result["sd_ratio"] == pytest.approx(1)
 
 
+def test_rounding_dust_is_no_difference():
+    a = series([0.1 + 0.2, 0.5, 0.7])
+    result = compare(a, series([0.3, 0.5, 0.7]), CONFIG)
+    assert (result["p_wilcoxon"], result["n_improved"]) == (1, 0)
+
+
 def test_half_the_spread():
     baseline = np.random.default_rng(2).uniform(size=50)
     result = compare(series(0.5 * baseline), series(baseline), CONFIG)

@@ -96,19 +96,21 @@ def compare(a: pd.Series, b: pd.Series, config: EvaluationConfig | None = None) 
     pairs = pd.concat({"a": a, "b": b}, axis=1, join="inner").sort_index()
     kept = pairs.dropna()
     x, y = kept["a"].to_numpy(dtype=float), kept["b"].to_numpy(dtype=float)
+    # Rounding dust (means over seeds in another order) would break ties and zeros of the rank test.
+    difference = np.round(x - y, 12)
     n = len(kept)
     return {
         "delta_mean": _number((x - y).mean()) if n else None,
         "delta_ci": bootstrap_interval(lambda p, q: (p - q).mean(axis=-1), x, y, config=config),
-        "p_wilcoxon": wilcoxon_p(x - y),
+        "p_wilcoxon": wilcoxon_p(difference),
         "sd_ratio": _number(sd_ratio(x, y)) if n > 1 else None,
         "sd_ratio_ci": bootstrap_interval(sd_ratio, x, y, config=config),
         "delta_worst_decile": _number(worst_decile(x) - worst_decile(y)) if n else None,
         "iou_mean_a": _number(x.mean()) if n else None,
         "iou_mean_b": _number(y.mean()) if n else None,
         "n_patients": n,
-        "n_improved": int((x > y).sum()),
-        "n_worsened": int((x < y).sum()),
+        "n_improved": int((difference > 0).sum()),
+        "n_worsened": int((difference < 0).sum()),
     }
 
 
