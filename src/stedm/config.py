@@ -7,7 +7,7 @@ description in the JSON schema (`stedm config schema`), so that editors complete
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from stedm.errors import StedmError
 from stedm.files import fingerprint
@@ -109,10 +109,20 @@ class AutoencoderCodecConfig(_Part):
     """Folder of the autoencoder: config.json and safetensors."""
 
 
+def _codec_kind(value: Any) -> str:
+    return value.get("kind", "pixel") if isinstance(value, dict) else getattr(value, "kind", "pixel")
+
+
+CodecConfig = Annotated[
+    Annotated[PixelCodecConfig, Tag("pixel")] | Annotated[AutoencoderCodecConfig, Tag("autoencoder")],
+    Discriminator(_codec_kind),
+]
+
+
 class DiffusionConfig(_Part):
     """Training of the style-extracting diffusion model."""
 
-    codec: Annotated[PixelCodecConfig | AutoencoderCodecConfig, Field(discriminator="kind")] = PixelCodecConfig()
+    codec: CodecConfig = PixelCodecConfig()
     style: StyleConfig = StyleConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     objective: Literal["eps", "v", "flow"] = "flow"

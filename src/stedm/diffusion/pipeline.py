@@ -224,7 +224,7 @@ def _checked_styles(style: Sequence, n: int) -> list[list[np.ndarray]]:
     style = list(style)
     if not style:
         raise StedmError("style: give at least one style picture")
-    if isinstance(style[0], np.ndarray) and style[0].ndim == 3:
+    if isinstance(style[0], np.ndarray) and style[0].ndim <= 3:
         return [style] * n
     if len(style) != n:
         raise StedmError(f"style: {len(style)} lists of style pictures for {n} layouts; give one list, or one for each")

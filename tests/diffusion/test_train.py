@@ -1,0 +1,123 @@
+"""Training: everything learns, nothing depends on interruptions, unlabeled masks stay closed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stedm.config import RunConfig, StyleConfig, to_yaml
+from stedm.diffusion.codec import PixelCodec
+from stedm.diffusion.train import DiffusionSamples, make_denoiser, train_diffusion
+from stedm.errors import StedmError
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "denoiser" / "diffusion_pytorch_model.safetensors")
+
+
+def test_every_trainable_parameter_moves_in_one_step(diffusion_config, cohort, tmp_path):
+    """The released reference left style encoder and aggregation out of its optimizer; here nothing may be left out."""
+    config = diffusion_config(
+        steps=1, batch=8, weight_decay=0.0, ema_decay=0.0, style=StyleConfig(dim=16, channels=[8, 12], dropout=0.5)
+    )
+    before = make_denoiser(config, PixelCodec(2), n_classes=2, seed=3)
+    after = train_diffusion(config, *cohort, tmp_path, picture_px=16, seed=3).denoiser
+    moved = dict(after.named_parameters())
+    names = [name for name, parameter in before.named_parameters() if parameter.requires_grad]
+    assert any(name.startswith("style_encoder") for name in names)
+    stayed = [name for name, start in before.named_parameters() if torch.equal(start, moved[name])]
+    assert stayed == []
+
+
+def test_golden_loss_trace(diffusion_config, cohort, tmp_path):
+    """A fixed seed gives the stored losses: a change of the science shows here and must be deliberate."""
+    train_diffusion(diffusion_config(steps=20, lr=5e-3), *cohort, tmp_path, picture_px=16, seed=0)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 10, 20]
+    np.testing.assert_allclose([row["loss"] for row in rows], GOLDEN, rtol=2e-3)
+
+
+GOLDEN = [2.0480, 1.7723, 1.5604]
+
+
+@pytest.mark.parametrize("objective", ["eps", "v", "flow"])
+def test_every_objective_learns(diffusion_config, cohort, tmp_path, objective):
+    config = diffusion_config(objective=objective, steps=60, batch=8, lr=3e-3, checkpoint_every_steps=60)
+    train_diffusion(config, *cohort, tmp_path, picture_px=16)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-2:]) < 0.75 * losses[0]
+
+
+def test_a_sample_is_a_pure_function_of_its_index(diffusion_config, cohort):
+    first, second = (DiffusionSamples(diffusion_config(), *cohort, 16, seed=5) for _ in range(2))
+    second[7]
+    for key, value in first[3].items():
+        assert torch.equal(value, second[3][key])
+    assert not torch.equal(first[3]["picture"], first[4]["picture"])
+
+
+def test_unannotated_pictures_train_with_unknown_layout_and_their_masks_are_never_opened(diffusion_config, cohort):
+    annotated, unlabeled = cohort
+    for row in range(len(unlabeled)):
+        (unlabeled.root / unlabeled.table["mask_file_name"][row]).write_bytes(b"not to be opened")
+    samples = DiffusionSamples(diffusion_config(unlabeled_fraction=1.0), annotated, unlabeled, 16, seed=0)
+    assert all((samples[i]["layout"] == 2).all() for i in range(20))
+    config = diffusion_config(unlabeled_fraction=0.0, layout_dropout=0.0)
+    samples = DiffusionSamples(config, annotated, unlabeled, 16, seed=0)
+    assert not any((samples[i]["layout"] == 2).any() for i in range(20))
+
+
+def test_pixels_under_the_ignore_index_are_unknown(diffusion_config, cohort):
+    from stedm.data.folder import write_png
+
+    annotated, _ = cohort
+    for row in range(len(annotated)):
+        write_png(annotated.root / annotated.table["mask_file_name"][row], np.full((16, 16), 255, np.uint8))
+    samples = DiffusionSamples(diffusion_config(unlabeled_fraction=0.0), annotated, None, 16, seed=0)
+    assert (samples[0]["layout"] == 2).all()
+
+
+def test_no_annotated_picture_is_refused(diffusion_config, cohort, tmp_path):
+    annotated, unlabeled = cohort
+    with pytest.raises(StedmError, match="no annotated picture"):
+        train_diffusion(diffusion_config(), annotated.select([]), unlabeled, tmp_path, picture_px=16)
+
+
+def test_killed_training_ends_in_the_weights_of_an_uninterrupted_one(diffusion_config, tiny_dataset, tmp_path):
+    """A real process, killed with SIGKILL at a moment between two checkpoints."""
+    diffusion = diffusion_config(steps=60, checkpoint_every_steps=8)
+    config = RunConfig(name="kill", data={"path": tiny_dataset(picture_px=16), "picture_px": 16}, diffusion=diffusion)
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+
+    def command(output: str) -> list[str]:
+        return [sys.executable, "-m", "stedm.cli", "train", "diffusion", str(tmp_path / "c.yaml"), "-o", output]
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(str(killed)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        _wait_for(lambda: len(list(killed.glob("checkpoints/step-*"))) >= 2, process)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "model").exists(), "it had finished before the kill: the test shows nothing"
+    subprocess.run(command(str(killed)), check=True, capture_output=True)
+    subprocess.run(command(str(tmp_path / "whole")), check=True, capture_output=True)
+    resumed, whole = _weights(killed), _weights(tmp_path / "whole")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), "resuming logged a step twice"
+
+
+def _wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the process ended before it could be killed"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
