@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from stedm.config import SegmentationConfig
-from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
+from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
+from stedm.data.pictures import write_png
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
@@ -31,7 +32,9 @@ TINY = SegmentationConfig(
 )
 
 
-def _discs(root: Path, *, pictures: dict[str, int], blue: int, seed: int, classes: tuple[str, ...] = ("ground", "disc")):
+def _discs(
+    root: Path, *, pictures: dict[str, int], blue: int, seed: int, classes: tuple[str, ...] = ("ground", "disc")
+):
     """Blue-channel value `blue` marks the set a picture comes from; a patient's name is in its green channel."""
     generator = numpy_generator(seed, "discs")
     rows = []

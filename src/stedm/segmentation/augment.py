@@ -40,9 +40,7 @@ def augment_geometry(
     theta[:, 1] = torch.stack([sin / factor, cos / factor, reach * (2 * y - 1)], dim=1)
     grid = F.affine_grid(theta, list(pictures.shape), align_corners=False).to(pictures.device)
     moved = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    labels = F.grid_sample(
-        masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False
-    )
+    labels = F.grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return moved, labels[:, 0].to(masks.dtype)
 
 
@@ -80,9 +78,7 @@ def _jitter_stains(pictures: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return torch.exp(-density).clamp(0, 1)
 
 
-def _jitter_colours(
-    pictures: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor
-) -> Tensor:
+def _jitter_colours(pictures: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     """Four factors (n,) a sample: 1, 1, 1 and hue 0 change nothing; hue is a part of the colour circle.
 
     Hue and saturation turn and stretch the chroma plane of YIQ, which is one matrix a sample.
