@@ -96,10 +96,12 @@ class MixedSamples(Dataset):
         picture_px: int,
         seed: int,
     ):
-        if synthetic is not None and synthetic.info.classes != real.info.classes:
-            raise StedmError(
-                f"{synthetic.root}: has classes {synthetic.info.classes}, {real.root} has {real.info.classes}"
-            )
+        for key in ("classes", "ignore_index"):
+            if synthetic is not None and getattr(synthetic.info, key) != getattr(real.info, key):
+                theirs, ours = getattr(synthetic.info, key), getattr(real.info, key)
+                raise StedmError(
+                    f"{synthetic.root}: has {key} {theirs}, {real.root} has {ours}; make it from this dataset"
+                )
         self.synthetic_fraction = 0.0 if synthetic is None else synthetic_fraction
         self.seed = seed
         self._sets = [_PatientBalanced(dataset, picture_px) for dataset in (real, synthetic) if dataset is not None]
@@ -112,6 +114,9 @@ class MixedSamples(Dataset):
 
 class _PatientBalanced:
     def __init__(self, dataset: DatasetFolder, picture_px: int):
+        held_out = sorted(set(dataset.table["split"]) & {"val", "test"})
+        if held_out:
+            raise StedmError(f"{dataset.root}: pictures of split {held_out[0]} are not for training; select train")
         annotated = dataset.select(dataset.table["mask_file_name"] != "")
         if len(annotated) == 0:
             raise StedmError(f"{dataset.root}: no annotated picture to train on")
