@@ -5,7 +5,7 @@ description in the JSON schema (`stedm config schema`), so that editors complete
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,6 +15,7 @@ from stedm.files import fingerprint
 Arm = Literal["real", "real+stain", "real+synthetic", "real+stain+synthetic", "upper"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -249,34 +250,53 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
     Relative paths inside the file are taken relative to the file. Raises `StedmError` with one line per problem.
     """
+    path = Path(path)
+    return parse_config(_read_values(path, overrides), source=str(path), base=path.parent)
+
+
+def load_phantom_config(path: str | Path | None, overrides: list[str] | None = None) -> PhantomConfig:
+    """The phantom part of a run configuration, or the default one; overrides are `picture_px=128` and the like."""
+    if path is not None:
+        phantom = load_config(path, [f"data.phantom.{text}" for text in overrides or []]).data.phantom
+        if phantom is None:
+            raise StedmError(f"{path}: has no data.phantom")
+        return phantom
+    return _validated(PhantomConfig, _read_values(None, overrides), "--set")
+
+
+def _read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any]:
+    """Plain values of a YAML file (of nothing if None) with overrides."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    path = Path(path)
-    if not path.is_file():
+    if path is not None and not path.is_file():
         raise StedmError(f"{path}: no such configuration file")
     for text in overrides or []:
         if "=" not in text:
             raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError, ValueError) as error:
+        read = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        values = OmegaConf.to_container(OmegaConf.merge(read, OmegaConf.from_dotlist(overrides or [])), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
         raise StedmError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from error
     if not isinstance(values, dict):
         raise StedmError(f"{path}: a configuration is a mapping of keys to values")
-    return parse_config(values, source=str(path), base=path.parent)
+    return values
 
 
 def parse_config(values: dict[str, Any], source: str, base: Path | None = None) -> RunConfig:
     """Validate plain values; `base` is the folder that relative paths refer to."""
+    config = _validated(RunConfig, values, source)
+    return config if base is None else _resolve_paths(config, base)
+
+
+def _validated(model: type[_Model], values: dict[str, Any], source: str) -> _Model:
     try:
-        config = RunConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         lines = [f"{source}: {'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()]
         raise StedmError("\n".join(lines)) from error
-    return config if base is None else _resolve_paths(config, base)
 
 
 def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:

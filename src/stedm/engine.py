@@ -136,7 +136,9 @@ class Engine:
     def _log(self, loss: torch.Tensor) -> None:
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise StedmError(f"{self.folder}: the loss became {value} at step {self.step_done}; lower the learning rate")
+            raise StedmError(
+                f"{self.folder}: the loss became {value} at step {self.step_done}; lower the learning rate"
+            )
         if self.on_progress:
             self.on_progress(self.step_done, self.steps, value)
         if self.accelerator.is_main_process and (

@@ -11,7 +11,7 @@ import diffusers
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from stedm.errors import StedmError
 from stedm.files import write_json
@@ -98,7 +98,9 @@ class AutoencoderCodec(torch.nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the autoencoder in diffusers' format, and the latent statistics beside it."""
         self.autoencoder.save_pretrained(folder)
-        write_json(Path(folder) / "latents.json", {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()})
+        write_json(
+            Path(folder) / "latents.json", {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "AutoencoderCodec":

@@ -4,6 +4,8 @@ One module, so that the optimizer, the averaged weights, data parallelism and th
 (the released reference never trained its style encoder because it lived beside the U-Net).
 """
 
+import math
+
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
@@ -57,7 +59,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
             block_out_channels=tuple(channels),
             layers_per_block=blocks_per_level,
             norm_num_groups=norm_groups,
-            attention_head_dim=32,
+            attention_head_dim=math.gcd(32, *channels),
             resnet_time_scale_shift="scale_shift",
             class_embed_type="identity",
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 TRAIN_TIMESTEPS = 1000
 

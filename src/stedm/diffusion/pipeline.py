@@ -134,7 +134,7 @@ class StyleDiffusion:
         steps: int,
         sampler: str,
     ) -> np.ndarray:
-        n, height, width = layouts.shape
+        height, width = layouts.shape[1:]
         shape = (self.codec.latent_channels, height // self.codec.factor, width // self.codec.factor)
         # One generator a picture: the same seed gives the same noise alone or in any batch.
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]

@@ -54,7 +54,7 @@ class StyleSampler:
 def random_piece(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A random square piece of a picture, mirrored or turned, enlarged to the picture's size."""
     height, width = picture.shape[:2]
-    side = int(round(min(height, width) * generator.uniform(_SMALLEST_PIECE, _LARGEST_PIECE)))
+    side = round(min(height, width) * generator.uniform(_SMALLEST_PIECE, _LARGEST_PIECE))
     top, left = generator.integers(height - side + 1), generator.integers(width - side + 1)
     piece = Image.fromarray(picture[top : top + side, left : left + side])
     enlarged = np.asarray(piece.resize((width, height), Image.Resampling.BILINEAR))

@@ -34,7 +34,9 @@ COLUMNS = [
 ]
 
 
-def make_plan(config: SynthesisConfig, annotated: DatasetFolder, unlabeled: DatasetFolder, *, seed: int = 0) -> pd.DataFrame:
+def make_plan(
+    config: SynthesisConfig, annotated: DatasetFolder, unlabeled: DatasetFolder, *, seed: int = 0
+) -> pd.DataFrame:
     """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients.
 
     Row i is a pure function of (seed, i), so that a longer plan begins with the shorter one. The table's `attrs` name
@@ -105,7 +107,9 @@ def read_plan(path: str | Path) -> pd.DataFrame:
         raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
     missing = [name for name in COLUMNS if name not in plan]
     if missing or not {"dataset", "batch"} <= set(plan.attrs):
-        raise StedmError(f"{path}: not a plan ({'columns missing: ' + ', '.join(missing) if missing else 'no dataset named'})")
+        raise StedmError(
+            f"{path}: not a plan ({'columns missing: ' + ', '.join(missing) if missing else 'no dataset named'})"
+        )
     if plan.empty or plan["image_id"].duplicated().any():
         raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
     return plan

@@ -61,6 +61,14 @@ def synthesize(
     return True
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """`3/8` (the third of eight) to (2, 8)."""
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+        raise StedmError(f"--shard {text}: write it as I/N with 1 <= I <= N, for example 3/8")
+    return int(first) - 1, int(second)
+
+
 class _Painter:
     """Plan rows to pictures and masks."""
 
@@ -85,9 +93,7 @@ class _Painter:
         settings = {(row.guidance, row.steps, row.sampler) for row in rows.itertuples()}
         pictures = np.zeros((*masks.shape, 3), np.uint8)
         for guidance, steps, sampler in sorted(settings):
-            same = (
-                (rows["guidance"] == guidance) & (rows["steps"] == steps) & (rows["sampler"] == sampler)
-            ).to_numpy()
+            same = ((rows["guidance"] == guidance) & (rows["steps"] == steps) & (rows["sampler"] == sampler)).to_numpy()
             pictures[same] = self.model.generate(
                 masks[same],
                 [style for style, chosen in zip(styles, same, strict=True) if chosen],
@@ -106,7 +112,9 @@ def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
     path = folder / "synthesis.json"
     if path.is_file():
         if json.loads(path.read_text(encoding="utf-8")) != claim:
-            raise StedmError(f"{folder}: holds pictures of another plan or model; give another folder or remove this one")
+            raise StedmError(
+                f"{folder}: holds pictures of another plan or model; give another folder or remove this one"
+            )
         return
     if folder.exists() and any(folder.iterdir()):
         raise StedmError(f"{folder}: not empty and not a synthetic set; give another folder")

@@ -1,0 +1,265 @@
+"""The command line: verbs parse, call one function each, and hold no logic.
+
+Heavy imports stand inside the verbs, so that `stedm --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stedm import __version__
+from stedm.errors import StedmError
+
+app = typer.Typer(
+    name="stedm",
+    help="Style-extracting diffusion models for semi-supervised histopathology segmentation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Make or convert a dataset folder.", no_args_is_help=True)
+train_app = typer.Typer(help="One training stage of a run.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(train_app, name="train")
+app.add_typer(config_app, name="config")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file.")]
+RunFolder = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder; run again to resume.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
+
+
+@app.command()
+def demo(output: RunFolder = Path("runs/demo")) -> None:
+    """Phantom patients, end to end, on a CPU, in minutes: prints the table, writes report.html."""
+    from importlib.resources import as_file, files
+
+    with as_file(files("stedm") / "demo.yaml") as path:
+        _run(path, output, None)
+
+
+@app.command()
+def run(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+    """The whole experiment: diffusion model, synthetic pictures, segmenters, report. Run again to resume."""
+    _run(config, output, overrides)
+
+
+def _run(config: Path, output: Path, overrides: list[str] | None) -> None:
+    from stedm.config import load_config
+    from stedm.evaluation.text import summary_text
+    from stedm.experiment import Experiment
+
+    summary = Experiment(load_config(config, overrides), output).run()
+    typer.echo(summary_text(summary))
+    typer.echo(f"report: {output / 'report' / 'report.html'}")
+
+
+@data_app.command("phantom")
+def data_phantom(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    config: Annotated[Path | None, typer.Option(help="Take data.phantom of this configuration.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """A procedural cohort with known layouts and known patient parameters."""
+    from stedm.config import load_phantom_config
+    from stedm.data.phantom import make_phantom
+
+    make_phantom(load_phantom_config(config, overrides), output)
+    typer.echo(str(output))
+
+
+@app.command()
+def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")]) -> None:
+    """Verify a dataset before you train: files, sizes, classes, patient leakage; exit status 0 or 1."""
+    from stedm.data.check import check_dataset
+    from stedm.data.folder import DatasetFolder
+
+    problems = check_dataset(dataset)
+    if problems:
+        raise StedmError("\n".join([*problems, f"{dataset}: {len(problems)} problem(s)"]))
+    opened = DatasetFolder.open(dataset)
+    typer.echo(f"{dataset}: {len(opened)} pictures of {len(opened.patients())} patients, no problem found")
+
+
+@train_app.command("diffusion")
+def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+    """Train the diffusion model of a run; it is written to RUN/model."""
+    from stedm.config import load_config
+    from stedm.experiment import Experiment
+
+    experiment = Experiment(load_config(config, overrides), output)
+    experiment.check()
+    experiment.train_diffusion()
+    typer.echo(str(output / "model"))
+
+
+@train_app.command("segmenter")
+def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+    """Train the segmenters of a run, every arm and seed, and before them what they need."""
+    from stedm.config import load_config
+    from stedm.experiment import Experiment
+
+    experiment = Experiment(load_config(config, overrides), output)
+    experiment.check()
+    experiment.train_segmenters()
+    typer.echo(str(output / "segmenters"))
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="plan.parquet")],
+    overrides: Overrides = None,
+) -> None:
+    """Decide which layout is painted in whose style: one row a picture."""
+    from stedm.config import load_config
+    from stedm.experiment import plan_pictures
+    from stedm.synthesis.plan import write_plan
+
+    write_plan(plan_pictures(load_config(config, overrides), n), output)
+    typer.echo(str(output))
+
+
+@app.command()
+def synthesize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.parquet")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DATASET", help="Dataset folder to write.")],
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Draw part I of N (1/N .. N/N).")] = "1/1",
+) -> None:
+    """Draw the pictures of a plan; run again to resume."""
+    from stedm.diffusion.pipeline import StyleDiffusion
+    from stedm.progress import Reporter
+    from stedm.synthesis.plan import read_plan
+    from stedm.synthesis.run import parse_shard
+    from stedm.synthesis.run import synthesize as draw
+
+    part = parse_shard(shard)
+    with Reporter().stage("draw synthetic pictures") as tick:
+        complete = draw(StyleDiffusion.from_pretrained(model), read_plan(plan), output, shard=part, on_progress=tick)
+    typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    layout: Annotated[Path, typer.Option(help="Mask, 8-bit PNG of class indices.")],
+    style: Annotated[list[Path], typer.Option(help="Style picture; give it several times for several.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
+    guidance: float = 1.5,
+    steps: Annotated[int, typer.Option(min=1)] = 12,
+    seed: int = 0,
+) -> None:
+    """Paint one layout in the style of given pictures."""
+    from stedm.data.pictures import read_mask_file, read_picture_file, write_png
+    from stedm.diffusion.pipeline import StyleDiffusion
+
+    mask = read_mask_file(layout.parent, layout.name)
+    pictures = [read_picture_file(path.parent, path.name) for path in style]
+    painter = StyleDiffusion.from_pretrained(model)
+    write_png(output, painter.generate(mask, pictures, guidance=guidance, steps=steps, seed=seed)[0])
+    typer.echo(str(output))
+
+
+@app.command()
+def segment(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Segmenter folder.")],
+    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="A picture or a folder of pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the masks.")],
+) -> None:
+    """Segment pictures: 8-bit PNG masks of class indices."""
+    from stedm.segmentation.predict import segment_folder
+
+    typer.echo(f"{output}: {len(segment_folder(model, pictures, output))} masks")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Segmenter folder.")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="REPORT", help="Report folder.")],
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+) -> None:
+    """Score a segmenter on a dataset, patient by patient."""
+    from stedm.evaluation.text import summary_text
+    from stedm.experiment import evaluate_segmenter
+
+    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output)))
+
+
+@app.command()
+def compare(
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT REPORT ...", help="Report folders.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="report.html")],
+) -> None:
+    """Compare reports on the patients they share."""
+    from stedm.evaluation.report import compare_reports
+    from stedm.evaluation.text import summary_text
+
+    typer.echo(summary_text(compare_reports(reports, output)))
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """The configuration with every default filled in."""
+    from stedm.config import load_config, to_yaml
+
+    typer.echo(to_yaml(load_config(config, overrides)))
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """JSON schema of configurations, for editors."""
+    import json
+
+    from stedm.config import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def expand_lists(arguments: list[str]) -> list[str]:
+    """Let `--style a.png b.png` and `--set a=1 b=2` take several values: each gets the option's name before it.
+
+    Click's options take one value at a time. A value after `--set` is recognised by its "="; a value after `--style`
+    by standing behind the MODEL argument.
+    """
+    expanded: list[str] = []
+    open_option = None
+    for position, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            many = argument == "--set" or (argument == "--style" and position >= 2 and arguments[1][:1] != "-")
+            open_option = argument if many else None
+        elif expanded and expanded[-1] != open_option and open_option == "--set" and "=" in argument:
+            expanded.append("--set")
+        elif expanded and expanded[-1] != open_option and open_option == "--style":
+            expanded.append("--style")
+        expanded.append(argument)
+    return expanded
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: bad input becomes one clear line on stderr and status 1."""
+    try:
+        return app(expand_lists(sys.argv[1:] if arguments is None else arguments))
+    except StedmError as error:
+        for line in str(error).splitlines():
+            print(f"stedm: {line}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stedm: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""True and false positives and negatives, kept per patient, class, seed and arm, so that any metric can be recomputed.
+
+The table (`counts.parquet`) is tidy, one row per arm, seed, patient and class:
+
+    arm, seed, patient_id, category, class, tp, fp, fn, tn, n_pictures
+
+summed over the patient's pictures, ignored pixels left out. `class` is an ordered categorical in the order of the
+dataset's classes; its first category is the background.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stedm.errors import StedmError
+from stedm.files import replacing
+
+KEYS = ["arm", "seed", "patient_id", "category", "class"]
+CELLS = ["tp", "fp", "fn", "tn"]
+
+
+def count(prediction: np.ndarray, truth: np.ndarray, n_classes: int, ignore_index: int | None = 255) -> np.ndarray:
+    """Count pixels of one picture, each class against the rest.
+
+    prediction, truth: class indices 0..n_classes-1, same shape; pixels where truth is `ignore_index` do not count.
+    Returns int64 (n_classes, 4): TP, FP, FN, TN. Raises `StedmError` for other shapes or indices out of range.
+    """
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    if prediction.shape != truth.shape:
+        raise StedmError(f"prediction {prediction.shape} and truth {truth.shape} differ in size")
+    counted = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
+    p, t = prediction[counted].astype(np.int64), truth[counted].astype(np.int64)
+    for name, values in (("prediction", p), ("truth", t)):
+        if values.size and not 0 <= values.min() <= values.max() < n_classes:
+            raise StedmError(f"{name} has class index {values.min()}..{values.max()}, expected 0..{n_classes - 1}")
+    confusion = np.bincount(n_classes * t + p, minlength=n_classes**2).reshape(n_classes, n_classes)
+    tp = np.diag(confusion)
+    fp, fn = confusion.sum(axis=0) - tp, confusion.sum(axis=1) - tp
+    return np.stack([tp, fp, fn, t.size - tp - fp - fn], axis=1).astype(np.int64)
+
+
+def counts_table(
+    arm: str,
+    seed: int,
+    patient_ids: Sequence[str],
+    categories: Sequence[str],
+    counts: np.ndarray,
+    classes: Sequence[str],
+) -> pd.DataFrame:
+    """Sum the counts of n pictures per patient, for one arm and one seed; `pandas.concat` joins several.
+
+    patient_ids, categories: one per picture. counts: (n, n_classes, 4) from `count`. classes: names, background first.
+    A patient whose pictures carry several categories gets the most frequent one (ties: first in the alphabet), so
+    that a patient stays one unit of the statistics.
+    """
+    counts = np.asarray(counts, dtype=np.int64).reshape(-1, len(classes), len(CELLS))
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise StedmError(
+            f"classes {list(classes)}: need a background and at least one other class, names all different"
+        )
+    if not len(patient_ids) == len(categories) == len(counts):
+        raise StedmError(
+            f"{len(patient_ids)} patients, {len(categories)} categories, {len(counts)} pictures: not equal"
+        )
+    pictures = pd.DataFrame({"patient_id": list(map(str, patient_ids)), "category": list(map(str, categories))})
+    rows = []
+    for patient_id, group in pictures.groupby("patient_id"):
+        category = group["category"].mode().iloc[0]
+        total = counts[group.index.to_numpy()].sum(axis=0)
+        for name, cells in zip(classes, total.tolist(), strict=True):
+            rows.append([arm, int(seed), patient_id, category, name, *cells, len(group)])
+    table = pd.DataFrame(rows, columns=[*KEYS, *CELLS, "n_pictures"])
+    return table.astype({"class": pd.CategoricalDtype(list(classes), ordered=True)})
+
+
+def class_names(counts: pd.DataFrame) -> list[str]:
+    """Class names in order, background first (order of appearance where the column is plain text)."""
+    column = counts["class"]
+    return list(column.cat.categories) if isinstance(column.dtype, pd.CategoricalDtype) else list(column.unique())
+
+
+def write_counts(path: str | Path, counts: pd.DataFrame) -> None:
+    """Write the table as parquet, atomically."""
+    with replacing(path) as temporary:
+        counts.to_parquet(temporary, index=False)
+
+
+def read_counts(path: str | Path) -> pd.DataFrame:
+    """Read `counts.parquet`; raises `StedmError` where it is missing, unreadable or lacks a column."""
+    path = Path(path)
+    if not path.is_file():
+        raise StedmError(f"{path}: no such file; a report folder holds counts.parquet")
+    try:
+        counts = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
+    missing = [name for name in [*KEYS, *CELLS] if name not in counts]
+    if missing:
+        raise StedmError(f"{path}: columns missing: {', '.join(missing)}")
+    return counts.astype({"class": pd.CategoricalDtype(class_names(counts), ordered=True)})

@@ -1,0 +1,359 @@
+"""The figures of the report, each a function that returns a matplotlib Figure.
+
+`save_png` writes one to a file (for documents), `inline_svg` turns one into an SVG that takes its ink from the page,
+so that the same figure reads in light and in dark mode. No pyplot: nothing here touches global state.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from PIL import Image
+
+from stedm.evaluation.stats import ordered_arms
+from stedm.files import replacing
+
+# Okabe & Ito (2008): told apart with every common colour blindness. Markers repeat what colours say.
+COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f"]
+MARKERS = "os^Dv<>PX*"
+ARM_COLOURS = {
+    "real": "#7f8790",
+    "real+stain": "#e69f00",
+    "ssl": "#cc79a7",
+    "real+synthetic": "#0072b2",
+    "real+stain+synthetic": "#009e73",
+    "upper": "#d55e00",
+}
+# Class maps: background pale, other classes strong.
+CLASS_COLOURS = ["#e9e6df", "#7b3f8c", "#2a9d8f", "#e0a030", "#c4473a", "#4a6fb5", "#8a8a3c", "#d884b0"]
+# Outlines lie on tissue, which is itself purple, blue or brown: bright colours.
+OUTLINE_COLOURS = ["#ffffff", "#ffe14d", "#ff7a5c", "#9dff70", "#ff8df2", "#ffffff", "#c9a2ff", "#ffb347"]
+WRONG_COLOUR = "#00e5ff"
+INK, MUTED, PAPER = "#1b1d22", "#81868f", "#fdfefe"  # replaced by the page's colours in `inline_svg`
+
+
+@dataclass(frozen=True)
+class StyleGrid:
+    """Rows are styles, columns are layouts: `generated[row][col]` has layout `col` in the style of row `row`.
+
+    Pictures are uint8 RGB (H, W, 3), layouts uint8 class maps (H, W).
+    """
+
+    style_pictures: list[list[np.ndarray]]
+    layouts: list[np.ndarray]
+    generated: list[list[np.ndarray]]
+    row_labels: list[str]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class PatientExamples:
+    """Synthetic pictures for one unannotated patient: `synthetic[i]` was generated from `layouts[i]`."""
+
+    patient_id: str
+    style_pictures: list[np.ndarray]
+    layouts: list[np.ndarray]
+    synthetic: list[np.ndarray]
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One picture of a test patient with its truth and what each arm predicted (class maps), and the patient's IoU."""
+
+    patient_id: str
+    picture: np.ndarray
+    truth: np.ndarray
+    predictions: dict[str, np.ndarray]
+    iou: dict[str, float] = field(default_factory=dict)
+    group: str = ""
+    """Heading under which it is shown, for example "Worst patients"."""
+
+
+def save_png(path: str | Path, figure: Figure, dpi: int = 160) -> None:
+    """Write a figure as PNG on white, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(png_bytes(figure, dpi))
+
+
+def png_bytes(figure: Figure, dpi: int = 160) -> bytes:
+    """A figure as PNG on white."""
+    buffer = io.BytesIO()
+    with _styled():
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, description: str) -> str:
+    """A figure as an `<svg>` element to stand inside HTML: no prologue, no addresses, ink and paper from the page."""
+    buffer = io.BytesIO()
+    with _styled():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue().decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.DOTALL)
+    # Inside HTML the names of XML are known without their addresses.
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    # Outlines of ragged masks are long: a hundredth of a point is fine enough, and halves the file.
+    svg = re.sub(r'\sd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
+    for colour, on_page in ((INK, "var(--ink)"), (MUTED, "var(--muted)"), (PAPER, "var(--paper)")):
+        svg = svg.replace(colour, on_page)
+    width, height = figure.get_size_inches() * 72
+    head = f'<svg role="img" aria-label="{_attribute(description)}" viewBox="0 0 {width:g} {height:g}" '
+    # Natural size in CSS pixels: a figure shrinks with the page down to the min-width its container sets.
+    head += f'style="width:{width * 4 / 3:.0f}px">'
+    return head + svg[svg.index(">") + 1 :]
+
+
+def arms_figure(patients: pd.DataFrame) -> Figure:
+    """Every patient's IoU in every arm, with the mean (bar) per arm; `patients` from `metrics.per_patient`."""
+    arms = ordered_arms(patients["arm"].unique())
+    rng = np.random.default_rng(0)  # only moves dots apart, the same way each time
+    with _styled():
+        figure = Figure(figsize=(7.2, 0.7 + 0.46 * len(arms)), layout="constrained")
+        ax = figure.add_subplot()
+        for row, arm in enumerate(arms):
+            values = patients.loc[patients["arm"] == arm, "iou"].dropna().to_numpy()
+            y = row + rng.uniform(-0.22, 0.22, len(values))
+            ax.plot(values, y, "o", ms=4.5, color=_arm_colour(arm, row), alpha=0.75, mew=0)
+            if len(values):
+                ax.plot([values.mean()] * 2, [row - 0.36, row + 0.36], color=INK, lw=2.2)
+        ax.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
+        ax.set_ylim(len(arms) - 0.5, -0.5)
+        ax.set_xlabel("IoU per patient (bar: mean)")
+        _plain(ax, grid="x")
+    return figure
+
+
+def paired_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
+    """Each patient's IoU from baseline `b` to new arm `a`, coloured by category; thick: the mean."""
+    pairs, styles = _pairs(patients, a, b), category_styles(patients)
+    with _styled():
+        figure = Figure(figsize=(4.1, 4.2), layout="constrained")
+        ax = figure.add_subplot()
+        for category, group in pairs.groupby("category"):
+            ax.plot([0, 1], group[["b", "a"]].to_numpy().T, lw=1.1, ms=5, alpha=0.75, **styles[category])
+        if len(pairs):
+            ax.plot([0, 1], [pairs["b"].mean(), pairs["a"].mean()], color=INK, lw=3, marker="o", ms=8, zorder=5)
+        ax.set_xticks([0, 1], [_label(b), _label(a)])
+        ax.set_xlim(-0.35, 1.35)
+        ax.set_ylabel("IoU of the patient (thick line: mean)")
+        _plain(ax, grid="y")
+    return figure
+
+
+def gain_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
+    """Each patient's gain from `b` to `a` against the IoU it had with `b`: do the difficult patients gain most?"""
+    pairs, styles = _pairs(patients, a, b), category_styles(patients)
+    with _styled():
+        figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+        ax = figure.add_subplot()
+        for category, group in pairs.groupby("category"):
+            label = f"{_label(category) or 'patients'} ({len(group)})"
+            ax.plot(group["b"], group["a"] - group["b"], ls="", ms=6, alpha=0.85, label=label, **styles[category])
+        ax.axhline(0, color=INK, lw=1)
+        ax.set_xlabel(f"IoU with {_label(b)}")
+        ax.set_ylabel(f"gain in IoU with {_label(a)}")
+        if len(pairs):
+            ax.legend(frameon=False, fontsize=8.5, handletextpad=0.2)
+        _plain(ax, grid="both")
+    return figure
+
+
+def style_grid_figure(grid: StyleGrid) -> Figure:
+    """Style pictures on the left, layouts on top, generated pictures at the crossings."""
+    n_styles = max((len(pictures) for pictures in grid.style_pictures), default=0)
+    rows, columns = len(grid.generated), len(grid.layouts)
+    with _styled():
+        figure, axes = _cells(rows + 1, n_styles + columns, cell=0.92, gap_after_column=n_styles, gap_after_row=1)
+        for column, layout in enumerate(grid.layouts):
+            _show(axes[0][n_styles + column], colour_layout(layout))
+        for row, (styles, generated) in enumerate(zip(grid.style_pictures, grid.generated, strict=True), start=1):
+            for column, picture in enumerate(styles):
+                _show(axes[row][column], picture)
+            for column, picture in enumerate(generated):
+                _show(axes[row][n_styles + column], picture)
+            _row_label(axes[row][0], grid.row_labels[row - 1])
+        if n_styles:
+            _heading(axes[0][0], "styles ↓   layouts →")
+    return figure
+
+
+def patient_examples_figure(examples: Sequence[PatientExamples]) -> Figure:
+    """One row a patient: its real pictures, then pairs of layout and synthetic picture."""
+    n_styles = max(len(example.style_pictures) for example in examples)
+    n_synthetic = max(len(example.synthetic) for example in examples)
+    with _styled():
+        figure, axes = _cells(len(examples), n_styles + 2 * n_synthetic, cell=0.92, gap_after_column=n_styles)
+        for row, example in zip(axes, examples, strict=True):
+            for ax, picture in zip(row, example.style_pictures, strict=False):
+                _show(ax, picture)
+            for i, (layout, picture) in enumerate(zip(example.layouts, example.synthetic, strict=True)):
+                _show(row[n_styles + 2 * i], colour_layout(layout))
+                _show(row[n_styles + 2 * i + 1], picture)
+            _row_label(row[0], example.patient_id, example.category)
+        _heading(axes[0][0], "real")
+        _heading(axes[0][n_styles], "layout | synthetic")
+    return figure
+
+
+def overlays_figure(overlays: Sequence[Overlay]) -> Figure:
+    """One row a picture: plain, with the truth outlined, and with each arm's prediction, wrong pixels tinted."""
+    arms = ordered_arms({arm for overlay in overlays for arm in overlay.predictions})
+    with _styled():
+        figure, axes = _cells(len(overlays), 2 + len(arms), cell=1.5, row_gap=0.24)
+        for row, overlay in zip(axes, overlays, strict=True):
+            for ax in row[:2]:
+                _show(ax, overlay.picture, largest_px=192)
+            _shade(row[1], (overlay.truth > 0) & (overlay.truth < len(OUTLINE_COLOURS)), "white", 0.25)
+            _outline(row[1], overlay.truth)
+            for ax, arm in zip(row[2:], arms, strict=True):
+                if arm in overlay.predictions:
+                    _show(ax, overlay.picture, largest_px=192)
+                    wrong = (overlay.predictions[arm] != overlay.truth) & (overlay.truth < len(OUTLINE_COLOURS))
+                    _shade(ax, wrong, WRONG_COLOUR, 0.6)
+                    _outline(ax, overlay.predictions[arm])
+                value = overlay.iou.get(arm)
+                shown = "" if value is None else "IoU –" if value != value else f"IoU {value:.2f}"
+                ax.text(0.5, -0.04, shown, transform=ax.transAxes, ha="center", va="top", fontsize=9, color=INK)
+            _row_label(row[0], overlay.patient_id)
+        for ax, heading in zip(axes[0], ["picture", "truth", *arms], strict=True):
+            _heading(ax, _label(heading), align="center")
+    return figure
+
+
+def colour_layout(layout: np.ndarray) -> np.ndarray:
+    """Class map (H, W) -> uint8 RGB (H, W, 3); indices beyond the known colours (ignored pixels) become dark grey."""
+    table = np.full((256, 3), 70, np.uint8)
+    for index, colour in enumerate(CLASS_COLOURS):
+        table[index] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return table[np.asarray(layout, np.uint8)]
+
+
+def category_styles(patients: pd.DataFrame) -> dict[str, dict]:
+    """Colour and marker of each category, as keywords of `Axes.plot`."""
+    return {
+        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "mec": PAPER, "mew": 0.5}
+        for i, name in enumerate(sorted(patients["category"].unique()))
+    }
+
+
+def _pairs(patients: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """Patients with a score in both arms: patient_id, category, a, b."""
+    new, old = (patients[patients["arm"] == arm].set_index("patient_id") for arm in (a, b))
+    return pd.DataFrame({"category": old["category"], "a": new["iou"], "b": old["iou"]}).dropna()
+
+
+def _arm_colour(arm: str, row: int) -> str:
+    return ARM_COLOURS.get(arm.rsplit("/", 1)[-1], COLOURS[row % len(COLOURS)])
+
+
+@contextmanager
+def _styled():
+    """Text stays text in SVG, is never read as formulas, and a character the font lacks is drawn as a box."""
+    options = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "stedm",
+        "text.parse_math": False,
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "image.interpolation": "none",
+    }
+    with matplotlib.rc_context(options), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def _plain(ax: Axes, grid: str) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis=grid, color=MUTED, alpha=0.25, lw=0.6)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=0)
+
+
+def _cells(
+    rows: int, columns: int, cell: float, gap_after_column: int = 0, gap_after_row: int = 0, row_gap: float = 0.05
+) -> tuple[Figure, list[list[Axes]]]:
+    """A table of square axes, `cell` inches wide, with room for row labels, a heading and one wider gap."""
+    left, top, gap, wide = 1.15, 0.28, 0.05, 0.16
+    width = left + columns * (cell + gap) + wide
+    height = top + rows * (cell + row_gap) + (wide if gap_after_row else 0)
+    figure = Figure(figsize=(width, height))
+
+    def place(row: int, column: int) -> Axes:
+        x = left + column * (cell + gap) + (wide if gap_after_column and column >= gap_after_column else 0)
+        y = height - top - row * (cell + row_gap) - cell - (wide if gap_after_row and row >= gap_after_row else 0)
+        ax = figure.add_axes((x / width, y / height, cell / width, cell / height))
+        ax.set_axis_off()
+        return ax
+
+    return figure, [[place(row, column) for column in range(columns)] for row in range(rows)]
+
+
+def _show(ax: Axes, picture: np.ndarray, largest_px: int = 160) -> None:
+    """Draw a uint8 RGB picture; large ones are made smaller, because the report is one file."""
+    height, width = picture.shape[:2]
+    shown = Image.fromarray(np.ascontiguousarray(picture))
+    if max(height, width) > largest_px:
+        scale = largest_px / max(height, width)
+        shown = shown.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX)
+    ax.imshow(np.asarray(shown), extent=(0, width, height, 0))
+
+
+def _outline(ax: Axes, mask: np.ndarray) -> None:
+    """Outline each class but the background; a dark line under the bright one keeps it visible on any tissue."""
+    height, width = mask.shape
+    x, y = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5
+    for index in range(1, len(OUTLINE_COLOURS)):
+        # The border of zeros closes outlines at the edge of the picture.
+        inside = np.pad(mask == index, 1).astype(float)
+        if inside.any():
+            for colour, line_width in (("black", 2.6), (OUTLINE_COLOURS[index], 1.5)):
+                ax.contour(x, y, inside, levels=[0.5], colors=[colour], linewidths=line_width)
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+
+
+def _shade(ax: Axes, where: np.ndarray, colour: str, alpha: float) -> None:
+    """Tint the pixels of a boolean mask (H, W)."""
+    tint = np.zeros((*where.shape, 4))
+    tint[where] = to_rgba(colour, alpha)
+    ax.imshow(tint, extent=(0, where.shape[1], where.shape[0], 0))
+
+
+def _row_label(ax: Axes, *lines: str) -> None:
+    text = "\n".join(_label(line, 16) for line in lines if line)
+    ax.text(-0.08, 0.5, text, transform=ax.transAxes, ha="right", va="center", fontsize=9, color=INK)
+
+
+def _heading(ax: Axes, text: str, align: str = "left") -> None:
+    x = 0.5 if align == "center" else 0
+    ax.text(x, 1.05, text, transform=ax.transAxes, ha=align, va="bottom", fontsize=9, color=INK)
+
+
+def _label(text: str, longest: int = 28) -> str:
+    """Free text for a figure: one line, printable, not too long."""
+    text = "".join(c if c.isprintable() else " " for c in str(text))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _attribute(text: str) -> str:
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(character, entity)
+    return text

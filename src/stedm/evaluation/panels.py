@@ -1,0 +1,134 @@
+"""The pictures of a report: style x layout grid, synthetic examples per patient, worst and best patients."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stedm.config import SynthesisConfig
+from stedm.data.folder import DatasetFolder
+from stedm.data.samples import PictureCache
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid
+from stedm.evaluation.metrics import per_patient
+from stedm.evaluation.report import ReportPanels, worst_and_best
+from stedm.seeds import numpy_generator
+from stedm.segmentation.model import load_segmenter
+from stedm.segmentation.predict import predict_masks
+from stedm.style.sampling import rows_by_patient
+
+GRID_STYLES, GRID_LAYOUTS, EXAMPLE_PATIENTS, EXAMPLE_PICTURES, OVERLAY_PATIENTS = 6, 6, 8, 4, 3
+GRID_SEED = 0
+
+
+def report_panels(
+    *,
+    annotated: PictureCache,
+    unlabeled: PictureCache,
+    held_out: PictureCache,
+    model: StyleDiffusion | None,
+    synthetic: DatasetFolder | None,
+    segmenters: dict[str, Path],
+    counts: pd.DataFrame,
+    synthesis: SynthesisConfig,
+) -> ReportPanels:
+    """Panels of a run; those of the diffusion model are left out where there is none."""
+    return ReportPanels(
+        style_grids=[style_grid(model, annotated, unlabeled, synthesis)] if model is not None else [],
+        patient_examples=patient_examples(synthetic, unlabeled) if synthetic is not None else [],
+        overlays=overlays(segmenters, held_out, counts),
+    )
+
+
+def style_grid(
+    model: StyleDiffusion, annotated: PictureCache, unlabeled: PictureCache, synthesis: SynthesisConfig
+) -> StyleGrid:
+    """The same layouts in the styles of several unannotated patients; one noise per layout, so that rows compare."""
+    patients = _spread_over_categories(unlabeled.dataset, GRID_STYLES)
+    rows = rows_by_patient(unlabeled.dataset.table)
+    layout_rows = _different_rows(annotated, GRID_LAYOUTS)
+    layouts = np.stack([annotated.mask(row) for row in layout_rows])
+    styles = [
+        [unlabeled.picture(int(row)) for row in rows[patient][: synthesis.style_pictures]] for patient in patients
+    ]
+    generated = model.generate(
+        np.concatenate([layouts] * len(patients)),
+        [style for style in styles for _ in layouts],
+        guidance=synthesis.guidance,
+        steps=synthesis.steps,
+        sampler=synthesis.sampler,
+        seed=[GRID_SEED + column for _ in patients for column in range(len(layouts))],
+    )
+    by_row = generated.reshape(len(patients), len(layouts), *generated.shape[1:])
+    table = unlabeled.dataset.table
+    return StyleGrid(
+        style_pictures=[style[:3] for style in styles],
+        layouts=list(layouts),
+        generated=[list(row) for row in by_row],
+        row_labels=[f"{patient} {table['category'].iloc[rows[patient][0]]}".strip() for patient in patients],
+        caption="Each row: the style of one patient nobody annotated. Each column: one layout of an annotated patient.",
+    )
+
+
+def patient_examples(synthetic: DatasetFolder, unlabeled: PictureCache) -> list[PatientExamples]:
+    """Real pictures of unannotated patients beside what was made in their style."""
+    real_rows, synthetic_rows = rows_by_patient(unlabeled.dataset.table), rows_by_patient(synthetic.table)
+    examples = []
+    for patient in _spread_over_categories(unlabeled.dataset, EXAMPLE_PATIENTS):
+        chosen = synthetic_rows.get(patient, np.empty(0, np.intp))[:EXAMPLE_PICTURES]
+        if len(chosen):
+            examples.append(
+                PatientExamples(
+                    patient_id=patient,
+                    style_pictures=[unlabeled.picture(int(row)) for row in real_rows[patient][:EXAMPLE_PICTURES]],
+                    layouts=[synthetic.read_mask(int(row)) for row in chosen],
+                    synthetic=[synthetic.read_picture(int(row)) for row in chosen],
+                    category=str(unlabeled.dataset.table["category"].iloc[real_rows[patient][0]]),
+                )
+            )
+    return examples
+
+
+def overlays(segmenters: dict[str, Path], held_out: PictureCache, counts: pd.DataFrame) -> list[Overlay]:
+    """One picture of the worst and best patients (by the mean over arms), with every arm's prediction."""
+    scores = per_patient(counts)
+    last_arm = list(segmenters)[-1]
+    worst, best = worst_and_best(counts, last_arm, OVERLAY_PATIENTS)
+    rows = rows_by_patient(held_out.dataset.table)
+    networks = {arm: load_segmenter(folder)[0] for arm, folder in segmenters.items()}
+    found = []
+    for group, patients in ((f"Worst patients of {last_arm}", worst), (f"Best patients of {last_arm}", best)):
+        for patient in patients:
+            # The patient's picture with the most even mix of classes shows most.
+            row = max((int(r) for r in rows[patient]), key=lambda r: held_out.mask(r).astype(float).std())
+            picture = held_out.picture(row)
+            of_patient = scores[scores["patient_id"] == patient]
+            found.append(
+                Overlay(
+                    patient_id=patient,
+                    picture=picture,
+                    truth=held_out.mask(row),
+                    predictions={arm: predict_masks(network, picture[None])[0] for arm, network in networks.items()},
+                    iou=dict(zip(of_patient["arm"], of_patient["iou"], strict=True)),
+                    group=group,
+                )
+            )
+    return found
+
+
+def _spread_over_categories(dataset: DatasetFolder, n: int) -> list[str]:
+    """Up to n patients, in turn one of each category; a fixed choice."""
+    categories = dataset.table.groupby("patient_id")["category"].first()
+    queues = [
+        numpy_generator(GRID_SEED, "panel", category).permutation(sorted(group.index)).tolist()
+        for category, group in categories.groupby(categories)
+    ]
+    turns = max((len(queue) for queue in queues), default=0)
+    return [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)][:n]
+
+
+def _different_rows(cache: PictureCache, n: int) -> list[int]:
+    """Up to n annotated pictures spread over the range of foreground fractions."""
+    fractions = np.array([(cache.mask(row) > 0).mean() for row in range(len(cache))])
+    order = np.argsort(fractions, kind="stable")
+    return [int(order[i]) for i in np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int)]

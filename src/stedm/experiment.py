@@ -1,0 +1,363 @@
+"""`stedm run`: the stages in order, each skipped when its artefact is complete.
+
+RUN/config.yaml provenance.json     what ran, with which versions, on which data
+RUN/data/                           the phantom, where the configuration asks for one
+RUN/checkpoints/ metrics.jsonl      training of the diffusion model
+RUN/model/                          the diffusion model (averaged weights)
+RUN/plan.parquet synthetic/         the plan and its pictures, a dataset folder
+RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts
+RUN/report/                         counts, per_patient.csv, summary.json, report.html
+"""
+
+import json
+import platform
+import subprocess
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from stedm import __version__
+from stedm.config import RunConfig, to_yaml
+from stedm.data.check import check_dataset
+from stedm.data.folder import DatasetFolder, choose_annotated
+from stedm.data.phantom import make_phantom
+from stedm.data.samples import PictureCache
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.train import train_diffusion
+from stedm.errors import StedmError
+from stedm.evaluation.counts import count, counts_table, read_counts, write_counts
+from stedm.evaluation.panels import report_panels
+from stedm.evaluation.report import write_report
+from stedm.files import write_json, write_text
+from stedm.progress import Reporter
+from stedm.seeds import seed_for
+from stedm.segmentation.model import load_segmenter
+from stedm.segmentation.predict import predict_masks
+from stedm.segmentation.train import train_segmenter
+from stedm.synthesis.plan import make_plan, read_plan, write_plan
+from stedm.synthesis.run import synthesize
+
+
+class Experiment:
+    """One run folder. Every stage may be called at any time and does only what is missing.
+
+    Raises:
+        StedmError: the folder holds a run of another configuration, or of data that have changed since.
+    """
+
+    def __init__(self, config: RunConfig, folder: str | Path, reporter: Reporter | None = None):
+        self.config, self.folder = config, Path(folder)
+        self.reporter = reporter or Reporter()
+        _claim(self.folder, config)
+
+    def run(self) -> dict[str, Any]:
+        """All stages; returns the summary."""
+        self.check()
+        if any("synthetic" in arm for arm in self.config.segmentation.arms):
+            self.train_diffusion()
+            self.synthesize()
+        self.train_segmenters()
+        return self.report()
+
+    # ---- data -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def dataset(self) -> DatasetFolder:
+        """The dataset folder, made first if it is a phantom. Masks of unlabeled patients can't be read through it."""
+        phantom = self.config.data.phantom
+        if phantom is None:
+            assert self.config.data.path is not None
+            return DatasetFolder.open(self.config.data.path)
+        root = self.folder / "data"
+        if not (root / "metadata.csv").is_file():
+            with self.reporter.stage("phantom patients"):
+                make_phantom(phantom, root)
+        return DatasetFolder.open(root)
+
+    @cached_property
+    def annotated(self) -> DatasetFolder:
+        return annotated_part(self.dataset, self.config)
+
+    @cached_property
+    def unlabeled(self) -> DatasetFolder:
+        return self.dataset.split("unlabeled")
+
+    def check(self) -> None:
+        """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
+        needs_unlabeled = "upper" in self.config.segmentation.arms
+        problems = check_dataset(self.dataset.root, read_unlabeled_masks=needs_unlabeled)
+        if problems:
+            raise StedmError("\n".join(problems))
+        _check_unchanged(self.folder, self.dataset)
+        held_out = self.dataset.split(self.config.evaluation.split)
+        self.reporter.say(
+            f"{self.dataset.info.name}: {_size(self.annotated)} annotated, {_size(self.unlabeled)} unannotated, "
+            f"{_size(held_out)} {self.config.evaluation.split}"
+        )
+
+    # ---- diffusion model and synthetic set ------------------------------------------------------------------------
+
+    def train_diffusion(self) -> StyleDiffusion:
+        """Train the diffusion model, or read it if it is complete."""
+        if not (self.folder / "model" / "model_index.json").is_file():
+            with self.reporter.stage("train diffusion model") as tick:
+                train_diffusion(
+                    self.config.diffusion,
+                    self.annotated,
+                    self.unlabeled,
+                    self.folder,
+                    picture_px=self.config.data.picture_px,
+                    seed=seed_for(self.config.seed, "diffusion", self.config.diffusion.seed),
+                    on_progress=tick,
+                )
+            self._note_seconds()
+        return StyleDiffusion.from_pretrained(self.folder / "model")
+
+    def plan(self) -> pd.DataFrame:
+        """Make the plan, or read it."""
+        path = self.folder / "plan.parquet"
+        if not path.is_file():
+            write_plan(make_plan(self.config.synthesis, self.annotated, self.unlabeled, seed=self.config.seed), path)
+        return read_plan(path)
+
+    def synthesize(self) -> DatasetFolder:
+        """Draw the synthetic set, or what is missing of it."""
+        root = self.folder / "synthetic"
+        if not (root / "metadata.csv").is_file():
+            model, plan = self.train_diffusion(), self.plan()
+            with self.reporter.stage("draw synthetic pictures") as tick:
+                synthesize(model, plan, root, on_progress=tick)
+            self._note_seconds()
+        return DatasetFolder.open(root)
+
+    # ---- segmentation ---------------------------------------------------------------------------------------------
+
+    def train_segmenters(self) -> None:
+        """One network per seed and arm, each followed by its counts on the evaluation split."""
+        for seed in self.config.segmentation.seeds:
+            for arm in self.config.segmentation.arms:
+                if not (self._segmenter(arm, seed) / "model" / "config.json").is_file():
+                    with self.reporter.stage(f"segmenter {arm}, seed {seed}") as tick:
+                        train_segmenter(
+                            self.config.segmentation,
+                            arm,
+                            self._upper_set() if arm == "upper" else self.annotated,
+                            self.synthesize() if "synthetic" in arm else None,
+                            self._segmenter(arm, seed),
+                            seed=seed_for(self.config.seed, "segmenter", seed),
+                            picture_px=self.config.data.picture_px,
+                            on_progress=tick,
+                        )
+                    self._note_seconds()
+
+    def counts(self) -> pd.DataFrame:
+        """Pixel counts of every arm and seed on the evaluation split."""
+        tables = []
+        for seed in self.config.segmentation.seeds:
+            for arm in self.config.segmentation.arms:
+                path = self._segmenter(arm, seed) / f"counts-{self.config.evaluation.split}.parquet"
+                if not path.is_file():
+                    model = self._segmenter(arm, seed) / "model"
+                    write_counts(path, count_dataset(model, self._held_out, arm=arm, seed=seed))
+                tables.append(read_counts(path))
+        return pd.concat(tables, ignore_index=True)
+
+    def report(self) -> dict[str, Any]:
+        """Score, compare and write the report; returns the summary."""
+        with self.reporter.stage("score and report"):
+            counts = self.counts()
+            first_seed = self.config.segmentation.seeds[0]
+            panels = report_panels(
+                annotated=PictureCache(self.annotated, self.config.data.picture_px),
+                unlabeled=PictureCache(self.unlabeled, self.config.data.picture_px),
+                held_out=self._held_out,
+                model=self.train_diffusion() if (self.folder / "model").is_dir() else None,
+                synthetic=self.synthesize() if (self.folder / "synthetic" / "metadata.csv").is_file() else None,
+                segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.config.segmentation.arms},
+                counts=counts,
+                synthesis=self.config.synthesis,
+            )
+            return write_report(
+                self.folder / "report",
+                counts,
+                title=self.config.name,
+                notes=self._notes(),
+                config_yaml=to_yaml(self.config),
+                provenance=json.loads((self.folder / "provenance.json").read_text(encoding="utf-8")),
+                panels=panels,
+                evaluation=self.config.evaluation,
+            )
+
+    @cached_property
+    def _held_out(self) -> PictureCache:
+        return PictureCache(self.dataset.split(self.config.evaluation.split), self.config.data.picture_px)
+
+    def _upper_set(self) -> DatasetFolder:
+        """Annotated pictures and those of the unlabeled patients with their masks: the fully supervised bound."""
+        every = DatasetFolder.open(self.dataset.root, allow_unlabeled_masks=True)
+        chosen = set(self.annotated.table["image_file_name"]) | set(self.unlabeled.table["image_file_name"])
+        table = every.table
+        return every.select((table["image_file_name"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
+
+    def _segmenter(self, arm: str, seed: int) -> Path:
+        return self.folder / "segmenters" / arm / f"seed-{seed}"
+
+    def _notes(self) -> dict[str, str]:
+        data, segmentation, synthesis = self.config.data, self.config.segmentation, self.config.synthesis
+        notes = {
+            "Data": f"{self.dataset.info.name}, {data.picture_px} px",
+            "Annotated": _size(self.annotated),
+            "Unannotated": _size(self.unlabeled),
+            "Segmenters": f"{segmentation.steps} steps of {segmentation.batch} in every arm",
+        }
+        if (self.folder / "synthetic").is_dir():
+            diffusion = self.config.diffusion
+            notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"
+            notes["Synthetic"] = f"{synthesis.n_pictures} pictures, {synthesis.network_calls} network calls each"
+        return notes
+
+    def _note_seconds(self) -> None:
+        """Add the wall times of the stages that ran to the provenance."""
+        path = self.folder / "provenance.json"
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+        provenance.setdefault("seconds", {}).update(self.reporter.seconds)
+        write_json(path, provenance)
+
+
+def count_dataset(segmenter: Path, pictures: PictureCache, *, arm: str, seed: int) -> pd.DataFrame:
+    """Pixel counts per patient and class of a segmenter folder on the pictures of a dataset.
+
+    Raises:
+        StedmError: the segmenter's classes are not the dataset's.
+    """
+    network, info = load_segmenter(segmenter)
+    dataset = pictures.dataset
+    if list(info.classes) != list(dataset.info.classes):
+        raise StedmError(f"{segmenter}: its classes {info.classes} are not those of {dataset.root}")
+    rows = range(len(dataset))
+    predicted = predict_masks(network, np.stack([pictures.picture(row) for row in rows]))
+    cells = [
+        count(predicted[row], pictures.mask(row), len(dataset.info.classes), dataset.info.ignore_index) for row in rows
+    ]
+    table = dataset.table
+    return counts_table(
+        arm, seed, table["patient_id"].tolist(), table["category"].tolist(), cells, dataset.info.classes
+    )
+
+
+def plan_pictures(config: RunConfig, n: int) -> pd.DataFrame:
+    """The plan of a configuration for `n` pictures, without a run folder.
+
+    Raises:
+        StedmError: the configuration asks for a phantom, which would lie in a run folder.
+    """
+    if config.data.path is None:
+        raise StedmError("plan: make the phantom first (`stedm data phantom OUT`), then give it as data.path")
+    dataset = DatasetFolder.open(config.data.path)
+    synthesis = config.synthesis.model_copy(update={"n_pictures": n})
+    return make_plan(synthesis, annotated_part(dataset, config), dataset.split("unlabeled"), seed=config.seed)
+
+
+def annotated_part(dataset: DatasetFolder, config: RunConfig) -> DatasetFolder:
+    """The train pictures that count as annotated under the label budget."""
+    chosen = choose_annotated(dataset, config.data.annotated_patients, config.data.draw)
+    table = dataset.table
+    return dataset.select((table["patient_id"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
+
+
+def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) -> dict[str, Any]:
+    """Score a segmenter folder on a split of a dataset and write a report; the arm is named after the folder."""
+    if split not in ("val", "test"):
+        raise StedmError(f"--split {split}: use val or test")
+    _, info = load_segmenter(segmenter)
+    dataset = DatasetFolder.open(root)
+    held_out = dataset.split(split)
+    if len(held_out) == 0:
+        raise StedmError(f"{root}: no picture in split {split}")
+    name = segmenter.resolve().parent.name if segmenter.name == "model" else segmenter.name
+    counts = count_dataset(segmenter, PictureCache(held_out, info.picture_px), arm=name, seed=0)
+    notes = {"Data": f"{dataset.info.name}, split {split}, {_size(held_out)}", "Segmenter": str(segmenter)}
+    return write_report(
+        report, counts, title=f"{name} on {dataset.info.name}", notes=notes, provenance=provenance(dataset)
+    )
+
+
+def provenance(dataset: DatasetFolder) -> dict[str, Any]:
+    """Versions, machine and data of a run."""
+    packages = ("torch", "torchvision", "diffusers", "accelerate", "timm", "segmentation-models-pytorch", "numpy")
+    return {
+        "stedm": __version__,
+        "git": _git_commit(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "packages": {name: version(name) for name in packages},
+        "data": {"root": str(dataset.root), "fingerprint": dataset.fingerprint},
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this package runs from; None for an installed package."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+# ---- the run folder -----------------------------------------------------------------------------------------------
+
+
+def _claim(folder: Path, config: RunConfig) -> None:
+    """Write config.yaml, or compare with the one that is there.
+
+    Arms, seeds and evaluation may change between calls: what is there is kept and what is missing is added.
+    """
+    path = folder / "config.yaml"
+    if path.is_file():
+        there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        asked = _flat(yaml.safe_load(to_yaml(config)))
+        free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name")
+        differing = [
+            f"{key}: {there.get(key)} there, {asked.get(key)} asked"
+            for key in sorted(there.keys() | asked.keys())
+            if there.get(key) != asked.get(key) and not key.startswith(free)
+        ]
+        if differing:
+            raise StedmError(
+                f"{folder}: holds a run of another configuration ({'; '.join(differing)}); give another -o"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
+    write_text(path, to_yaml(config))
+
+
+def _check_unchanged(folder: Path, dataset: DatasetFolder) -> None:
+    """Write provenance.json, or refuse to go on with data that are not those of the run's beginning."""
+    path = folder / "provenance.json"
+    if not path.is_file():
+        write_json(path, provenance(dataset))
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))["data"]["fingerprint"]
+    if before != dataset.fingerprint:
+        raise StedmError(f"{dataset.root}: its table has changed since {folder} was begun; give another -o")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _size(dataset: DatasetFolder) -> str:
+    return f"{len(dataset.patients())} patients ({len(dataset)} pictures)"

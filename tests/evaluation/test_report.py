@@ -1,0 +1,261 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stedm.config import EvaluationConfig
+from stedm.errors import StedmError
+from stedm.evaluation import figures
+from stedm.evaluation.counts import counts_table, read_counts
+from stedm.evaluation.metrics import per_patient
+from stedm.evaluation.report import (
+    Overlay,
+    PatientExamples,
+    ReportPanels,
+    StyleGrid,
+    compare_reports,
+    judge,
+    worst_and_best,
+    write_report,
+)
+from stedm.evaluation.stats import summarise
+
+CONFIG = EvaluationConfig(bootstrap=300)
+BASE = np.linspace(0.2, 0.9, 14)
+ODD_IDS = ["<script>alert(1)</script>", "a$b_{c", 'q"uote&', "患者", "tab\there", "x" * 60]
+
+
+def make_counts(scores, ids=None, seeds=(0, 1), pixels=1000, categories=("0", "3")):
+    """Counts that give patient i of each arm the IoU scores[arm][i]."""
+    parts = []
+    for arm, values in scores.items():
+        names = ids or [f"p{i:02d}" for i in range(len(values))]
+        kinds = [categories[i % len(categories)] for i in range(len(values))]
+        cells = [[[0, 0, 0, pixels], [round(v * pixels), pixels - round(v * pixels), 0, 0]] for v in values]
+        # false negatives instead of positives, so that the truth is the same whatever is predicted
+        cells = [[background, [tp, 0, fp, tn]] for background, (tp, fp, _, tn) in cells]
+        parts += [counts_table(arm, seed, names, kinds, cells, ["background", "gland"]) for seed in seeds]
+    return pd.concat(parts, ignore_index=True)
+
+
+def verdict_of(scores, **options):
+    return judge(summarise(make_counts(scores, **options), CONFIG), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def panels():
+    rng = np.random.default_rng(0)
+    picture = lambda: rng.integers(256, size=(16, 16, 3), dtype=np.uint8)  # noqa: E731
+    layout = np.zeros((16, 16), np.uint8)
+    layout[4:, :8] = 1
+    ignored = layout.copy()
+    ignored[:, 15] = 255
+    grid = StyleGrid([[picture()], [picture(), picture()]], [layout], [[picture()], [picture()]], ODD_IDS[:2], "grid")
+    example = PatientExamples(ODD_IDS[3], [picture()], [layout], [picture()], "3")
+    overlays = [
+        Overlay(ODD_IDS[0], picture(), ignored, {"real": np.zeros_like(layout)}, {"real": float("nan")}, "Worst"),
+        Overlay("p01", picture(), layout, {"real": layout, "upper": layout}, {"real": 1.0, "upper": 1.0}, "Best"),
+    ]
+    return ReportPanels([grid], [example], overlays)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, panels):
+    folder = tmp_path_factory.mktemp("run") / "report"
+    ids = ODD_IDS + [f"p{i:02d}" for i in range(8)]
+    scores = {"real": BASE, "real+synthetic": 0.5 * BASE + 0.5, "upper": 0.3 * BASE + 0.7}
+    counts = make_counts(scores, ids=ids)
+    summary = write_report(
+        folder,
+        counts,
+        title="demo <b>run</b>",
+        notes={"Model": "from scratch & more"},
+        config_yaml="name: <demo>\n",
+        provenance={"stedm": "0.1.0"},
+        panels=panels,
+        evaluation=CONFIG,
+    )
+    return folder, counts, summary
+
+
+def test_report_folder_holds_the_four_files_and_they_agree(report):
+    folder, counts, summary = report
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["counts.parquet", "per_patient.csv", "report.html", "summary.json"]
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summarise(read_counts(folder / "counts.parquet"), CONFIG) == summary
+    table = pd.read_csv(folder / "per_patient.csv", dtype={"category": str})
+    pd.testing.assert_frame_equal(table, per_patient(counts), check_dtype=False)
+
+
+def test_report_is_one_file_that_works_offline(report):
+    html = (report[0] / "report.html").read_text()
+    assert "http" not in html
+    assert not re.search(r'(?:href|src)="(?!#|data:)', html)
+    assert "prefers-color-scheme: dark" in html
+    assert html.count("<svg") == 7  # arms, pair, gain, style grid, examples, two groups of overlays
+    assert html.count("data:image/png;base64,") >= 14
+
+
+def test_report_holds_all_arms_and_patients_escaped(report):
+    html = (report[0] / "report.html").read_text()
+    assert "<script" not in html
+    assert "<b>" not in html
+    for text in ("&lt;script&gt;alert(1)&lt;/script&gt;", "a$b_{c", "q&#34;uote&amp;", "患者", "x" * 60, "p05"):
+        assert text in html
+    for text in ("real+synthetic", "upper", "from scratch &amp; more", "name: &lt;demo&gt;", "0.1.0"):
+        assert text in html
+
+
+def test_verdict_that_helped(report):
+    verdict = judge(report[2], CONFIG)
+    assert verdict.tone == "better"
+    assert verdict.pair == ("real+synthetic", "real")
+    expected = "Synthetic pictures raised mean IoU over 14 patients from 0.550 to 0.775 (+0.225, 95 % interval "
+    assert verdict.headline.startswith(expected)
+    assert "the spread between patients fell (SD ratio 0.50" in verdict.headline
+    assert verdict.headline in (report[0] / "report.html").read_text()
+
+
+def test_verdict_is_honest():
+    worse = verdict_of({"real": BASE, "real+synthetic": BASE - 0.1})
+    assert (worse.tone, worse.headline.split(":")[0]) == ("worse", "Synthetic pictures hurt")
+    same = verdict_of({"real": BASE, "real+synthetic": BASE[::-1]})
+    assert same.tone == "unclear"
+    assert same.headline.startswith("No evidence that synthetic pictures changed mean IoU")
+    alone = verdict_of({"real": BASE})
+    assert "nothing to compare" in alone.headline
+
+
+def test_verdict_headline_is_not_picked_by_result():
+    scores = {"real": BASE, "real+stain": BASE, "real+synthetic": BASE - 0.1, "real+stain+synthetic": BASE + 0.1}
+    verdict = verdict_of(scores)
+    assert verdict.tone == "worse"
+    assert any("on top of stain augmentation raised" in sentence for sentence in verdict.sentences)
+
+
+def test_verdict_also_tells_of_the_strongest_baseline():
+    scores = {"real": BASE, "real+stain": BASE + 0.1, "real+synthetic": BASE + 0.05}
+    told = verdict_of(scores).sentences
+    assert any(s.startswith("real+synthetic against real+stain") and "is lower" in s for s in told)
+
+
+def test_caveats_for_few_patients_and_one_seed():
+    few = verdict_of({"real": BASE[:4], "real+synthetic": BASE[:4] + 0.05}, seeds=[0])
+    assert any("Only 4 patients" in sentence for sentence in few.sentences)
+    assert any("one seed" in sentence for sentence in few.sentences)
+    assert any("does not confirm" in sentence for sentence in few.sentences)
+    many = verdict_of({"real": BASE, "real+synthetic": BASE + 0.05})
+    assert many.sentences == []
+
+
+@pytest.mark.parametrize("values", [[0.5], [float("nan")]], ids=["one patient", "no foreground"])
+def test_a_report_of_one_patient_does_not_crash(tmp_path, values):
+    counts = make_counts({"real": np.nan_to_num(values), "real+synthetic": [0.6]})
+    if np.isnan(values[0]):
+        counts[["tp", "fp", "fn"]] = 0
+    summary = write_report(tmp_path, counts, title="one", evaluation=CONFIG)
+    assert summary["comparisons"][0]["delta_ci"] == [None, None]
+    assert "It helped" not in (tmp_path / "report.html").read_text()
+    json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_nothing_scored_is_an_error(tmp_path):
+    with pytest.raises(StedmError, match="nothing was scored"):
+        write_report(tmp_path, make_counts({"real": BASE}).iloc[:0], title="empty")
+
+
+def test_worst_and_best_patients_do_not_overlap():
+    counts = make_counts({"real": BASE[:5]})
+    assert worst_and_best(counts, "real", 2) == (["p00", "p01"], ["p04", "p03"])
+    worst, best = worst_and_best(counts, "real", 10)
+    assert sorted(worst + best) == ["p00", "p01", "p02", "p03", "p04"]
+
+
+def test_figures_can_be_saved_as_png(tmp_path, panels):
+    patients = per_patient(make_counts({"real": BASE, "upper": BASE}, categories=ODD_IDS))
+    drawn = {
+        "arms": figures.arms_figure(patients),
+        "pair": figures.paired_figure(patients, "upper", "real"),
+        "gain": figures.gain_figure(patients, "upper", "real"),
+        "grid": figures.style_grid_figure(panels.style_grids[0]),
+        "examples": figures.patient_examples_figure(panels.patient_examples),
+        "overlays": figures.overlays_figure(panels.overlays),
+    }
+    for name, figure in drawn.items():
+        figures.save_png(tmp_path / f"{name}.png", figure, dpi=50)
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert np.asarray(image.convert("L")).std() > 1, name
+
+
+def test_wrong_pixels_are_tinted_and_ignored_ones_are_not():
+    truth = np.zeros((8, 8), np.uint8)
+    truth[:, 6:] = 255
+    prediction = np.zeros((8, 8), np.uint8)
+    prediction[:, 5:] = 1
+    figure = figures.overlays_figure([Overlay("p", np.zeros((8, 8, 3), np.uint8), truth, {"real": prediction})])
+    tint = figure.axes[2].images[1].get_array()
+    assert (tint[..., 3] > 0).sum() == 8
+    assert (tint[:, 5, 3] > 0).all()
+
+
+def test_compare_reports_joins_common_patients_and_prefixes_colliding_arms(tmp_path):
+    first = make_counts({"real": BASE, "real+synthetic": BASE + 0.05})
+    second = make_counts({"real+synthetic": BASE[:8] + 0.1, "upper": BASE[:8] + 0.1})
+    # The usual place: RUN/report is known by the name of the run.
+    write_report(tmp_path / "small" / "report", first, title="small", evaluation=CONFIG)
+    write_report(tmp_path / "large" / "report", second, title="large", evaluation=CONFIG)
+    out = tmp_path / "joined" / "report.html"
+    summary = compare_reports([tmp_path / "small" / "report", tmp_path / "large" / "report"], out, CONFIG)
+    assert set(summary["arms"]) == {"real", "small/real+synthetic", "large/real+synthetic", "upper"}
+    assert {entry["n_patients"] for entry in summary["arms"].values()} == {8}
+    pairs = {(entry["a"], entry["b"]): entry for entry in summary["comparisons"]}
+    assert pairs[("large/real+synthetic", "small/real+synthetic")]["delta_mean"] == pytest.approx(0.05)
+    assert ("large/real+synthetic", "real") in pairs
+    assert json.loads((out.parent / "summary.json").read_text()) == summary
+    html = out.read_text()
+    assert "8 common patients, 6 dropped" in html
+    assert "http" not in html
+    assert "other pixels" not in html
+
+
+def test_compare_reports_of_unknown_arms_compares_with_the_first(tmp_path):
+    for name, gain in (("m1", 0.0), ("m2", 0.1)):
+        write_report(tmp_path / name, make_counts({name: BASE + gain}), title=name, evaluation=CONFIG)
+    summary = compare_reports([tmp_path / "m1", tmp_path / "m2"], tmp_path / "out" / "report.html", CONFIG)
+    assert [(entry["a"], entry["b"]) for entry in summary["comparisons"]] == [("m2", "m1")]
+
+
+def test_compare_reports_warns_of_other_pixels_and_refuses_what_cannot_be_compared(tmp_path):
+    write_report(tmp_path / "a", make_counts({"real": BASE}), title="a", evaluation=CONFIG)
+    write_report(tmp_path / "b", make_counts({"real": BASE}, pixels=2000), title="b", evaluation=CONFIG)
+    write_report(tmp_path / "c", make_counts({"real": BASE[:1]}, ids=["other"]), title="c", evaluation=CONFIG)
+    out = tmp_path / "out" / "report.html"
+    compare_reports([tmp_path / "a", tmp_path / "b"], out, CONFIG)
+    assert "14 scored on other pixels" in out.read_text()
+    with pytest.raises(StedmError, match="no patient in common"):
+        compare_reports([tmp_path / "a", tmp_path / "c"], out, CONFIG)
+    with pytest.raises(StedmError, match="at least two"):
+        compare_reports([tmp_path / "a"], out, CONFIG)
+    with pytest.raises(StedmError, match="would replace"):
+        compare_reports([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "new.html", CONFIG)
+    with pytest.raises(StedmError, match="no such file"):
+        compare_reports([tmp_path / "a", tmp_path / "nowhere"], out, CONFIG)
+
+
+def test_report_of_several_classes_and_many_categories(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = rng.integers(1, 50, size=(24, 4, 4))
+    cells[:, 3, :3] = 0  # a class that is nowhere: not known, not zero
+    ids, categories = [f"p{i}" for i in range(24)], [f"kind {i}" for i in range(24)]
+    classes = ["background", "gland", "<i>nerve", "fat"]
+    counts = pd.concat([counts_table(arm, 0, ids, categories, cells, classes) for arm in ("real", "real+synthetic")])
+    summary = write_report(tmp_path, counts, title="many", evaluation=CONFIG)
+    assert summary["arms"]["real"]["iou_pooled_per_class"]["fat"] is None
+    assert summary["comparisons"][0]["delta_mean"] == 0
+    html = (tmp_path / "report.html").read_text()
+    assert "pooled, &lt;i&gt;nerve" in html
+    assert "No evidence" in html
