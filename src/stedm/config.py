@@ -173,13 +173,16 @@ class StainAugmentConfig(_Part):
     hed_sigma: Annotated[float, Field(ge=0)] = 0.2
     """Strength of the haematoxylin-eosin-DAB jitter: each stain is scaled by 1 +- sigma (Tellez et al. 2018)."""
     hed_bias: Annotated[float, Field(ge=0)] = 0.02
+    """Largest amount, in natural optical density, that is added to or taken from each stain."""
     brightness: Annotated[float, Field(ge=0)] = 0.15
     contrast: Annotated[float, Field(ge=0)] = 0.15
     saturation: Annotated[float, Field(ge=0)] = 0.2
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.04
+    """Largest turn of the colours, as a part of the colour circle."""
     blur_sigma_px: Annotated[float, Field(ge=0)] = 0.8
     """Largest Gaussian blur in pixels (applied to half of the samples)."""
     probability: Fraction = 0.9
+    """Part of the samples that are augmented at all."""
 
 
 class SegmentationConfig(_Part):
@@ -187,16 +190,17 @@ class SegmentationConfig(_Part):
 
     architecture: str = "unet"
     """Any architecture name of segmentation_models_pytorch."""
-    encoder: str = "resnet18"
+    encoder: str = "tu-resnet18"
     """Any encoder of segmentation_models_pytorch; `tu-NAME` for a timm backbone."""
     encoder_depth: Annotated[int, Field(ge=3, le=5)] = 4
-    decoder_channels: list[Positive] = [128, 64, 32, 16]
-    """One width per level of `encoder_depth`."""
+    decoder_channels: list[Positive] = [64, 32, 16, 8]
+    """One width per level of `encoder_depth`, coarse to fine; used by unet, unetplusplus and manet."""
     encoder_weights: Path | None = None
-    """Local file (safetensors) with encoder weights; null = from scratch. Nothing is ever downloaded."""
+    """Local .safetensors file with encoder weights, as published by timm for `tu-` encoders and by
+    segmentation_models_pytorch for the others; null = from scratch. Nothing is ever downloaded."""
     steps: Positive = 400
     batch: Positive = 16
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 3e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.1
@@ -207,6 +211,20 @@ class SegmentationConfig(_Part):
     arms: list[Arm] = ["real", "real+stain", "real+synthetic", "real+stain+synthetic"]
     seeds: list[int] = [0, 1]
     checkpoint_every_steps: Positive = 400
+
+    @property
+    def takes_decoder_channels(self) -> bool:
+        """Whether the decoder has one width per encoder level; the others keep their own widths."""
+        return self.architecture.lower() in ("unet", "unetplusplus", "manet")
+
+    @model_validator(mode="after")
+    def _one_width_per_level(self) -> "SegmentationConfig":
+        if self.takes_decoder_channels and len(self.decoder_channels) != self.encoder_depth:
+            raise ValueError(
+                f"decoder_channels has {len(self.decoder_channels)} widths for encoder_depth {self.encoder_depth}; "
+                "give one per level"
+            )
+        return self
 
 
 class EvaluationConfig(_Part):

@@ -50,9 +50,7 @@ def test_unzoomed_samples_keep_their_pixels_and_all_eight_orientations_occur():
     orientations = {tuple(label.flatten().tolist()) for label in labels}
     upright = masks[0]
     wanted = {
-        tuple(torch.rot90(view, turns).flatten().tolist())
-        for view in (upright, upright.flip(0))
-        for turns in range(4)
+        tuple(torch.rot90(view, turns).flatten().tolist()) for view in (upright, upright.flip(0)) for turns in range(4)
     }
     assert orientations == wanted
     for picture, result, label in zip(pictures, moved, labels, strict=True):

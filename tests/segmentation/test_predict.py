@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from stedm.config import SegmentationConfig
+from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.segmentation.model import build_segmenter, save_segmenter
 from stedm.segmentation.predict import predict_masks, segment_folder
@@ -18,7 +19,7 @@ def network():
 
 @pytest.fixture
 def model(tmp_path, network):
-    return save_segmenter(tmp_path / "model", network, TINY, classes=["a", "b", "c"], picture_px=32)
+    return save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", ["a", "b", "c"]), 32)
 
 
 def _pictures(n: int, height: int, width: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from stedm.config import SegmentationConfig
-from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
+from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
+from stedm.data.pictures import write_png
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
@@ -31,7 +33,9 @@ TINY = SegmentationConfig(
 )
 
 
-def _discs(root: Path, *, pictures: dict[str, int], blue: int, seed: int, classes: tuple[str, ...] = ("ground", "disc")):
+def _discs(
+    root: Path, *, pictures: dict[str, int], blue: int, seed: int, classes: tuple[str, ...] = ("ground", "disc")
+):
     """Blue-channel value `blue` marks the set a picture comes from; a patient's name is in its green channel."""
     generator = numpy_generator(seed, "discs")
     rows = []
@@ -144,6 +148,13 @@ def test_unusable_sets_are_one_clear_line(real, tmp_path):
     other = _discs(tmp_path / "other", pictures={"x": 1}, blue=0, seed=2, classes=("disc", "ground"))
     with pytest.raises(StedmError, match="has classes"):
         train_segmenter(TINY, "real+synthetic", real, other, tmp_path / "run", 0, PX)
+    ignored = DatasetFolder(real.root, replace(real.info, ignore_index=9), real.table)
+    with pytest.raises(StedmError, match="has ignore_index"):
+        train_segmenter(TINY, "real+synthetic", real, ignored, tmp_path / "run", 0, PX)
+    for split in ("val", "test"):
+        held_out = DatasetFolder(real.root, real.info, real.table.assign(split=split))
+        with pytest.raises(StedmError, match="not for training"):
+            train_segmenter(TINY, "real", held_out, None, tmp_path / "run", 0, PX)
     bare = DatasetFolder(real.root, real.info, real.table.assign(mask_file_name=""))
     with pytest.raises(StedmError, match="no annotated picture"):
         train_segmenter(TINY, "real", bare, None, tmp_path / "run", 0, PX)

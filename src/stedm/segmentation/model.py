@@ -16,12 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stedm.config import SegmentationConfig
+from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.files import replacing, write_json
 from stedm.seeds import seed_for
-
-# The architectures whose decoder takes one width per encoder level; the others keep their own widths.
-_WIDTH_PER_LEVEL = {"unet", "unetplusplus", "manet"}
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,17 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
     if ":" in config.encoder or "/" in config.encoder:
         # timm reads such names ("hf-hub:owner/model") as an address and goes to the network.
         raise StedmError(f"segmentation.encoder: {config.encoder} is an address, not a name; nothing is downloaded")
-    name = config.architecture.lower()
-    widths = {"decoder_channels": list(config.decoder_channels)} if name in _WIDTH_PER_LEVEL else {}
     # smp and timm draw initial weights from the global generator: give them ours, then put theirs back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "segmenter", "weights"))
         try:
             network = smp.create_model(
-                name,
+                config.architecture,
                 encoder_name=config.encoder,
                 encoder_weights=None,
                 encoder_depth=config.encoder_depth,
                 classes=n_classes,
-                **widths,
+                **({"decoder_channels": config.decoder_channels} if config.takes_decoder_channels else {}),
             )
         except (KeyError, ValueError, RuntimeError) as error:
             text = " ".join(str(error).split())[:200]
@@ -71,7 +67,7 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
                 f"segmentation: no {config.architecture} with encoder {config.encoder} ({text})"
             ) from error
     if config.encoder_weights is not None:
-        _load_weights(network.encoder, config.encoder_weights)
+        _load_encoder_weights(network.encoder, config.encoder_weights)
     # On CPUs convolutions are 1.2 to 1.5 times as fast in this order.
     return network.to(memory_format=torch.channels_last)
 
@@ -104,23 +100,17 @@ class SegmentationLoss(nn.Module):
 
 
 def save_segmenter(
-    folder: str | Path,
-    network: nn.Module,
-    config: SegmentationConfig,
-    *,
-    classes: list[str],
-    picture_px: int,
-    ignore_index: int = 255,
+    folder: str | Path, network: nn.Module, config: SegmentationConfig, dataset: DatasetInfo, picture_px: int
 ) -> Path:
-    """Write `config.json` and `model.safetensors`, the whole folder atomically."""
+    """Write `config.json` and `model.safetensors`, the whole folder atomically. `dataset` is what it was trained on."""
     info = SegmenterInfo(
         architecture=config.architecture,
         encoder=config.encoder,
         encoder_depth=config.encoder_depth,
         decoder_channels=list(config.decoder_channels),
-        classes=list(classes),
+        classes=list(dataset.classes),
         picture_px=picture_px,
-        ignore_index=ignore_index,
+        ignore_index=dataset.ignore_index,
     )
     folder = Path(folder)
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -146,13 +136,35 @@ def load_segmenter(folder: str | Path) -> tuple[nn.Module, SegmenterInfo]:
         text = " ".join(str(error).split())
         raise StedmError(f"{folder}: not a segmenter folder (config.json: {text})") from error
     network = build_segmenter(config, len(info.classes))
-    _load_weights(network, folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    _load_weights(network, _read_weights(path), path)
     return network.eval(), info
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
+def _load_encoder_weights(encoder: nn.Module, path: Path) -> None:
+    """Take what the encoder needs from a published classifier; nothing that it needs may be missing."""
+    published = {_key(key): value for key, value in _read_weights(path).items()}
+    wanted = encoder.state_dict()
+    missing = [key for key in wanted if _key(key) not in published]
+    if missing:
+        raise StedmError(f"{path}: not weights of this encoder ({len(missing)} tensors missing, first {missing[0]})")
+    _load_weights(encoder, {key: published[_key(key)] for key in wanted}, path)
+
+
+def _key(name: str) -> str:
+    # smp holds a timm network as `model`, and timm's feature extractors say `stages_0` for `stages.0`.
+    return name.removeprefix("model.").replace(".", "_")
+
+
+def _load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     try:
-        module.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise StedmError(f"{path}: not usable as weights of this network ({text})") from error
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise StedmError(f"{path}: not weights of this network ({' '.join(str(error).split())[:200]})") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StedmError(f"{path}: not a readable safetensors file ({error})") from error

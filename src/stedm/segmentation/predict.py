@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from stedm.data.folder import read_picture_file, write_png
+from stedm.data.pictures import read_picture_file, write_png
 from stedm.errors import StedmError
 from stedm.segmentation.model import load_segmenter, to_network_range
 

@@ -1,6 +1,5 @@
 """Training of one segmentation network: an arm, a seed, real and (in some arms) synthetic pictures."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ from torch.utils.data import Dataset
 from stedm.config import Arm, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.samples import PictureCache
-from stedm.engine import Engine
+from stedm.engine import Engine, Progress
 from stedm.errors import StedmError
-from stedm.seeds import numpy_generator
+from stedm.seeds import numpy_generator, seed_for
 from stedm.segmentation.augment import augment_geometry, augment_stain
 from stedm.segmentation.model import SegmentationLoss, build_segmenter, save_segmenter, to_network_range
+from stedm.style.sampling import rows_by_patient
 
 
 def train_segmenter(
@@ -26,7 +26,7 @@ def train_segmenter(
     folder: str | Path,
     seed: int,
     picture_px: int,
-    on_progress: Callable[[int, int, float], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Path:
     """Train the network of `arm` for `config.steps` steps and write it to `folder/model`; returns that folder.
 
@@ -49,7 +49,7 @@ def train_segmenter(
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         checkpoint_every_steps=config.checkpoint_every_steps,
-        seed=seed,
+        seed=seed_for(seed, "segmentation"),
         on_progress=on_progress,
     )
     with torch.random.fork_rng():
@@ -58,15 +58,12 @@ def train_segmenter(
             torch.manual_seed(engine.generator.initial_seed())
             pictures, masks = augment_batch(batch["picture"], batch["mask"], engine.generator, config, arm)
             engine.step(loss_of(engine.network(pictures), masks))
-    network = engine.accelerator.unwrap_model(engine.network)
-    return save_segmenter(
-        Path(folder) / "model",
-        network,
-        config,
-        classes=real.info.classes,
-        picture_px=picture_px,
-        ignore_index=real.info.ignore_index,
-    )
+    model = Path(folder) / "model"
+    if engine.accelerator.is_main_process:
+        network = engine.accelerator.unwrap_model(engine.network)
+        save_segmenter(model, network, config, real.info, picture_px)
+    engine.accelerator.wait_for_everyone()
+    return model
 
 
 def augment_batch(
@@ -99,10 +96,12 @@ class MixedSamples(Dataset):
         picture_px: int,
         seed: int,
     ):
-        if synthetic is not None and synthetic.info.classes != real.info.classes:
-            raise StedmError(
-                f"{synthetic.root}: has classes {synthetic.info.classes}, {real.root} has {real.info.classes}"
-            )
+        for key in ("classes", "ignore_index"):
+            if synthetic is not None and getattr(synthetic.info, key) != getattr(real.info, key):
+                theirs, ours = getattr(synthetic.info, key), getattr(real.info, key)
+                raise StedmError(
+                    f"{synthetic.root}: has {key} {theirs}, {real.root} has {ours}; make it from this dataset"
+                )
         self.synthetic_fraction = 0.0 if synthetic is None else synthetic_fraction
         self.seed = seed
         self._sets = [_PatientBalanced(dataset, picture_px) for dataset in (real, synthetic) if dataset is not None]
@@ -115,12 +114,14 @@ class MixedSamples(Dataset):
 
 class _PatientBalanced:
     def __init__(self, dataset: DatasetFolder, picture_px: int):
+        held_out = sorted(set(dataset.table["split"]) & {"val", "test"})
+        if held_out:
+            raise StedmError(f"{dataset.root}: pictures of split {held_out[0]} are not for training; select train")
         annotated = dataset.select(dataset.table["mask_file_name"] != "")
         if len(annotated) == 0:
             raise StedmError(f"{dataset.root}: no annotated picture to train on")
         self._cache = PictureCache(annotated, picture_px)
-        rows_of = annotated.table.groupby("patient_id").indices
-        self._rows = [rows_of[patient] for patient in sorted(rows_of)]
+        self._rows = list(rows_by_patient(annotated.table).values())
 
     def draw(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
         rows = self._rows[generator.integers(len(self._rows))]
