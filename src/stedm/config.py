@@ -180,7 +180,7 @@ class SegmentationConfig(_Part):
 
     architecture: str = "unet"
     """Any architecture name of segmentation_models_pytorch."""
-    encoder: str = "tu-resnet18"
+    encoder: str = "tu-resnet10t"
     """Any encoder of segmentation_models_pytorch; `tu-NAME` for a timm backbone."""
     encoder_depth: Annotated[int, Field(ge=3, le=5)] = 4
     decoder_channels: list[Positive] = [64, 32, 16, 8]
@@ -190,7 +190,7 @@ class SegmentationConfig(_Part):
     segmentation_models_pytorch for the others; null = from scratch. Nothing is ever downloaded."""
     steps: Positive = 400
     batch: Positive = 16
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 3e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.1
