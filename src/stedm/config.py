@@ -190,7 +190,7 @@ class SegmentationConfig(_Part):
 
     architecture: str = "unet"
     """Any architecture name of segmentation_models_pytorch."""
-    encoder: str = "tu-resnet18"
+    encoder: str = "tu-resnet10t"
     """Any encoder of segmentation_models_pytorch; `tu-NAME` for a timm backbone."""
     encoder_depth: Annotated[int, Field(ge=3, le=5)] = 4
     decoder_channels: list[Positive] = [64, 32, 16, 8]
