@@ -36,7 +36,7 @@ from stedm.evaluation.report import write_report
 from stedm.files import write_json, write_text
 from stedm.progress import Reporter
 from stedm.seeds import seed_for
-from stedm.segmentation.model import load_segmenter
+from stedm.segmentation.model import build_segmenter, load_segmenter
 from stedm.segmentation.predict import predict_masks
 from stedm.segmentation.train import train_segmenter
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
@@ -93,6 +93,8 @@ class Experiment:
         problems = check_dataset(self.dataset.root, read_unlabeled_masks=needs_unlabeled)
         if problems:
             raise StedmError("\n".join(problems))
+        # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
+        build_segmenter(self.config.segmentation, len(self.dataset.info.classes))
         _check_unchanged(self.folder, self.dataset)
         held_out = self.dataset.split(self.config.evaluation.split)
         self.reporter.say(
@@ -279,12 +281,18 @@ def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) ->
     held_out = dataset.split(split)
     if len(held_out) == 0:
         raise StedmError(f"{root}: no picture in split {split}")
-    name = segmenter.resolve().parent.name if segmenter.name == "model" else segmenter.name
+    name = _arm_of(segmenter)
     counts = count_dataset(segmenter, PictureCache(held_out, info.picture_px), arm=name, seed=0)
     notes = {"Data": f"{dataset.info.name}, split {split}, {_size(held_out)}", "Segmenter": str(segmenter)}
     return write_report(
         report, counts, title=f"{name} on {dataset.info.name}", notes=notes, provenance=provenance(dataset)
     )
+
+
+def _arm_of(segmenter: Path) -> str:
+    """Arm of a segmenter in a run folder (ARM/seed-K/model), else the folder's own name."""
+    parts = segmenter.resolve().parts
+    return parts[-3] if len(parts) > 3 and parts[-1] == "model" and parts[-2].startswith("seed-") else parts[-1]
 
 
 def provenance(dataset: DatasetFolder) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_bytes(cohort: Path, tmp_path: Path) -> Non
 def test_a_patient_does_not_depend_on_the_size_of_the_cohort(cohort: Path, tmp_path: Path) -> None:
     small = PhantomConfig(patients={"test": 1}, pictures_per_patient=1)
     make_phantom(small, tmp_path / "one")
-    name = "images/test-00_000.png"
+    name = "images/T00_000.png"
     assert (tmp_path / "one" / name).read_bytes() == (cohort / name).read_bytes()
 
 

@@ -76,7 +76,9 @@ def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_p
     seen = []
     denoise = type(model.denoiser).denoise
     monkeypatch.setattr(
-        type(model.denoiser), "denoise", lambda self, noisy, *rest: seen.append(len(noisy)) or denoise(self, noisy, *rest)
+        type(model.denoiser),
+        "denoise",
+        lambda self, noisy, *rest: seen.append(len(noisy)) or denoise(self, noisy, *rest),
     )
     model.generate(LAYOUTS, style, steps=5, guidance=guidance)
     # The released reference took 143 steps when asked for 128, with two passes each.

@@ -470,7 +470,7 @@ def make_phantom(config: PhantomConfig, root: str | Path) -> None:
     with replacing(root) as folder:
         for split, n_patients in config.patients.items():
             for number, category in enumerate(patient_categories(config, split)):
-                name = f"{split}-{number:0{max(2, len(str(n_patients - 1)))}d}"
+                name = f"{_LETTER_OF[split]}{number:0{max(2, len(str(n_patients - 1)))}d}"
                 patient = draw_patient(config, category, numpy_generator(config.seed, "phantom", split, number))
                 truth.append({"patient_id": name, "split": split, **asdict(patient)})
                 rows += _write_pictures(config, patient, split, number, name, folder)
@@ -484,6 +484,10 @@ def make_phantom(config: PhantomConfig, root: str | Path) -> None:
         )
         write_metadata(folder, info, pd.DataFrame(rows))
         write_json(folder / "patients.json", {"config": config.model_dump(mode="json"), "patients": truth})
+
+
+# Letters, not names: Hugging Face's ImageFolder takes words like "train" in file names for its own splits.
+_LETTER_OF = {"train": "A", "unlabeled": "U", "val": "V", "test": "T"}
 
 
 def patient_categories(config: PhantomConfig, split: str) -> list[str]:

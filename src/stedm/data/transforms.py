@@ -1,6 +1,7 @@
-"""Geometric transforms that keep pixels exact: the eight symmetries of the square."""
+"""What pictures go through on their way to a network: the eight symmetries of the square, and the range [-1, 1]."""
 
 import numpy as np
+import torch
 
 N_SYMMETRIES = 8
 
@@ -14,3 +15,8 @@ def symmetry(array: np.ndarray, index: int) -> np.ndarray:
     if index >= 4:
         array = array[:, ::-1]
     return np.rot90(array, index % 4)
+
+
+def to_signed(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures (or floats in 0..255) to floats in [-1, 1], the range of all networks here."""
+    return pictures.float().div(127.5).sub(1.0)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from stedm import __version__
+from stedm.data.transforms import to_signed
 from stedm.diffusion.codec import Codec, load_codec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.guidance import guided_prediction
@@ -201,11 +202,6 @@ class StyleDiffusion:
             raise StedmError(f"{folder / 'denoiser'}: can't be read ({' '.join(str(error).split())})") from error
         keys = ("objective", "classes", "picture_px", "sampler")
         return cls(denoiser, load_codec(folder / "codec"), **{key: index[key] for key in keys})
-
-
-def to_signed(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 pictures to floats in [-1, 1]."""
-    return pictures.float().div(127.5).sub(1.0)
 
 
 def _picture_seed(seed: int, index: int) -> int:

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 from stedm.config import DiffusionConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.transforms import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.objective import Objective
-from stedm.diffusion.pipeline import StyleDiffusion, to_signed
+from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.engine import Engine, Progress
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for

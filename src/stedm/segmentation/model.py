@@ -37,7 +37,7 @@ class SegmenterInfo:
 
 
 def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -> nn.Module:
-    """Network with logits (n, n_classes, H, W) for pictures (n, 3, H, W) in [-1, 1] (see `to_network_range`).
+    """Network with logits (n, n_classes, H, W) for pictures (n, 3, H, W) in [-1, 1].
 
     The weights are a pure function of `seed`, or the encoder's come from the local file `config.encoder_weights`.
     Raises `StedmError` for unknown names and unusable weights.
@@ -70,11 +70,6 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
         _load_encoder_weights(network.encoder, config.encoder_weights)
     # On CPUs convolutions are 1.2 to 1.5 times as fast in this order.
     return network.to(memory_format=torch.channels_last)
-
-
-def to_network_range(pictures: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float [-1, 1], the range in which every segmenter sees pictures."""
-    return pictures.float() / 127.5 - 1.0
 
 
 class SegmentationLoss(nn.Module):

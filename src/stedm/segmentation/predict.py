@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 
 from stedm.data.pictures import read_picture_file, write_png
+from stedm.data.transforms import to_signed
 from stedm.errors import StedmError
-from stedm.segmentation.model import load_segmenter, to_network_range
+from stedm.segmentation.model import load_segmenter
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _PICTURES_AT_ONCE = 64
@@ -30,7 +31,7 @@ def predict_masks(network: nn.Module, pictures: np.ndarray, batch: int = 64) -> 
     stride = network.encoder.output_stride
     masks = np.empty(pictures.shape[:3], np.uint8)
     for start in range(0, len(pictures), batch):
-        part = to_network_range(torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2).to(device))
+        part = to_signed(torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2).to(device))
         # replicate, not reflect: the padding may be wider than a small picture
         part = F.pad(part, (0, -width % stride, 0, -height % stride), mode="replicate")
         logits = network(part.contiguous(memory_format=torch.channels_last))

@@ -10,11 +10,12 @@ from torch.utils.data import Dataset
 from stedm.config import Arm, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.samples import PictureCache
+from stedm.data.transforms import to_signed
 from stedm.engine import Engine, Progress
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for
 from stedm.segmentation.augment import augment_geometry, augment_stain
-from stedm.segmentation.model import SegmentationLoss, build_segmenter, save_segmenter, to_network_range
+from stedm.segmentation.model import SegmentationLoss, build_segmenter, save_segmenter
 from stedm.style.sampling import rows_by_patient
 
 
@@ -76,7 +77,7 @@ def augment_batch(
     floats, masks = augment_geometry(pictures.permute(0, 3, 1, 2).float() / 255, masks, generator)
     if "stain" in arm:
         floats = augment_stain(floats, generator, config.stain)
-    return to_network_range(floats * 255).contiguous(memory_format=torch.channels_last), masks
+    return to_signed(floats * 255).contiguous(memory_format=torch.channels_last), masks
 
 
 class MixedSamples(Dataset):

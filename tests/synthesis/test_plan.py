@@ -1,0 +1,77 @@
+"""The plan: layouts of annotated patients, styles of unannotated ones, nothing of val or test."""
+
+import pandas as pd
+import pytest
+
+from stedm.config import SynthesisConfig
+from stedm.data.folder import DatasetFolder
+from stedm.errors import StedmError
+from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, make_plan, plan_fingerprint, read_plan, write_plan
+
+
+@pytest.fixture
+def dataset(tiny_dataset):
+    return DatasetFolder.open(tiny_dataset(patients={"train": 4, "unlabeled": 3, "val": 2, "test": 2}))
+
+
+def _plan(dataset, n=30, **settings) -> pd.DataFrame:
+    return make_plan(SynthesisConfig(n_pictures=n, **settings), dataset.split("train"), dataset.split("unlabeled"))
+
+
+def test_sources_come_from_the_right_patients(dataset):
+    plan = _plan(dataset)
+    table = dataset.table.set_index("image_file_name")
+    assert set(table.loc[plan["layout_image_file_name"], "split"]) == {"train"}
+    for row in plan.itertuples():
+        shown = table.loc[row.style_image_file_names.split(LIST_SEPARATOR)]
+        assert set(shown["patient_id"]) == {row.style_patient_id}
+        assert set(shown["split"]) == {"unlabeled"}
+    counts = plan["style_patient_id"].value_counts()
+    assert counts.tolist() == [10, 10, 10]
+
+
+def test_layouts_match_the_category_of_the_style_patient(dataset):
+    plan = _plan(dataset)
+    category_of = dataset.table.set_index("patient_id")["category"].groupby(level=0).first()
+    layout_categories = category_of[plan["layout_patient_id"]].to_numpy()
+    assert (layout_categories == category_of[plan["style_patient_id"]].to_numpy()).all()
+    assert (layout_categories == plan["category"]).all()
+    free = _plan(dataset, match_category=False)
+    assert (category_of[free["layout_patient_id"]].to_numpy() != category_of[free["style_patient_id"]].to_numpy()).any()
+
+
+def test_a_longer_plan_begins_with_the_shorter_one(dataset):
+    pd.testing.assert_frame_equal(_plan(dataset, 40).iloc[:10], _plan(dataset, 10))
+    assert plan_fingerprint(_plan(dataset, 10)) != plan_fingerprint(_plan(dataset, 10, seed=1))
+
+
+@pytest.mark.parametrize(("layouts", "styles"), [("val", "unlabeled"), ("train", "test"), ("unlabeled", "unlabeled")])
+def test_held_out_patients_are_refused(dataset, layouts, styles):
+    with pytest.raises(StedmError, match="may not come from split"):
+        make_plan(SynthesisConfig(n_pictures=2), dataset.split(layouts), dataset.split(styles))
+
+
+@pytest.mark.parametrize("column", ["layout_image_file_name", "style_image_file_names"])
+def test_an_edited_plan_is_refused_too(dataset, column):
+    plan = _plan(dataset, 3)
+    for name, message in (("images/testP0-1.png", "split test"), ("images/nowhere.png", "not in")):
+        edited = plan.copy()
+        edited.loc[1, column] = name
+        with pytest.raises(StedmError, match=message):
+            checked_sources(edited, dataset)
+    checked_sources(plan, dataset)
+
+
+def test_written_plans_read_back_and_other_files_are_refused(dataset, tmp_path):
+    write_plan(_plan(dataset, 3), tmp_path / "plan.parquet")
+    again = read_plan(tmp_path / "plan.parquet")
+    assert plan_fingerprint(again) == plan_fingerprint(_plan(dataset, 3))
+    assert again.attrs["dataset"] == str(dataset.root.resolve())
+    with pytest.raises(StedmError, match="no such plan"):
+        read_plan(tmp_path / "other.parquet")
+    (tmp_path / "text.parquet").write_text("x")
+    with pytest.raises(StedmError, match="not a readable parquet"):
+        read_plan(tmp_path / "text.parquet")
+    again[["seed"]].to_parquet(tmp_path / "short.parquet")
+    with pytest.raises(StedmError, match="columns missing"):
+        read_plan(tmp_path / "short.parquet")

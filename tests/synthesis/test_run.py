@@ -1,0 +1,127 @@
+"""Executing a plan: a valid dataset folder, the same to the bit whether killed, sharded or neither."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stedm import StyleDiffusion
+from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig, SynthesisConfig
+from stedm.data.check import check_dataset
+from stedm.data.folder import DatasetFolder
+from stedm.data.transforms import symmetry
+from stedm.diffusion.codec import PixelCodec
+from stedm.diffusion.train import make_denoiser
+from stedm.errors import StedmError
+from stedm.synthesis.plan import LIST_SEPARATOR, make_plan, read_plan, write_plan
+from stedm.synthesis.run import parse_shard, synthesize
+
+CONFIG = DiffusionConfig(
+    denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16, channels=[8])
+)
+
+
+@pytest.fixture
+def dataset(tiny_dataset):
+    return DatasetFolder.open(tiny_dataset(picture_px=16))
+
+
+@pytest.fixture
+def model():
+    return _model(seed=0)
+
+
+def _model(seed: int) -> StyleDiffusion:
+    denoiser = make_denoiser(CONFIG, PixelCodec(2), n_classes=2, seed=seed)
+    return StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+
+
+@pytest.fixture
+def plan(dataset, tmp_path):
+    settings = SynthesisConfig(n_pictures=22, batch=4, steps=2)
+    write_plan(make_plan(settings, dataset.split("train"), dataset.split("unlabeled")), tmp_path / "plan.parquet")
+    return read_plan(tmp_path / "plan.parquet")
+
+
+def _content(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_set_is_a_valid_dataset_whose_masks_are_the_planned_layouts(model, plan, dataset, tmp_path):
+    assert synthesize(model, plan, tmp_path / "set")
+    assert check_dataset(tmp_path / "set") == []
+    made = DatasetFolder.open(tmp_path / "set")
+    assert len(made) == 22
+    assert set(made.table["model_fingerprint"]) == {model.fingerprint}
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    for row in range(len(made)):
+        planned = made.table.iloc[row]
+        layout = dataset.read_mask(row_of[planned["layout_image_file_name"]])
+        assert np.array_equal(made.read_mask(row), symmetry(layout, int(planned["layout_symmetry"])))
+
+
+def test_a_picture_can_be_made_again_from_its_row(model, plan, dataset, tmp_path):
+    synthesize(model, plan, tmp_path / "set")
+    made = DatasetFolder.open(tmp_path / "set")
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    planned = made.table.iloc[9]
+    style = [dataset.read_picture(row_of[name]) for name in planned["style_image_file_names"].split(LIST_SEPARATOR)]
+    again = model.generate(
+        made.read_mask(9),
+        style,
+        guidance=float(planned["guidance"]),
+        steps=int(planned["steps"]),
+        seed=[planned["seed"]],
+    )
+    assert np.abs(again[0].astype(int) - made.read_picture(9)).max() <= 1
+
+
+def test_shards_together_make_the_same_set(model, plan, tmp_path):
+    synthesize(model, plan, tmp_path / "whole")
+    assert not synthesize(model, plan, tmp_path / "parts", shard=parse_shard("2/2"))
+    assert not (tmp_path / "parts" / "metadata.csv").exists()
+    assert synthesize(model, plan, tmp_path / "parts", shard=parse_shard("1/2"))
+    assert _content(tmp_path / "parts") == _content(tmp_path / "whole")
+
+
+def test_a_killed_synthesis_resumes_to_the_same_set(model, plan, tmp_path):
+    """A real process, killed with SIGKILL while it draws."""
+    model.save_pretrained(tmp_path / "model")
+    plan_path, killed = str(tmp_path / "plan.parquet"), tmp_path / "killed"
+    command = [sys.executable, "-m", "stedm.cli", "synthesize", str(tmp_path / "model"), plan_path, "-o"]
+    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(killed.glob("images/*.png"))) < 5:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "metadata.csv").exists(), "it had finished before the kill: the test shows nothing"
+    subprocess.run([*command, str(killed)], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    # What the killed process was writing may lie there under a temporary name; no reader takes it for a picture.
+    left = {name: digest for name, digest in _content(killed).items() if "/." not in name}
+    assert left == _content(tmp_path / "whole")
+
+
+def test_pictures_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset, tmp_path):
+    synthesize(model, plan, tmp_path / "set", shard=(0, 3))
+    with pytest.raises(StedmError, match="another plan or model"):
+        synthesize(_model(seed=1), plan, tmp_path / "set")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep")
+    with pytest.raises(StedmError, match="not empty"):
+        synthesize(model, plan, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_bad_shards_are_refused(text):
+    with pytest.raises(StedmError, match="--shard"):
+        parse_shard(text)

@@ -1,0 +1,168 @@
+"""The command line as users meet it: verbs, flags, one clear line for every mistake, no traceback."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stedm.cli import app, expand_lists, main
+from stedm.data.folder import write_png
+
+FLAGS = {
+    "demo": ["--output"],
+    "run": ["--output", "--set"],
+    "data phantom": ["--config", "--set"],
+    "check": [],
+    "train diffusion": ["--output", "--set"],
+    "train segmenter": ["--output", "--set"],
+    "plan": ["-n", "--output", "--set"],
+    "synthesize": ["--output", "--shard"],
+    "generate": ["--layout", "--style", "--output", "--guidance", "--steps", "--seed"],
+    "segment": ["--output"],
+    "evaluate": ["--output", "--split"],
+    "compare": ["--output"],
+    "config show": ["--set"],
+    "config schema": [],
+}
+
+
+def _commands(group, prefix: str = "") -> dict:
+    found = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found.update(_commands(command, f"{prefix}{name} "))
+        else:
+            found[prefix + name] = command
+    return found
+
+
+def test_verbs_and_flags_are_frozen():
+    """Flags grow when nobody looks: knobs belong in YAML. A change here is a change of the contract."""
+    from typer.main import get_command
+
+    commands = _commands(get_command(app))
+    flags = {
+        name: [parameter.opts[0] for parameter in command.params if parameter.opts[0].startswith("-")]
+        for name, command in commands.items()
+    }
+    assert {name: sorted(options) for name, options in flags.items()} == {
+        name: sorted(options) for name, options in FLAGS.items()
+    }
+
+
+def test_help_answers_without_importing_torch():
+    code = "import sys, stedm.cli; sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'pandas', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    started = time.monotonic()
+    shown = subprocess.run([sys.executable, "-m", "stedm.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "synthesize" in shown.stdout
+    # Half a second is the promise on an idle machine; five times that still tells a lost lazy import (8 s).
+    assert time.monotonic() - started < 2.5
+
+
+@pytest.mark.parametrize(
+    ("given", "expanded"),
+    [
+        ("generate M --style a.png b.png -o x.png", "generate M --style a.png --style b.png -o x.png"),
+        ("run c.yaml -o r --set a=1 b=2", "run c.yaml -o r --set a=1 --set b=2"),
+        ("run --set a=1 c.yaml", "run --set a=1 c.yaml"),
+        ("generate --style a.png M", "generate --style a.png M"),
+    ],
+)
+def test_lists_of_values_after_one_option(given, expanded):
+    assert " ".join(expand_lists(given.split())) == expanded
+
+
+def _fails(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code not in (0, None)
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    return shown
+
+
+def test_mistakes_give_one_clear_line(capsys, tmp_path, tiny_dataset):
+    root = tiny_dataset()
+    config = tmp_path / "c.yaml"
+    config.write_text(f"name: x\ndata: {{path: {root}}}\n")
+    (tmp_path / "bad.yaml").write_text(f"name: x\ndata: {{path: {root}}}\ndifusion: {{steps: 3}}\n")
+    mistakes = {
+        ("run", tmp_path / "none.yaml", "-o", tmp_path / "r"): "none.yaml: no such configuration file",
+        ("run", tmp_path / "bad.yaml", "-o", tmp_path / "r"): "bad.yaml: difusion: Extra inputs",
+        ("run", config, "-o", tmp_path / "r", "--set", "data.path=gone"): "gone",
+        ("check", tmp_path / "nowhere"): "nowhere",
+        ("synthesize", tmp_path, tmp_path / "p.parquet", "-o", tmp_path / "s"): "model_index.json is missing",
+        ("generate", tmp_path, "--layout", "no.png", "--style", "a.png", "-o", "o.png"): "no.png",
+        ("segment", tmp_path, root / "images", "-o", tmp_path / "m"): str(tmp_path),
+        ("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c.html"): "counts.parquet",
+        ("evaluate", tmp_path, root, "-o", tmp_path / "e"): str(tmp_path),
+    }
+    for arguments, message in mistakes.items():
+        shown = _fails(capsys, *arguments)
+        assert message in shown, (arguments, shown)
+        assert len(shown.splitlines()) == 1, shown
+
+
+def test_check_prints_every_problem_and_its_exit_status_tells(capsys, tmp_path, tiny_dataset):
+    root = tiny_dataset()
+    main_status = subprocess.run([sys.executable, "-m", "stedm.cli", "check", str(root)], check=False).returncode
+    assert main_status == 0
+    (root / "images" / "trainP0-0.png").unlink()
+    write_png(root / "masks" / "trainP0-1.png", np.full((32, 32), 7, np.uint8))
+    write_png(root / "masks" / "trainP0-2.png", np.zeros((8, 8), np.uint8))
+    shown = _fails(capsys, "check", root)
+    for name in ("trainP0-0.png", "trainP0-1.png", "trainP0-2.png", "3 problem"):
+        assert name in shown
+
+
+def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys):
+    """The verbs one by one, as someone would who runs stages on different machines."""
+    root = tiny_dataset(picture_px=16)
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"name: x\ndata: {{path: {root}, picture_px: 16}}\n"
+        "diffusion: {steps: 2, batch: 2, denoiser: {channels: [16, 16], norm_groups: 8}, "
+        "style: {dim: 8, channels: [8]}}\nsynthesis: {steps: 2, batch: 3}\n"
+        "segmentation: {encoder: tu-test_resnet, encoder_depth: 3, decoder_channels: [16, 8, 8], steps: 2, "
+        "batch: 2, arms: [real], seeds: [0]}\n"
+    )
+    run, picture = tmp_path / "run", root / "images" / "unlabeledP0-0.png"
+    layout = root / "masks" / "trainP0-0.png"
+    segmenter = run / "segmenters" / "real" / "seed-0" / "model"
+    for arguments in (
+        ["train", "diffusion", config, "-o", run],
+        ["plan", config, "-n", "5", "-o", tmp_path / "plan.parquet"],
+        ["synthesize", run / "model", tmp_path / "plan.parquet", "-o", tmp_path / "set"],
+        ["check", tmp_path / "set"],
+        ["generate", run / "model", "--layout", layout, "--style", picture, picture, "-o", tmp_path / "one.png"],
+        ["train", "segmenter", config, "-o", run],
+        ["segment", segmenter, root / "images", "-o", tmp_path / "masks"],
+        ["evaluate", segmenter, root, "-o", tmp_path / "a" / "report"],
+        ["evaluate", segmenter, root, "-o", tmp_path / "b" / "report", "--split", "test"],
+        ["compare", tmp_path / "a" / "report", tmp_path / "b" / "report", "-o", tmp_path / "ab" / "report.html"],
+    ):
+        main_without_exit([str(argument) for argument in arguments])
+    assert len(list((tmp_path / "masks").glob("*.png"))) == len(list((root / "images").glob("*.png")))
+    assert (tmp_path / "one.png").is_file()
+    assert "a/real" in (tmp_path / "ab" / "summary.json").read_text()
+    assert "IoU mean" in capsys.readouterr().out
+
+
+def main_without_exit(arguments: list[str]) -> None:
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        assert stop.code in (0, None), arguments  # noqa: PT017
+
+
+def test_the_demo_configuration_is_part_of_the_package():
+    from importlib.resources import files
+
+    repository = Path(__file__).parents[1]
+    assert (files("stedm") / "demo.yaml").read_text() == (repository / "configs" / "demo.yaml").read_text()
+    assert not os.access(repository / "configs" / "demo.yaml", os.X_OK)
