@@ -13,6 +13,7 @@ from stedm.errors import StedmError
 from stedm.files import fingerprint
 
 Arm = Literal["real", "real+stain", "real+synthetic", "real+stain+synthetic", "upper"]
+Precision = Literal["auto", "fp32", "bf16"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -68,7 +69,7 @@ class StyleConfig(_Part):
 
     dim: Positive = 256
     """Length of the style vector."""
-    channels: list[Positive] = [48, 96, 128]
+    channels: list[Positive] = [24, 48, 96]
     """Widths of the convolutional style encoder, each level halves the picture."""
     aggregation: Literal["mean", "max"] = "mean"
     """How the vectors of several style pictures become one."""
@@ -84,7 +85,7 @@ class StyleConfig(_Part):
 class DenoiserConfig(_Part):
     """The U-Net (diffusers UNet2DConditionModel)."""
 
-    channels: list[Positive] = [64, 128, 192]
+    channels: list[Positive] = [48, 96, 128]
     """Widths of the levels; a multiple of `norm_groups` each."""
     blocks_per_level: Positive = 1
     attention: list[bool] | None = None
@@ -142,6 +143,8 @@ class DiffusionConfig(_Part):
     ema_decay: Fraction = 0.999
     """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
     checkpoint_every_steps: Positive = 250
+    precision: Precision = "auto"
+    """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
     seed: int = 0
 
 
@@ -211,6 +214,7 @@ class SegmentationConfig(_Part):
     arms: list[Arm] = ["real", "real+stain", "real+synthetic", "real+stain+synthetic"]
     seeds: list[int] = [0, 1]
     checkpoint_every_steps: Positive = 400
+    precision: Precision = "auto"
 
     @property
     def takes_decoder_channels(self) -> bool:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stedm.errors import StedmError
 from stedm.files import replacing
+from stedm.precision import autocast
 from stedm.seeds import torch_generator
 
 Progress = Callable[[int, int, float], None]
@@ -43,6 +44,7 @@ class Engine:
         batch: samples a step, over all processes.
         schedule: `cosine` (warm-up, then cosine decay to zero) or `constant` (warm-up, then constant).
         ema_decay: largest decay of the averaged weights; None = no average.
+        precision: `auto`, `fp32` or `bf16` (see stedm.precision); weights and their averages are always float32.
     """
 
     def __init__(
@@ -59,12 +61,15 @@ class Engine:
         seed: int,
         schedule: str = "cosine",
         ema_decay: float | None = None,
+        precision: str = "auto",
         on_progress: Progress | None = None,
     ):
         self.folder, self.steps, self.batch, self.seed = Path(folder), steps, batch, seed
         self.lr, self.warmup_steps, self.schedule = lr, warmup_steps, schedule
         self.checkpoint_every_steps, self.on_progress = checkpoint_every_steps, on_progress
+        # Precision is not left to Accelerate: its state is global, and a run may train its parts in different ones.
         self.accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+        self.precision = precision
         network = network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
@@ -95,6 +100,10 @@ class Engine:
             )
             yield batch
         self.accelerator.wait_for_everyone()
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Context for the forward pass, in the precision of the run."""
+        return autocast(self.precision, self.device)
 
     def step(self, loss: torch.Tensor) -> None:
         """Backward, clip, optimizer, average, log, checkpoint."""

@@ -14,6 +14,7 @@ def small_diffusion(**changes) -> DiffusionConfig:
         "batch": 4,
         "warmup_steps": 0,
         "checkpoint_every_steps": 2,
+        "precision": "fp32",
     }
     return DiffusionConfig(**{**values, **changes})
 

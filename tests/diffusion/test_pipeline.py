@@ -21,7 +21,9 @@ LAYOUTS[2] = 255
 @pytest.fixture
 def model(diffusion_config):
     denoiser = make_denoiser(diffusion_config(), PixelCodec(2), n_classes=2, seed=1)
-    return StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    model.precision = "fp32"
+    return model
 
 
 @pytest.fixture

@@ -38,7 +38,9 @@ def model():
 
 def _model(seed: int) -> StyleDiffusion:
     denoiser = make_denoiser(CONFIG, PixelCodec(2), n_classes=2, seed=seed)
-    return StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    model.precision = "fp32"
+    return model
 
 
 @pytest.fixture

@@ -36,13 +36,13 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         n_classes: int,
         latent_channels: int,
         layout_factor: int,
-        channels: tuple[int, ...] = (64, 128, 192),
+        channels: tuple[int, ...] = (48, 96, 128),
         blocks_per_level: int = 1,
         attention: tuple[bool, ...] | None = None,
         norm_groups: int = 16,
         layout_channels: int = 16,
         style_dim: int = 256,
-        style_channels: tuple[int, ...] = (48, 96, 128),
+        style_channels: tuple[int, ...] = (24, 48, 96),
         aggregation: str = "mean",
     ):
         super().__init__()
@@ -91,7 +91,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
 
     def encode_style(self, style_pictures: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Style vectors `(b, style_dim)`; the learned null style where no picture is present."""
-        vectors = self.style_encoder(style_pictures.flatten(0, 1)).unflatten(0, present.shape)
+        vectors = self.style_encoder(style_pictures.flatten(0, 1)).float().unflatten(0, present.shape)
         style = self.aggregate(vectors, present)
         return torch.where(present.any(dim=1, keepdim=True), style, self.null_style)
 

@@ -17,6 +17,7 @@ from stedm.diffusion.guidance import guided_prediction
 from stedm.diffusion.sampler import make_sampler
 from stedm.errors import StedmError
 from stedm.files import replacing, write_json
+from stedm.precision import autocast
 from stedm.seeds import torch_generator
 
 
@@ -30,7 +31,12 @@ class StyleDiffusion:
         classes: names of the layout's classes, by index.
         picture_px: side of the pictures it was trained on.
         sampler: default sampler.
+
+    Attributes:
+        precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.precision).
     """
+
+    precision: str = "auto"
 
     def __init__(
         self,
@@ -105,8 +111,9 @@ class StyleDiffusion:
         done = []
         for start in range(0, len(layouts), batch):
             part = slice(start, start + batch)
-            vectors = self.style_vectors(styles[part])
-            done.append(self._draw(layouts[part], vectors, seeds[part], guidance, steps, sampler or self.sampler))
+            with autocast(self.precision, self.device):
+                vectors = self.style_vectors(styles[part])
+                done.append(self._draw(layouts[part], vectors, seeds[part], guidance, steps, sampler or self.sampler))
             if on_progress:
                 on_progress(min(start + batch, len(layouts)))
         return np.concatenate(done)
@@ -119,7 +126,7 @@ class StyleDiffusion:
         for shape in {picture.shape for picture in flat}:
             members = [i for i, picture in enumerate(flat) if picture.shape == shape]
             pixels = torch.from_numpy(np.stack([flat[i] for i in members])).to(self.device)
-            vectors[members] = self.denoiser.style_encoder(to_signed(pixels))
+            vectors[members] = self.denoiser.style_encoder(to_signed(pixels)).float()
         counts = [len(pictures) for pictures in styles]
         padded = torch.zeros(len(styles), max(counts), vectors.shape[1], device=self.device)
         present = torch.arange(max(counts), device=self.device) < torch.tensor(counts, device=self.device).unsqueeze(1)
@@ -145,7 +152,7 @@ class StyleDiffusion:
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
         for timestep in scheduler.timesteps:
             predicted = guided_prediction(self.denoiser, latents, timestep.to(self.device), layout, style, guidance)
-            latents = scheduler.step(predicted, timestep, latents).prev_sample
+            latents = scheduler.step(predicted.float(), timestep, latents).prev_sample
         pictures = self.codec.decode(latents)
         return ((pictures + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 

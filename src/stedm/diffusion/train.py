@@ -58,6 +58,7 @@ def train_diffusion(
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,
         checkpoint_every_steps=config.checkpoint_every_steps,
+        precision=config.precision,
         seed=seed_for(seed, "diffusion"),
         on_progress=on_progress,
     )
@@ -67,8 +68,9 @@ def train_diffusion(
         noise = torch.randn(latent.shape, generator=engine.generator).to(engine.device)
         times = objective.sample_times(len(latent), engine.generator).to(engine.device)
         noisy, target, timestep = objective.corrupt(latent, noise, times)
-        predicted = engine.network(noisy, timestep, batch["layout"], to_signed(batch["style"]), batch["present"])
-        engine.step(objective(predicted, target))
+        with engine.autocast():
+            predicted = engine.network(noisy, timestep, batch["layout"], to_signed(batch["style"]), batch["present"])
+        engine.step(objective(predicted.float(), target))
     with engine.averaged_weights() as network:
         model = StyleDiffusion(
             network,

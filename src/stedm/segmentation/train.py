@@ -50,6 +50,7 @@ def train_segmenter(
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         checkpoint_every_steps=config.checkpoint_every_steps,
+        precision=config.precision,
         seed=seed_for(seed, "segmentation"),
         on_progress=on_progress,
     )
@@ -58,7 +59,9 @@ def train_segmenter(
             # Dropout and stochastic depth of some encoders draw from the global generator.
             torch.manual_seed(engine.generator.initial_seed())
             pictures, masks = augment_batch(batch["picture"], batch["mask"], engine.generator, config, arm)
-            engine.step(loss_of(engine.network(pictures), masks))
+            with engine.autocast():
+                logits = engine.network(pictures)
+            engine.step(loss_of(logits.float(), masks))
     model = Path(folder) / "model"
     if engine.accelerator.is_main_process:
         network = engine.accelerator.unwrap_model(engine.network)
