@@ -82,6 +82,15 @@ class StyleConfig(_Part):
     """Probability that a training sample sees the learned null style instead (classifier-free guidance)."""
 
 
+class RecolourConfig(_Part):
+    """Training pictures and their style pictures recoloured alike (see stedm.style.recolour)."""
+
+    probability: Fraction = 0.5
+    """Part of the training samples that are recoloured; 0 = off."""
+    sigma: tuple[float, float, float] = (0.3, 0.3, 0.3)
+    """Haematoxylin, eosin and DAB are each scaled by 1 +- sigma; 1 = from nothing to double."""
+
+
 class DenoiserConfig(_Part):
     """The U-Net (diffusers UNet2DConditionModel)."""
 
@@ -125,6 +134,7 @@ class DiffusionConfig(_Part):
 
     codec: CodecConfig = PixelCodecConfig()
     style: StyleConfig = StyleConfig()
+    recolour: RecolourConfig = RecolourConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     objective: Literal["eps", "v", "flow"] = "flow"
     """What the network predicts: noise, velocity (Salimans & Ho 2022), or rectified flow (Liu et al. 2022)."""

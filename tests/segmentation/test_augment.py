@@ -113,7 +113,7 @@ def test_each_knob_alone_changes_pictures_differently_per_sample(knob):
 def test_stain_jitter_agrees_with_scikit_image():
     from skimage.color import combine_stains, hed_from_rgb, rgb_from_hed, separate_stains
 
-    from stedm.segmentation.augment import _jitter_stains
+    from stedm.data.stain import scale_stains
 
     # Colours that really are mixtures of the three stains: scikit-image cuts negative amounts off.
     amounts = torch.rand(16, 16, 3, generator=_generator()).double() * 0.04
@@ -122,7 +122,7 @@ def test_stain_jitter_agrees_with_scikit_image():
     unit = -torch.log(torch.tensor(1e-6).double())  # scikit-image measures density in this unit
     jittered = separate_stains(picture, hed_from_rgb) * scale.numpy() + (bias / unit).numpy()
     expected = torch.from_numpy(combine_stains(jittered, rgb_from_hed))
-    ours = _jitter_stains(torch.from_numpy(picture).permute(2, 0, 1)[None], scale, bias)[0].permute(1, 2, 0)
+    ours = scale_stains(torch.from_numpy(picture).permute(2, 0, 1)[None], scale, bias)[0].permute(1, 2, 0)
     assert torch.allclose(ours, expected, atol=1e-6)
 
 

@@ -21,6 +21,7 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.engine import Engine, Progress
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for
+from stedm.style.recolour import recolour_together
 from stedm.style.sampling import StyleSampler, rows_by_patient
 
 _PICTURES_TO_MEASURE = 256
@@ -64,12 +65,13 @@ def train_diffusion(
     )
     codec.to(engine.device)
     for batch in engine.batches(samples):
-        latent = codec.encode(to_signed(batch["picture"]))
+        picture, style = recolour_together(batch["picture"], batch["style"], config.recolour, engine.generator)
+        latent = codec.encode(picture)
         noise = torch.randn(latent.shape, generator=engine.generator).to(engine.device)
         times = objective.sample_times(len(latent), engine.generator).to(engine.device)
         noisy, target, timestep = objective.corrupt(latent, noise, times)
         with engine.autocast():
-            predicted = engine.network(noisy, timestep, batch["layout"], to_signed(batch["style"]), batch["present"])
+            predicted = engine.network(noisy, timestep, batch["layout"], style, batch["present"])
         engine.step(objective(predicted.float(), target))
     with engine.averaged_weights() as network:
         model = StyleDiffusion(

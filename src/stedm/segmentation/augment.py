@@ -9,11 +9,11 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.color import hed_from_rgb, rgb_from_hed
 from skimage.color.colorconv import rgb_from_yiq, yiq_from_rgb
 from torch import Tensor
 
 from stedm.config import StainAugmentConfig
+from stedm.data.stain import scale_stains
 
 
 def augment_geometry(
@@ -54,7 +54,7 @@ def augment_stain(pictures: Tensor, generator: torch.Generator, config: StainAug
     chosen = torch.rand(n, generator=generator) < config.probability
     draws = (2 * torch.rand(11, n, generator=generator) - 1) * chosen
     scale, bias = config.hed_sigma * draws[0:3].T, config.hed_bias * draws[3:6].T
-    pictures = _jitter_stains(pictures, (1 + scale).to(device), bias.to(device))
+    pictures = scale_stains(pictures, (1 + scale).to(device), bias.to(device))
     brightness, contrast, saturation = (
         (1 + strength * draw).to(device)
         for strength, draw in zip((config.brightness, config.contrast, config.saturation), draws[6:9], strict=True)
@@ -62,20 +62,6 @@ def augment_stain(pictures: Tensor, generator: torch.Generator, config: StainAug
     pictures = _jitter_colours(pictures, brightness, contrast, saturation, (config.hue * draws[9]).to(device))
     # The upper half of the draws blurs, the lower half does not.
     return _blur(pictures, (config.blur_sigma_px * draws[10].clamp_min(0)).to(device))
-
-
-def _jitter_stains(pictures: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Scale and shift the amounts of haematoxylin, eosin, DAB: a' = a * scale + bias, scale and bias (n, 3).
-
-    Tellez et al. 2018 (doi 10.1109/TMI.2018.2820199), with the stain matrix of Ruifrok & Johnston as in scikit-image;
-    amounts are in natural optical density.
-    """
-    density = -torch.log(pictures.clamp_min(0.5 / 255))  # half a grey level: black stays black when rounded
-    to_stains, to_density = _matrix(hed_from_rgb, pictures), _matrix(rgb_from_hed, pictures)
-    # amounts = density @ to_stains; both changes of the amounts, brought back to densities:
-    mixing = to_stains @ (scale[:, :, None] * to_density)
-    density = torch.einsum("nchw,ncd->ndhw", density, mixing) + (bias @ to_density)[:, :, None, None]
-    return torch.exp(-density).clamp(0, 1)
 
 
 def _jitter_colours(pictures: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:

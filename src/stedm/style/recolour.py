@@ -1,0 +1,33 @@
+"""Recolouring a training picture together with its style pictures: more styles than there are annotated patients.
+
+With a few annotated patients the layout classes are tied to their colours: where every annotated tumour is brown, a
+network learns "tumour is brown" and paints a little brown into the style of a patient whose tumour isn't stained. If
+the stains of the target *and of its style pictures* are scaled by the same random factors, the layout stays true and
+the style pictures still tell exactly how the target looks, so the network must take the colour from them.
+"""
+
+import torch
+from torch import Tensor
+
+from stedm.config import RecolourConfig
+from stedm.data.stain import scale_stains
+from stedm.data.transforms import to_signed
+
+
+def recolour_together(
+    picture: Tensor, style: Tensor, config: RecolourConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """uint8 `(b, 3, H, W)` and its style pictures `(b, n, 3, h, w)` to floats in [-1, 1], recoloured alike.
+
+    Each stain of a sample is scaled by a factor from 1 - sigma .. 1 + sigma; a sample keeps its colours with
+    probability 1 - `config.probability`. Draws come from `generator`, also where nothing is recoloured.
+    """
+    b, n = style.shape[:2]
+    chosen = torch.rand(b, 1, generator=generator) < config.probability
+    draws = 2 * torch.rand(b, 3, generator=generator) - 1
+    if not chosen.any():
+        return to_signed(picture), to_signed(style)
+    scale = (1 + chosen * draws * torch.tensor(config.sigma)).clamp_min(0.0).to(picture.device)
+    new_picture = scale_stains(picture.float() / 255, scale)
+    new_style = scale_stains(style.flatten(0, 1).float() / 255, scale.repeat_interleave(n, dim=0)).unflatten(0, (b, n))
+    return 2 * new_picture - 1, 2 * new_style - 1
