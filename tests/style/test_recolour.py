@@ -32,7 +32,7 @@ def test_no_dab_means_no_brown(pictures):
     config = RecolourConfig(probability=1.0, sigma=(0.0, 0.0, 1.0))
     brown = torch.tensor([150, 90, 50], dtype=torch.uint8).view(1, 3, 1, 1).expand(200, 3, 4, 4)
     target, _ = recolour_together(brown, brown[:, None], config, torch.Generator().manual_seed(2))
-    dab = [rgb2hed(((picture.permute(1, 2, 0).numpy() + 1) / 2))[..., 2].mean() for picture in target]
+    dab = [rgb2hed((picture.permute(1, 2, 0).numpy() + 1) / 2)[..., 2].mean() for picture in target]
     before = rgb2hed(brown[0].permute(1, 2, 0).numpy())[..., 2].mean()
     assert min(dab) < 0.1 * before
     assert max(dab) > 1.7 * before
