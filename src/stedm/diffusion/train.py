@@ -46,8 +46,10 @@ def train_diffusion(
         seed: of initial weights, samples and noise.
     """
     samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed)
-    codec = make_codec(config).measured(to_signed(samples.some_pictures(_PICTURES_TO_MEASURE)))
+    some_pictures = to_signed(samples.some_pictures(_PICTURES_TO_MEASURE))
+    codec = make_codec(config).measured(some_pictures)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed)
+    denoiser.style_encoder.measure(some_pictures)
     objective = Objective(config.objective, config.loss, config.timesteps)
     engine = Engine(
         denoiser,

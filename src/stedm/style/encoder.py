@@ -11,7 +11,11 @@ class ConvStyleEncoder(nn.Module):
     Each level halves the picture. The mean and standard deviation over positions are taken of the RGB input and of
     every level, then projected to the style vector. Statistics over positions carry colour and texture but not where
     things are, so that the layout of a style picture can't be read from its vector (the observation behind AdaIN,
-    Huang & Belongie 2017). No normalisation layers: absolute colour is what style is about.
+    Huang & Belongie 2017). No normalisation layers inside: absolute colour is what style is about.
+
+    Pictures of one cohort look alike beside the range of all pictures, so colours and their statistics are brought to
+    zero mean and unit variance over the cohort (`measure`): what differs between patients is then what the network
+    sees from the first step on.
 
     Args:
         channels: widths of the levels.
@@ -20,6 +24,10 @@ class ConvStyleEncoder(nn.Module):
 
     def __init__(self, channels: list[int], dim: int):
         super().__init__()
+        self.register_buffer("colour_mean", torch.zeros(1, 3, 1, 1))
+        self.register_buffer("colour_std", torch.ones(1, 3, 1, 1))
+        self.register_buffer("statistics_mean", torch.zeros(1, 6))
+        self.register_buffer("statistics_std", torch.ones(1, 6))
         self.levels = nn.ModuleList()
         previous = 3
         for width in channels:
@@ -29,10 +37,19 @@ class ConvStyleEncoder(nn.Module):
             nn.Linear(2 * (3 + sum(channels)), 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
         )
 
+    @torch.no_grad()
+    def measure(self, pictures: torch.Tensor) -> None:
+        """Take the cohort's colours from some of its pictures `(n, 3, height, width)` in [-1, 1]; before training."""
+        self.colour_mean.copy_(pictures.mean(dim=(0, 2, 3), keepdim=True))
+        self.colour_std.copy_(pictures.std(dim=(0, 2, 3), keepdim=True).clamp(min=0.05))
+        statistics = _mean_and_deviation((pictures - self.colour_mean) / self.colour_std)
+        self.statistics_mean.copy_(statistics.mean(dim=0, keepdim=True))
+        self.statistics_std.copy_(statistics.std(dim=0, keepdim=True).clamp(min=0.05))
+
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Style vectors `(m, dim)` of pictures `(m, 3, height, width)` in [-1, 1]."""
-        statistics = [_mean_and_deviation(pictures)]
-        features = pictures
+        features = (pictures - self.colour_mean) / self.colour_std
+        statistics = [(_mean_and_deviation(features) - self.statistics_mean) / self.statistics_std]
         for level in self.levels:
             features = F.silu(level(features))
             statistics.append(_mean_and_deviation(features))
