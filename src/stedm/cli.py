@@ -79,7 +79,8 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Datas
 
     problems = check_dataset(dataset)
     if problems:
-        raise StedmError("\n".join([*problems, f"{dataset}: {len(problems)} problem(s)"]))
+        total = [f"{dataset}: {len(problems)} problems"] if problems[1:] else []
+        raise StedmError("\n".join(problems + total))
     opened = DatasetFolder.open(dataset)
     typer.echo(f"{dataset}: {len(opened)} pictures of {len(opened.patients())} patients, no problem found")
 

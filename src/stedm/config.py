@@ -87,8 +87,11 @@ class RecolourConfig(_Part):
 
     probability: Fraction = 0.5
     """Part of the training samples that are recoloured; 0 = off."""
-    sigma: tuple[float, float, float] = (0.3, 0.3, 0.3)
-    """Haematoxylin, eosin and DAB are each scaled by 1 +- sigma; 1 = from nothing to double."""
+    haematoxylin: tuple[float, float] = (0.7, 1.3)
+    """Range of the factor that scales the amount of a stain, drawn uniformly; below 0 counts as 0, so that
+    (-0.5, 1.5) takes the stain away in a quarter of the recoloured samples."""
+    eosin: tuple[float, float] = (0.7, 1.3)
+    dab: tuple[float, float] = (0.7, 1.3)
 
 
 class DenoiserConfig(_Part):

@@ -19,15 +19,16 @@ def recolour_together(
 ) -> tuple[Tensor, Tensor]:
     """uint8 `(b, 3, H, W)` and its style pictures `(b, n, 3, h, w)` to floats in [-1, 1], recoloured alike.
 
-    Each stain of a sample is scaled by a factor from 1 - sigma .. 1 + sigma; a sample keeps its colours with
-    probability 1 - `config.probability`. Draws come from `generator`, also where nothing is recoloured.
+    Each stain of a sample is scaled by a factor from its range; a sample keeps its colours with probability
+    1 - `config.probability`. Draws come from `generator`, also where nothing is recoloured.
     """
     b, n = style.shape[:2]
     chosen = torch.rand(b, 1, generator=generator) < config.probability
-    draws = 2 * torch.rand(b, 3, generator=generator) - 1
+    low, high = torch.tensor([config.haematoxylin, config.eosin, config.dab]).T
+    factor = (low + (high - low) * torch.rand(b, 3, generator=generator)).clamp_min(0.0)
     if not chosen.any():
         return to_signed(picture), to_signed(style)
-    scale = (1 + chosen * draws * torch.tensor(config.sigma)).clamp_min(0.0).to(picture.device)
+    scale = torch.where(chosen, factor, 1.0).to(picture.device)
     new_picture = scale_stains(picture.float() / 255, scale)
     new_style = scale_stains(style.flatten(0, 1).float() / 255, scale.repeat_interleave(n, dim=0)).unflatten(0, (b, n))
     return 2 * new_picture - 1, 2 * new_style - 1
