@@ -99,7 +99,7 @@ def test_mistakes_give_one_clear_line(capsys, tmp_path, tiny_dataset):
         ("synthesize", tmp_path, tmp_path / "p.parquet", "-o", tmp_path / "s"): "model_index.json is missing",
         ("generate", tmp_path, "--layout", "no.png", "--style", "a.png", "-o", "o.png"): "no.png",
         ("segment", tmp_path, root / "images", "-o", tmp_path / "m"): str(tmp_path),
-        ("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c.html"): "counts.parquet",
+        ("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c" / "c.html"): "counts.parquet",
         ("evaluate", tmp_path, root, "-o", tmp_path / "e"): str(tmp_path),
     }
     for arguments, message in mistakes.items():

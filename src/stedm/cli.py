@@ -139,9 +139,9 @@ def synthesize(
     from stedm.synthesis.run import parse_shard
     from stedm.synthesis.run import synthesize as draw
 
-    part = parse_shard(shard)
+    part, painter, rows = parse_shard(shard), StyleDiffusion.from_pretrained(model), read_plan(plan)
     with Reporter().stage("draw synthetic pictures") as tick:
-        complete = draw(StyleDiffusion.from_pretrained(model), read_plan(plan), output, shard=part, on_progress=tick)
+        complete = draw(painter, rows, output, shard=part, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
 
