@@ -48,7 +48,9 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 def test_the_whole_path_on_a_phantom_and_again(tmp_path):
+    # Four classes: nothing on the way may think of two.
     phantom = {
+        "stain": "he",
         "picture_px": 32,
         "patients": {"train": 2, "unlabeled": 2, "val": 1, "test": 3},
         "pictures_per_patient": 2,

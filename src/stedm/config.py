@@ -82,6 +82,20 @@ class StyleConfig(_Part):
     """Probability that a training sample sees the learned null style instead (classifier-free guidance)."""
 
 
+class TrainingConfig(_Part):
+    """What every training loop needs (see stedm.engine)."""
+
+    steps: Positive
+    batch: Positive = 16
+    lr: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """The learning rate rises linearly in these steps and then falls to 0 along a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    checkpoint_every_steps: Positive
+    precision: Precision = "auto"
+    """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
+
+
 class RecolourConfig(_Part):
     """Training pictures and their style pictures recoloured alike (see stedm.style.recolour)."""
 
@@ -132,7 +146,7 @@ CodecConfig = Annotated[
 ]
 
 
-class DiffusionConfig(_Part):
+class DiffusionConfig(TrainingConfig):
     """Training of the style-extracting diffusion model."""
 
     codec: CodecConfig = PixelCodecConfig()
@@ -148,16 +162,13 @@ class DiffusionConfig(_Part):
     """Probability that an annotated sample is shown with its layout unknown."""
     unlabeled_fraction: Fraction = 0.5
     """Part of the samples that are unannotated pictures, trained under the "layout unknown" channel."""
-    steps: Positive = 2500
-    batch: Positive = 16
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    steps: Positive = 4000
+    batch: Positive = 8
+    lr: Annotated[float, Field(gt=0)] = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     ema_decay: Fraction = 0.999
     """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
     checkpoint_every_steps: Positive = 250
-    precision: Precision = "auto"
-    """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
     seed: int = 0
 
 
@@ -201,7 +212,7 @@ class StainAugmentConfig(_Part):
     """Part of the samples that are augmented at all."""
 
 
-class SegmentationConfig(_Part):
+class SegmentationConfig(TrainingConfig):
     """Segmentation networks: one per arm and seed, all with the same steps."""
 
     architecture: str = "unet"
@@ -215,10 +226,8 @@ class SegmentationConfig(_Part):
     """Local .safetensors file with encoder weights, as published by timm for `tu-` encoders and by
     segmentation_models_pytorch for the others; null = from scratch. Nothing is ever downloaded."""
     steps: Positive = 400
-    batch: Positive = 16
     lr: Annotated[float, Field(gt=0)] = 3e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 20
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.1
     dice_weight: Annotated[float, Field(ge=0)] = 0.9
     synthetic_fraction: Fraction = 0.8
@@ -227,7 +236,6 @@ class SegmentationConfig(_Part):
     arms: list[Arm] = ["real", "real+stain", "real+synthetic", "real+stain+synthetic"]
     seeds: list[int] = [0, 1]
     checkpoint_every_steps: Positive = 400
-    precision: Precision = "auto"
 
     @property
     def takes_decoder_channels(self) -> bool:

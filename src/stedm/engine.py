@@ -22,6 +22,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from stedm.config import TrainingConfig
 from stedm.errors import StedmError
 from stedm.files import replacing
 from stedm.precision import autocast
@@ -40,38 +41,27 @@ class Engine:
     Args:
         network: one module with everything that learns; the optimizer gets `network.parameters()` whole.
         folder: the run folder; `checkpoints/` and `metrics.jsonl` are written there.
-        steps: optimizer steps of the whole run.
-        batch: samples a step, over all processes.
-        schedule: `cosine` (warm-up, then cosine decay to zero) or `constant` (warm-up, then constant).
+        config: steps, batch (over all processes), learning rate and the like; weights and their averages are float32
+            in every precision.
+        seed: of noise and augmentation.
         ema_decay: largest decay of the averaged weights; None = no average.
-        precision: `auto`, `fp32` or `bf16` (see stedm.precision); weights and their averages are always float32.
     """
 
     def __init__(
         self,
         network: nn.Module,
         folder: Path,
+        config: TrainingConfig,
         *,
-        steps: int,
-        batch: int,
-        lr: float,
-        warmup_steps: int,
-        weight_decay: float,
-        checkpoint_every_steps: int,
         seed: int,
-        schedule: str = "cosine",
         ema_decay: float | None = None,
-        precision: str = "auto",
         on_progress: Progress | None = None,
     ):
-        self.folder, self.steps, self.batch, self.seed = Path(folder), steps, batch, seed
-        self.lr, self.warmup_steps, self.schedule = lr, warmup_steps, schedule
-        self.checkpoint_every_steps, self.on_progress = checkpoint_every_steps, on_progress
+        self.folder, self.config, self.seed, self.on_progress = Path(folder), config, seed, on_progress
         # Precision is not left to Accelerate: its state is global, and a run may train its parts in different ones.
         self.accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
-        self.precision = precision
         network = network.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.ema = None
         if ema_decay is not None:
@@ -83,7 +73,7 @@ class Engine:
 
     @property
     def images_seen(self) -> int:
-        return self.step_done * self.batch
+        return self.step_done * self.config.batch
 
     @property
     def device(self) -> torch.device:
@@ -91,8 +81,8 @@ class Engine:
 
     def batches(self, samples: Dataset) -> Iterator[Any]:
         """Yield the batches that remain; `samples[i]` must be a pure function of i."""
-        sampler = range(self.images_seen, self.steps * self.batch)
-        loader = self.accelerator.prepare(DataLoader(samples, batch_size=self.batch, sampler=sampler))
+        sampler = range(self.images_seen, self.config.steps * self.config.batch)
+        loader = self.accelerator.prepare(DataLoader(samples, batch_size=self.config.batch, sampler=sampler))
         self.network.train()
         for batch in loader:
             self.generator = torch_generator(
@@ -103,12 +93,12 @@ class Engine:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Context for the forward pass, in the precision of the run."""
-        return autocast(self.precision, self.device)
+        return autocast(self.config.precision, self.device)
 
     def step(self, loss: torch.Tensor) -> None:
         """Backward, clip, optimizer, average, log, checkpoint."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * self._lr_factor(self.step_done)
+            group["lr"] = self.config.lr * self._lr_factor(self.step_done)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
@@ -117,7 +107,7 @@ class Engine:
             self.ema.step(self.network.parameters())
         self.step_done += 1
         self._log(loss)
-        if self.step_done % self.checkpoint_every_steps == 0 or self.step_done == self.steps:
+        if self.step_done % self.config.checkpoint_every_steps == 0 or self.step_done == self.config.steps:
             self._save()
 
     @contextlib.contextmanager
@@ -135,11 +125,11 @@ class Engine:
             self.ema.restore(network.parameters())
 
     def _lr_factor(self, step: int) -> float:
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return 1.0
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        """Linear warm-up, then cosine decay to zero."""
+        steps, warmup_steps = self.config.steps, self.config.warmup_steps
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
         return 0.5 * (1.0 + math.cos(math.pi * progress))
 
     def _log(self, loss: torch.Tensor) -> None:
@@ -149,9 +139,9 @@ class Engine:
                 f"{self.folder}: the loss became {value} at step {self.step_done}; lower the learning rate"
             )
         if self.on_progress:
-            self.on_progress(self.step_done, self.steps, value)
+            self.on_progress(self.step_done, self.config.steps, value)
         if self.accelerator.is_main_process and (
-            self.step_done % _LOG_EVERY_STEPS == 0 or self.step_done in (1, self.steps)
+            self.step_done % _LOG_EVERY_STEPS == 0 or self.step_done in (1, self.config.steps)
         ):
             row = {
                 "step": self.step_done,

@@ -54,14 +54,8 @@ def train_diffusion(
     engine = Engine(
         denoiser,
         folder,
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
+        config,
         ema_decay=config.ema_decay,
-        checkpoint_every_steps=config.checkpoint_every_steps,
-        precision=config.precision,
         seed=seed_for(seed, "diffusion"),
         on_progress=on_progress,
     )

@@ -44,13 +44,7 @@ def train_segmenter(
     engine = Engine(
         build_segmenter(config, len(real.info.classes), seed),
         Path(folder),
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        checkpoint_every_steps=config.checkpoint_every_steps,
-        precision=config.precision,
+        config,
         seed=seed_for(seed, "segmentation"),
         on_progress=on_progress,
     )
