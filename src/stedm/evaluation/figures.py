@@ -46,6 +46,8 @@ INK, MUTED, PAPER = "#1b1d22", "#81868f", "#fdfefe"  # replaced by the page's co
 class StyleGrid:
     """Rows are styles, columns are layouts: `generated[row][col]` has layout `col` in the style of row `row`.
 
+    A row label may have several lines.
+
     Pictures are uint8 RGB (H, W, 3), layouts uint8 class maps (H, W).
     """
 
@@ -183,7 +185,7 @@ def style_grid_figure(grid: StyleGrid) -> Figure:
                 _show(axes[row][column], picture)
             for column, picture in enumerate(generated):
                 _show(axes[row][n_styles + column], picture)
-            _row_label(axes[row][0], grid.row_labels[row - 1])
+            _row_label(axes[row][0], *grid.row_labels[row - 1].split("\n"))
         if n_styles:
             _heading(axes[0][0], "styles ↓   layouts →")
     return figure

@@ -65,7 +65,7 @@ def style_grid(
         style_pictures=[style[:3] for style in styles],
         layouts=list(layouts),
         generated=[list(row) for row in by_row],
-        row_labels=[f"{patient} {table['category'].iloc[rows[patient][0]]}".strip() for patient in patients],
+        row_labels=[f"{patient}\n{table['category'].iloc[rows[patient][0]]}".strip() for patient in patients],
         caption="Each row: the style of one patient nobody annotated. Each column: one layout of an annotated patient.",
     )
 
