@@ -121,3 +121,32 @@ def _wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> Non
         assert process.poll() is None, "the process ended before it could be killed"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.005)
+
+
+def test_the_saved_model_has_the_averaged_weights(diffusion_config, cohort, tmp_path):
+    """The released reference kept averaged weights and never used them."""
+    for decay, differs in ((0.99, True), (0.0, False)):
+        folder = tmp_path / str(decay)
+        train_diffusion(diffusion_config(steps=4, lr=1e-2, ema_decay=decay), *cohort, folder, picture_px=16)
+        raw = load_file(folder / "checkpoints" / "step-00000004" / "model.safetensors")
+        saved = _weights(folder)
+        name = "style_to_time.weight"
+        assert (not torch.allclose(raw[name], saved[name])) == differs
+
+
+def test_an_autoencoder_as_first_stage(diffusion_config, cohort, tmp_path):
+    from diffusers import AutoencoderKL
+
+    from stedm import StyleDiffusion
+    from stedm.config import AutoencoderCodecConfig
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3, **blocks).save_pretrained(
+        tmp_path / "vae"
+    )
+    config = diffusion_config(codec=AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "vae"))
+    train_diffusion(config, *cohort, tmp_path / "run", picture_px=16)
+    model = StyleDiffusion.from_pretrained(tmp_path / "run" / "model")
+    style = [cohort[1].read_picture(0)]
+    assert model.generate(np.zeros((2, 16, 16), np.uint8), style, steps=2).shape == (2, 16, 16, 3)
+    assert model.codec.latent_channels == 3
