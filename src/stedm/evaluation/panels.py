@@ -90,14 +90,15 @@ def patient_examples(synthetic: DatasetFolder, unlabeled: PictureCache) -> list[
 
 
 def overlays(segmenters: dict[str, Path], held_out: PictureCache, counts: pd.DataFrame) -> list[Overlay]:
-    """One picture of the worst and best patients (by the mean over arms), with every arm's prediction."""
+    """One picture of the worst and best patients of the fullest arm with synthetic pictures, every arm's prediction."""
     scores = per_patient(counts)
-    last_arm = list(segmenters)[-1]
-    worst, best = worst_and_best(counts, last_arm, OVERLAY_PATIENTS)
+    ours = [arm for arm in segmenters if "synthetic" in arm]
+    judged = (ours or list(segmenters))[-1]
+    worst, best = worst_and_best(counts, judged, OVERLAY_PATIENTS)
     rows = rows_by_patient(held_out.dataset.table)
     networks = {arm: load_segmenter(folder)[0] for arm, folder in segmenters.items()}
     found = []
-    for group, patients in ((f"Worst patients of {last_arm}", worst), (f"Best patients of {last_arm}", best)):
+    for group, patients in ((f"Worst patients of {judged}", worst), (f"Best patients of {judged}", best)):
         for patient in patients:
             # The patient's picture with the most even mix of classes shows most.
             row = max((int(r) for r in rows[patient]), key=lambda r: held_out.mask(r).astype(float).std())
