@@ -1,0 +1,58 @@
+"""Seconds per training step in float32 and bfloat16, diffusion model and segmenter, and their ratio in one run.
+
+python benchmarks/precision.py        on an otherwise idle machine
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from stedm.config import DiffusionConfig, PhantomConfig, SegmentationConfig
+from stedm.data.folder import DatasetFolder
+from stedm.data.phantom import make_phantom
+from stedm.diffusion.train import train_diffusion
+from stedm.segmentation.train import train_segmenter
+
+STEPS = 24
+PRECISIONS = ("fp32", "bf16")
+
+
+def seconds_per_step(train) -> float:
+    """Median time between two steps of a training that reports each step; the first ones warm up."""
+    times: list[float] = []
+    train(lambda done, total, loss: times.append(time.perf_counter()))
+    return statistics.median(after - before for before, after in zip(times[4:], times[5:], strict=False))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        patients = {"train": 2, "unlabeled": 4, "val": 0, "test": 0}
+        make_phantom(PhantomConfig(patients=patients, pictures_per_patient=4), folder / "data")
+        dataset = DatasetFolder.open(folder / "data")
+        train, unlabeled = dataset.split("train"), dataset.split("unlabeled")
+        for part in ("diffusion model", "segmenter"):
+            seconds = {}
+            for precision in PRECISIONS:
+                run = folder / part / precision
+                if part == "segmenter":
+                    config = SegmentationConfig(steps=STEPS, precision=precision)
+                    seconds[precision] = seconds_per_step(
+                        lambda tick, config=config, run=run: train_segmenter(
+                            config, "real+stain", train, None, run, 0, 64, tick
+                        )
+                    )
+                else:
+                    config = DiffusionConfig(steps=STEPS, precision=precision)
+                    seconds[precision] = seconds_per_step(
+                        lambda tick, config=config, run=run: train_diffusion(
+                            config, train, unlabeled, run, picture_px=64, on_progress=tick
+                        )
+                    )
+            ratio = seconds["fp32"] / seconds["bf16"]
+            print(f"{part}: fp32 {seconds['fp32']:.3f} s, bf16 {seconds['bf16']:.3f} s a step, ratio {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
