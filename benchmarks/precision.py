@@ -3,6 +3,7 @@
 python benchmarks/precision.py        on an otherwise idle machine
 """
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -22,7 +23,7 @@ def seconds_per_step(train) -> float:
     """Median time between two steps of a training that reports each step; the first ones warm up."""
     times: list[float] = []
     train(lambda done, total, loss: times.append(time.perf_counter()))
-    return statistics.median(after - before for before, after in zip(times[4:], times[5:], strict=False))
+    return statistics.median(after - before for before, after in itertools.pairwise(times[4:]))
 
 
 def main() -> None:
