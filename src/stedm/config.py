@@ -65,14 +65,30 @@ class DataConfig(_Part):
 
 
 class StyleConfig(_Part):
-    """Style encoder E_s, aggregation block and style sampling."""
+    """Style encoder E_s, aggregation block, style sampling and injection."""
 
+    encoder: str = "conv"
+    """`conv` (small, convolutional, see `channels`), or the name of any timm backbone."""
+    channels: list[Positive] = [24, 48, 96]
+    """Widths of the `conv` encoder, each level halves the picture."""
+    pooling: Literal["statistics", "head"] = "statistics"
+    """How a timm backbone's features become a vector: `statistics` = mean and standard deviation of the channels of
+    all levels; `head` = its pooled output and one linear layer (paper)."""
+    weights: Path | None = None
+    """Local .safetensors file with the backbone's weights as published by timm; null = from scratch."""
+    trainable: bool = True
+    """false = encoder and aggregation stay at their initial weights (what the released reference does)."""
     dim: Positive = 256
     """Length of the style vector."""
-    channels: list[Positive] = [24, 48, 96]
-    """Widths of the convolutional style encoder, each level halves the picture."""
-    aggregation: Literal["mean", "max"] = "mean"
-    """How the vectors of several style pictures become one."""
+    aggregation: Literal["none", "mean", "max", "linear", "set-vit", "attention"] = "mean"
+    """How the vectors of several style pictures become one (see stedm.style.aggregation); `linear` and `set-vit` take
+    `n_pictures` at most, also at generation."""
+    injection: Literal["mid", "all", "cross"] | list[Literal["none", "scale-shift", "cross", "both"]] = "all"
+    """Where the style enters the U-Net: `all` = scale and shift of every ResBlock; `mid` = those of the mid block only
+    (released reference); `cross` = cross-attention to style tokens at every level; or a list with one choice a level
+    of the U-Net, fine to coarse, and one for the mid block."""
+    tokens: Positive = 8
+    """Style tokens for cross-attention, all projected from the style vector."""
     sampling: Literal["none", "augmented", "cohort"] = "cohort"
     """Which pictures are the query styles in training: `augmented` = the picture itself, strongly deformed;
     `cohort` = other pictures of the same patient (with one picture only: as `augmented`)."""
@@ -80,6 +96,12 @@ class StyleConfig(_Part):
     """Style pictures per training sample."""
     dropout: Fraction = 0.25
     """Probability that a training sample sees the learned null style instead (classifier-free guidance)."""
+
+    @model_validator(mode="after")
+    def _weights_of_a_backbone(self) -> "StyleConfig":
+        if self.weights is not None and (self.encoder == "conv" or self.aggregation == "set-vit"):
+            raise ValueError("weights: only a timm encoder takes published weights; name it in `encoder`")
+        return self
 
 
 class TrainingConfig(_Part):
@@ -109,7 +131,7 @@ class RecolourConfig(_Part):
 
 
 class DenoiserConfig(_Part):
-    """The U-Net (diffusers UNet2DConditionModel)."""
+    """The U-Net (diffusers' UNet2DModel; UNet2DConditionModel where the style enters by cross-attention)."""
 
     channels: list[Positive] = [48, 96, 128]
     """Widths of the levels; a multiple of `norm_groups` each."""
@@ -170,6 +192,21 @@ class DiffusionConfig(TrainingConfig):
     """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
     checkpoint_every_steps: Positive = 250
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_injection_per_level(self) -> "DiffusionConfig":
+        injection, levels = self.style.injection, len(self.denoiser.channels)
+        if isinstance(injection, list):
+            if len(injection) != levels + 1:
+                raise ValueError(
+                    f"style.injection has {len(injection)} entries for {levels} levels of the U-Net; "
+                    "give one per level and one for the mid block"
+                )
+            if set(injection) & {"cross", "both"} and injection[-1] not in ("cross", "both"):
+                raise ValueError(
+                    "style.injection: cross-attention at a level needs it in the mid block (last entry) too"
+                )
+        return self
 
 
 class SynthesisConfig(_Part):

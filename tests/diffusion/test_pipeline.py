@@ -74,6 +74,23 @@ def test_style_pictures_of_any_number_and_size_in_any_order(model, style):
     torch.testing.assert_close(vectors[3:], model.style_vectors([other_size]))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"aggregation": "set-vit"}, {"aggregation": "linear"}, {"encoder": "test_resnet"}], ids=str
+)
+def test_every_kind_of_style_network_draws_from_pictures_of_unequal_sizes(diffusion_config, style, tmp_path, changes):
+    config = diffusion_config()
+    config = config.model_copy(update={"style": config.style.model_copy(update={"n_pictures": 3, **changes})})
+    denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=1, picture_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    unequal = [style[0], style[1][:8, :12], style[2]]
+    drawn = model.generate(LAYOUTS, unequal, steps=2)
+    model.save_pretrained(tmp_path / "model")
+    assert np.array_equal(StyleDiffusion.from_pretrained(tmp_path / "model").generate(LAYOUTS, unequal, steps=2), drawn)
+    if not denoiser.aggregate.any_number:
+        with pytest.raises(StedmError, match="4 style pictures, but this model's aggregation takes 3"):
+            model.generate(LAYOUTS, style + style[:1], steps=2)
+
+
 @pytest.mark.parametrize(("guidance", "calls_a_picture"), [(1.0, 1), (1.5, 2)])
 def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_picture, monkeypatch):
     seen = []

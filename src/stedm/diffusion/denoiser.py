@@ -4,23 +4,22 @@ One module, so that the optimizer, the averaged weights, data parallelism and th
 (the released reference never trained its style encoder because it lived beside the U-Net).
 """
 
-import math
-
 import torch
-from diffusers import ConfigMixin, ModelMixin, UNet2DModel
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from stedm.diffusion.unet import injection_per_level, make_unet, run_unet
 from stedm.layout.embedding import LayoutEmbedding
 from stedm.style.aggregation import AGGREGATIONS
-from stedm.style.encoder import ConvStyleEncoder
+from stedm.style.encoder import make_style_encoder
 
 
 class StyleDenoiser(ModelMixin, ConfigMixin):
     """Predict noise, velocity or flow of a noisy latent, given a layout and style pictures.
 
-    The style vector is added to the time embedding and so scales and shifts the features of every ResBlock; the
-    embedded layout is concatenated to the noisy latent.
+    The style is one vector, which enters the U-Net at the levels and in the way that `injection` says (see
+    stedm.diffusion.unet); the embedded layout is concatenated to the noisy latent.
 
     Args:
         n_classes: classes of the layout (without "unknown").
@@ -28,6 +27,12 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         layout_factor: picture side divided by latent side.
         channels: U-Net widths per level.
         attention: self-attention per level (the mid block always has it).
+        style_backbone: `conv` or a timm name; `style_channels` are the widths of `conv`, `pooling` is for timm's.
+        aggregation: a name in stedm.style.aggregation.AGGREGATIONS.
+        injection: `mid`, `all`, `cross`, or one of none, scale-shift, cross, both for each level and the mid block.
+        style_tokens: tokens for cross-attention.
+        style_pictures: most style pictures that an aggregation of fixed size takes.
+        style_picture_px: side of the style pictures in training.
     """
 
     @register_to_config
@@ -42,33 +47,50 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         norm_groups: int = 16,
         layout_channels: int = 16,
         style_dim: int = 256,
+        style_backbone: str = "conv",
         style_channels: tuple[int, ...] = (24, 48, 96),
+        pooling: str = "statistics",
         aggregation: str = "mean",
+        injection: str | tuple[str, ...] = "all",
+        style_tokens: int = 8,
+        style_pictures: int = 4,
+        style_picture_px: int = 64,
     ):
         super().__init__()
         attention = tuple(attention or [False] * len(channels))
-        self.style_encoder = ConvStyleEncoder(list(style_channels), style_dim)
-        self.aggregate = AGGREGATIONS[aggregation]()
+        self.injected = injection_per_level(injection, len(channels))
+        self.aggregate = AGGREGATIONS[aggregation](style_dim, style_pictures, style_picture_px)
+        # Aggregations that read pictures take the encoder's place; an idle one would be trained by nothing.
+        self.style_encoder = (
+            None
+            if self.aggregate.reads_pictures
+            else make_style_encoder(style_backbone, style_dim, list(style_channels), pooling, style_picture_px)
+        )
         self.null_style = nn.Parameter(torch.randn(style_dim))
         self.layout_embedding = LayoutEmbedding(n_classes, layout_channels, layout_factor)
-        self.unet = UNet2DModel(
-            in_channels=latent_channels + layout_channels,
-            out_channels=latent_channels,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-            block_out_channels=tuple(channels),
-            layers_per_block=blocks_per_level,
-            norm_num_groups=norm_groups,
-            attention_head_dim=math.gcd(32, *channels),
-            resnet_time_scale_shift="scale_shift",
-            class_embed_type="identity",
+        self.unet = make_unet(
+            latent_channels + layout_channels,
+            latent_channels,
+            list(channels),
+            blocks_per_level,
+            list(attention),
+            norm_groups,
+            self.injected,
+            style_dim,
         )
-        self.style_to_time = nn.Linear(style_dim, 4 * channels[0])
+        ways = set(self.injected)
+        self.style_to_time = nn.Linear(style_dim, 4 * channels[0]) if ways & {"scale-shift", "both"} else None
+        self.style_to_tokens = nn.Linear(style_dim, style_tokens * style_dim) if ways & {"cross", "both"} else None
 
     @property
     def unknown(self) -> int:
-        """Class index that means "layout unknown"."""
+        """Class index of "layout unknown"."""
         return self.layout_embedding.unknown
+
+    def measure(self, pictures: torch.Tensor) -> None:
+        """Fit the normalisation of style pictures to pictures `(n, 3, height, width)` in [-1, 1]; before training."""
+        if self.style_encoder is not None:
+            self.style_encoder.measure(pictures)
 
     def forward(
         self,
@@ -91,13 +113,29 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
 
     def encode_style(self, style_pictures: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Style vectors `(b, style_dim)`; the learned null style where no picture is present."""
-        vectors = self.style_encoder(style_pictures.flatten(0, 1)).float().unflatten(0, present.shape)
-        style = self.aggregate(vectors, present)
-        return torch.where(present.any(dim=1, keepdim=True), style, self.null_style)
+        if self.style_encoder is None:
+            style = self.aggregate(style_pictures, present)
+        else:
+            style = self.aggregate(self._encode_present(style_pictures, present), present)
+        return torch.where(present.any(dim=1, keepdim=True), style.float(), self.null_style)
+
+    def _encode_present(self, style_pictures: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Vectors `(b, n, style_dim)`, zeros at padding, which costs nothing and enters no batch statistics."""
+        shown = present.clone()
+        # At least one picture always, so that every step uses every parameter (data parallelism counts on it).
+        shown[0, 0] |= ~present.any()
+        encoded = self.style_encoder(style_pictures[shown]).float()
+        vectors = encoded.new_zeros(*present.shape, encoded.shape[-1])
+        vectors[shown] = encoded
+        return vectors
 
     def denoise(
         self, noisy: torch.Tensor, timestep: torch.Tensor, layout: torch.Tensor, style: torch.Tensor
     ) -> torch.Tensor:
         """Predict from style vectors `(b, style_dim)`: sampling encodes the style once and steps many times."""
         conditioned = torch.cat([noisy, self.layout_embedding(layout)], dim=1)
-        return self.unet(conditioned, timestep, class_labels=self.style_to_time(style)).sample
+        added = self.style_to_time(style) if self.style_to_time is not None else None
+        tokens = (
+            self.style_to_tokens(style).unflatten(1, (-1, style.shape[1])) if self.style_to_tokens is not None else None
+        )
+        return run_unet(self.unet, conditioned, timestep, added, tokens, self.injected)

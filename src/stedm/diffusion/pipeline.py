@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from stedm import __version__
 from stedm.data.transforms import to_signed
@@ -121,17 +122,27 @@ class StyleDiffusion:
     @torch.inference_mode()
     def style_vectors(self, styles: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
         """Style vectors `(n, style_dim)`, one for each list of style pictures (uint8 RGB, of any and unequal sizes)."""
-        flat = [_rgb(picture) for pictures in styles for picture in pictures]
-        vectors = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
-        for shape in {picture.shape for picture in flat}:
-            members = [i for i, picture in enumerate(flat) if picture.shape == shape]
-            pixels = torch.from_numpy(np.stack([flat[i] for i in members])).to(self.device)
-            vectors[members] = self.denoiser.style_encoder(to_signed(pixels)).float()
         counts = [len(pictures) for pictures in styles]
-        padded = torch.zeros(len(styles), max(counts), vectors.shape[1], device=self.device)
         present = torch.arange(max(counts), device=self.device) < torch.tensor(counts, device=self.device).unsqueeze(1)
-        padded[present] = vectors
-        return self.denoiser.aggregate(padded, present)
+        flat = [_rgb(picture) for pictures in styles for picture in pictures]
+        encoder = self.denoiser.style_encoder
+        if encoder is None:
+            values = torch.stack([self._at_training_size(picture) for picture in flat])
+        else:
+            values = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
+            for shape in {picture.shape for picture in flat}:
+                members = [i for i, picture in enumerate(flat) if picture.shape == shape]
+                pixels = torch.from_numpy(np.stack([flat[i] for i in members])).to(self.device)
+                values[members] = encoder(to_signed(pixels)).float()
+        padded = values.new_zeros(*present.shape, *values.shape[1:])
+        padded[present] = values
+        return self.denoiser.aggregate(padded, present).float()
+
+    def _at_training_size(self, picture: np.ndarray) -> torch.Tensor:
+        """uint8 `(3, h, w)` to floats in [-1, 1] with the sides that the model was trained on."""
+        side = (self.picture_px, self.picture_px)
+        signed = to_signed(torch.from_numpy(picture).to(self.device)).unsqueeze(0)
+        return F.interpolate(signed, side, mode="bilinear", antialias=True)[0]
 
     def _draw(
         self,

@@ -48,8 +48,8 @@ def train_diffusion(
     samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed)
     some_pictures = to_signed(samples.some_pictures(_PICTURES_TO_MEASURE))
     codec = make_codec(config).measured(some_pictures)
-    denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed)
-    denoiser.style_encoder.measure(some_pictures)
+    denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
+    denoiser.measure(some_pictures)
     objective = Objective(config.objective, config.loss, config.timesteps)
     engine = Engine(
         denoiser,
@@ -164,24 +164,40 @@ def make_codec(config: DiffusionConfig) -> Codec:
     return AutoencoderCodec.from_pretrained(config.codec.path)
 
 
-def make_denoiser(config: DiffusionConfig, codec: Codec, n_classes: int, seed: int) -> StyleDenoiser:
-    """The network with initial weights that are a function of `seed` alone."""
+def make_denoiser(
+    config: DiffusionConfig, codec: Codec, n_classes: int, seed: int, picture_px: int = 64
+) -> StyleDenoiser:
+    """The network with initial weights that are a function of `seed` alone, or the style encoder's given ones."""
+    style, unet = config.style, config.denoiser
     # Layers draw their initial weights from the global generator; fork it so that nobody else notices.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "initial-weights"))
-        return StyleDenoiser(
+        denoiser = StyleDenoiser(
             n_classes=n_classes,
             latent_channels=codec.latent_channels,
             layout_factor=codec.factor,
-            channels=tuple(config.denoiser.channels),
-            blocks_per_level=config.denoiser.blocks_per_level,
-            attention=tuple(config.denoiser.attention) if config.denoiser.attention else None,
-            norm_groups=config.denoiser.norm_groups,
-            layout_channels=config.denoiser.layout_channels,
-            style_dim=config.style.dim,
-            style_channels=tuple(config.style.channels),
-            aggregation=config.style.aggregation,
+            channels=tuple(unet.channels),
+            blocks_per_level=unet.blocks_per_level,
+            attention=tuple(unet.attention) if unet.attention else None,
+            norm_groups=unet.norm_groups,
+            layout_channels=unet.layout_channels,
+            style_dim=style.dim,
+            style_backbone=style.encoder,
+            style_channels=tuple(style.channels),
+            pooling=style.pooling,
+            aggregation=style.aggregation,
+            injection=style.injection if isinstance(style.injection, str) else tuple(style.injection),
+            style_tokens=style.tokens,
+            style_pictures=style.n_pictures,
+            style_picture_px=picture_px,
         )
+    if style.weights is not None and denoiser.style_encoder is not None:
+        denoiser.style_encoder.load_weights(style.weights)
+    if not style.trainable:
+        for part in (denoiser.style_encoder, denoiser.aggregate):
+            if part is not None:
+                part.requires_grad_(False)
+    return denoiser
 
 
 def _channels_first(pictures: np.ndarray) -> torch.Tensor:

@@ -11,8 +11,7 @@ from pathlib import Path
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stedm.config import SegmentationConfig
@@ -20,6 +19,7 @@ from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.files import replacing, write_json
 from stedm.seeds import seed_for
+from stedm.weights import load_backbone_weights, load_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
                 f"segmentation: no {config.architecture} with encoder {config.encoder} ({text})"
             ) from error
     if config.encoder_weights is not None:
-        _load_encoder_weights(network.encoder, config.encoder_weights)
+        load_backbone_weights(network.encoder, config.encoder_weights)
     # On CPUs convolutions are 1.2 to 1.5 times as fast in this order.
     return network.to(memory_format=torch.channels_last)
 
@@ -132,34 +132,5 @@ def load_segmenter(folder: str | Path) -> tuple[nn.Module, SegmenterInfo]:
         raise StedmError(f"{folder}: not a segmenter folder (config.json: {text})") from error
     network = build_segmenter(config, len(info.classes))
     path = folder / "model.safetensors"
-    _load_weights(network, _read_weights(path), path)
+    load_weights(network, read_weights(path), path)
     return network.eval(), info
-
-
-def _load_encoder_weights(encoder: nn.Module, path: Path) -> None:
-    """Take what the encoder needs from a published classifier; nothing that it needs may be missing."""
-    published = {_key(key): value for key, value in _read_weights(path).items()}
-    wanted = encoder.state_dict()
-    missing = [key for key in wanted if _key(key) not in published]
-    if missing:
-        raise StedmError(f"{path}: not weights of this encoder ({len(missing)} tensors missing, first {missing[0]})")
-    _load_weights(encoder, {key: published[_key(key)] for key in wanted}, path)
-
-
-def _key(name: str) -> str:
-    # smp holds a timm network as `model`, and timm's feature extractors say `stages_0` for `stages.0`.
-    return name.removeprefix("model.").replace(".", "_")
-
-
-def _load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise StedmError(f"{path}: not weights of this network ({' '.join(str(error).split())[:200]})") from error
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StedmError(f"{path}: not a readable safetensors file ({error})") from error

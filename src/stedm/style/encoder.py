@@ -1,8 +1,18 @@
-"""The style encoder E_s: a style picture becomes a style vector (paper, section 3)."""
+"""The style encoder E_s: a style picture becomes a style vector (paper, section 3).
 
+`conv` is our small encoder; every other name is a timm backbone. Both normalise pictures by measured colours, have
+`measure`, and map `(m, 3, height, width)` in [-1, 1] to `(m, dim)`.
+"""
+
+from pathlib import Path
+
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from stedm.errors import StedmError
+from stedm.weights import load_backbone_weights
 
 
 class ConvStyleEncoder(nn.Module):
@@ -54,6 +64,88 @@ class ConvStyleEncoder(nn.Module):
             features = F.silu(level(features))
             statistics.append(_mean_and_deviation(features))
         return self.project(torch.cat(statistics, dim=1))
+
+
+class TimmStyleEncoder(nn.Module):
+    """Any timm backbone as style encoder.
+
+    Args:
+        name: timm's name of the backbone, such as `resnet18` or `swinv2_tiny_window8_256` (the paper's Swin-V2-T).
+        dim: length of the style vector.
+        pooling: `statistics` = mean and standard deviation of the channels of every level, as in `ConvStyleEncoder`;
+            `head` = the backbone's own pooled features and one linear layer, as in the paper.
+        picture_px: side of the pictures; backbones of fixed input size get pictures resized to it.
+
+    Raises:
+        StedmError: timm has no such backbone, or it has no feature levels.
+    """
+
+    def __init__(self, name: str, dim: int, pooling: str = "statistics", picture_px: int = 64):
+        super().__init__()
+        self.name, self.pooling = name, pooling
+        self.has_published_colours = False
+        self.register_buffer("colour_mean", torch.zeros(1, 3, 1, 1))
+        self.register_buffer("colour_std", torch.ones(1, 3, 1, 1))
+        if not timm.is_model(name):
+            raise StedmError(f"diffusion.style.encoder: timm has no backbone {name!r}; use conv or one of timm's names")
+        fixed_size = {"img_size": picture_px} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+        self.fixed_px = picture_px if fixed_size else None
+        how = {"features_only": True} if pooling == "statistics" else {"num_classes": 0}
+        try:
+            # pretrained=False: nothing is downloaded; weights come from a local file (`load_weights`).
+            self.backbone = timm.create_model(name, pretrained=False, **how, **fixed_size)
+        except (RuntimeError, AttributeError, AssertionError, ValueError, TypeError) as error:
+            raise StedmError(f"diffusion.style.encoder {name}: {' '.join(str(error).split())[:200]}") from error
+        if pooling == "statistics":
+            self.widths = self.backbone.feature_info.channels()
+            self.project = nn.Sequential(
+                nn.Linear(2 * (3 + sum(self.widths)), 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
+            )
+        else:
+            self.project = nn.Linear(self.backbone.num_features, dim)
+
+    @torch.no_grad()
+    def measure(self, pictures: torch.Tensor) -> None:
+        """Take the cohort's colours from some of its pictures `(n, 3, height, width)` in [-1, 1]; before training.
+
+        Published weights keep the colours that they were trained with.
+        """
+        if not self.has_published_colours:
+            self.colour_mean.copy_(pictures.mean(dim=(0, 2, 3), keepdim=True))
+            self.colour_std.copy_(pictures.std(dim=(0, 2, 3), keepdim=True).clamp(min=0.05))
+
+    @torch.no_grad()
+    def load_weights(self, path: Path) -> None:
+        """Initialise the backbone from a local .safetensors file as published by timm, with its colour normalisation.
+
+        Raises:
+            StedmError: the file can't be read or belongs to another network.
+        """
+        load_backbone_weights(self.backbone, path)
+        self.has_published_colours = True
+        published = timm.get_pretrained_cfg(self.name)
+        self.colour_mean.copy_(2 * torch.tensor(published.mean).view(1, 3, 1, 1) - 1)
+        self.colour_std.copy_(2 * torch.tensor(published.std).view(1, 3, 1, 1))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Style vectors `(m, dim)` of pictures `(m, 3, height, width)` in [-1, 1]."""
+        if self.fixed_px and pictures.shape[-2:] != (self.fixed_px, self.fixed_px):
+            pictures = F.interpolate(pictures, (self.fixed_px, self.fixed_px), mode="bilinear", antialias=True)
+        pictures = (pictures - self.colour_mean) / self.colour_std
+        if self.pooling == "head":
+            return self.project(self.backbone(pictures))
+        statistics = [_mean_and_deviation(pictures)]
+        for features, width in zip(self.backbone(pictures), self.widths, strict=True):
+            # Transformers put channels last.
+            statistics.append(_mean_and_deviation(features if features.shape[1] == width else features.movedim(-1, 1)))
+        return self.project(torch.cat(statistics, dim=1))
+
+
+def make_style_encoder(name: str, dim: int, channels: list[int], pooling: str, picture_px: int) -> nn.Module:
+    """`conv`, or a timm backbone by name."""
+    if name == "conv":
+        return ConvStyleEncoder(channels, dim)
+    return TimmStyleEncoder(name, dim, pooling, picture_px)
 
 
 def _mean_and_deviation(features: torch.Tensor) -> torch.Tensor:
