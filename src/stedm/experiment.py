@@ -225,6 +225,7 @@ class Experiment:
 
     def _note_seconds(self) -> None:
         """Add the wall times of the stages that ran to the provenance."""
+        _check_unchanged(self.folder, self.dataset)
         path = self.folder / "provenance.json"
         provenance = json.loads(path.read_text(encoding="utf-8"))
         provenance.setdefault("seconds", {}).update(self.reporter.seconds)
