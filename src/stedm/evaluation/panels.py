@@ -44,7 +44,8 @@ def style_grid(
     model: StyleDiffusion, annotated: PictureCache, unlabeled: PictureCache, synthesis: SynthesisConfig
 ) -> StyleGrid:
     """The same layouts in the styles of several unannotated patients; one noise per layout, so that rows compare."""
-    patients = _spread_over_categories(unlabeled.dataset, GRID_STYLES)
+    seen = set(annotated.dataset.table["category"])
+    patients = _spread_over_categories(unlabeled.dataset, GRID_STYLES, seen)
     rows = rows_by_patient(unlabeled.dataset.table)
     layout_rows = _different_rows(annotated, GRID_LAYOUTS)
     layouts = np.stack([annotated.mask(row) for row in layout_rows])
@@ -117,12 +118,12 @@ def overlays(segmenters: dict[str, Path], held_out: PictureCache, counts: pd.Dat
     return found
 
 
-def _spread_over_categories(dataset: DatasetFolder, n: int) -> list[str]:
-    """Up to n patients, in turn one of each category; a fixed choice."""
+def _spread_over_categories(dataset: DatasetFolder, n: int, seen: set[str] | None = None) -> list[str]:
+    """Up to n patients, in turn one of each category, those not in `seen` first; a fixed choice."""
     categories = dataset.table.groupby("patient_id")["category"].first()
     queues = [
         numpy_generator(GRID_SEED, "panel", category).permutation(sorted(group.index)).tolist()
-        for category, group in categories.groupby(categories)
+        for category, group in sorted(categories.groupby(categories), key=lambda item: item[0] in (seen or ()))
     ]
     turns = max((len(queue) for queue in queues), default=0)
     return [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)][:n]
