@@ -75,18 +75,19 @@ def patient_examples(synthetic: DatasetFolder, unlabeled: PictureCache) -> list[
     """Real pictures of unannotated patients beside what was made in their style."""
     real_rows, synthetic_rows = rows_by_patient(unlabeled.dataset.table), rows_by_patient(synthetic.table)
     examples = []
-    for patient in _spread_over_categories(unlabeled.dataset, EXAMPLE_PATIENTS):
-        chosen = synthetic_rows.get(patient, np.empty(0, np.intp))[:EXAMPLE_PICTURES]
-        if len(chosen):
-            examples.append(
-                PatientExamples(
-                    patient_id=patient,
-                    style_pictures=[unlabeled.picture(int(row)) for row in real_rows[patient][:EXAMPLE_PICTURES]],
-                    layouts=[synthetic.read_mask(int(row)) for row in chosen],
-                    synthetic=[synthetic.read_picture(int(row)) for row in chosen],
-                    category=str(unlabeled.dataset.table["category"].iloc[real_rows[patient][0]]),
-                )
+    # With many patients (a picture each) not every one has synthetic pictures.
+    painted = unlabeled.dataset.select(unlabeled.dataset.table["patient_id"].isin(list(synthetic_rows)))
+    for patient in _spread_over_categories(painted, EXAMPLE_PATIENTS):
+        chosen = synthetic_rows[patient][:EXAMPLE_PICTURES]
+        examples.append(
+            PatientExamples(
+                patient_id=patient,
+                style_pictures=[unlabeled.picture(int(row)) for row in real_rows[patient][:EXAMPLE_PICTURES]],
+                layouts=[synthetic.read_mask(int(row)) for row in chosen],
+                synthetic=[synthetic.read_picture(int(row)) for row in chosen],
+                category=str(unlabeled.dataset.table["category"].iloc[real_rows[patient][0]]),
             )
+        )
     return examples
 
 
