@@ -78,7 +78,7 @@ def data_flowers102(
         Path | None, typer.Option(help="Folder of the downloaded archives; what is missing is downloaded into it.")
     ] = None,
 ) -> None:
-    """Oxford Flowers-102 (530 MB of downloads): 48 annotated and 54 unseen categories, as in the paper."""
+    """Oxford Flowers-102 (about 520 MB of downloads): 48 annotated and 54 unseen categories, as in the paper."""
     from stedm.data.public import make_flowers102
 
     make_flowers102(output, archives=archives)
