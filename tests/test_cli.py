@@ -15,6 +15,7 @@ FLAGS = {
     "demo": ["--output"],
     "run": ["--output", "--set"],
     "data phantom": ["--config", "--set"],
+    "data flowers102": ["--archives"],
     "check": [],
     "train diffusion": ["--output", "--set"],
     "train segmenter": ["--output", "--set"],

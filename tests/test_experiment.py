@@ -6,13 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stedm.config import RunConfig, parse_config
+from stedm.config import RunConfig, load_config, parse_config
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.stats import summarise
 from stedm.experiment import Experiment, evaluate_segmenter
 from stedm.progress import Reporter
 
+REPOSITORY = Path(__file__).parents[1]
 ARMS = ["real", "real+stain", "real+synthetic", "real+stain+synthetic", "upper"]
 
 
@@ -140,3 +141,60 @@ def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path):
     assert summary["arms"]["real"]["n_patients"] == 2
     with pytest.raises(StedmError, match="use val or test"):
         evaluate_segmenter(model, root, "train", tmp_path / "other")
+
+
+def flowers_like(tiny_dataset) -> Path:
+    """Pictures that are patients of their own: four of each category in train, one of each elsewhere."""
+    return tiny_dataset(patients={"train": 8, "unlabeled": 2, "val": 2, "test": 4}, pictures=1)
+
+
+def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path):
+    root = flowers_like(tiny_dataset)
+    unseen = [f"trainP{number}-0.png" for number in (1, 3, 5, 7)]
+    for name in [*unseen, "unlabeledP0-0.png", "unlabeledP1-0.png"]:
+        (root / "masks" / name).write_bytes(b"not to be opened")
+    data = {"path": root, "annotated_per_category": 2, "unseen_categories": ["b"]}
+    config = _config(data, arms=["real", "real+synthetic"], seeds=[0])
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"unit": "category"})})
+    experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
+    summary = experiment.run()
+    assert len(experiment.annotated) == 2
+    assert set(experiment.annotated.table["category"]) == {"a"}
+    assert len(experiment.unlabeled) == 6
+    assert summary["arms"]["real"]["n_patients"] == 2
+    assert summary["groups"]["unseen categories"]["categories"] == ["b"]
+    assert summarise(read_counts(tmp_path / "run" / "report" / "counts.parquet"), config.evaluation) == summary
+    with pytest.raises(StedmError, match=r"trainP1-0\.png"):
+        Experiment(_config(data, arms=["upper"]), tmp_path / "upper", Reporter(quiet=True)).run()
+
+
+def test_unannotated_pictures_are_the_same_at_every_budget(tiny_dataset, tmp_path):
+    root = flowers_like(tiny_dataset)
+    runs = [
+        Experiment(
+            _config({"path": root, "annotated_per_category": k, "unseen_categories": ["b"]}),
+            tmp_path / str(k),
+            Reporter(quiet=True),
+        )
+        for k in (1, 3)
+    ]
+    assert runs[0].unlabeled.table.equals(runs[1].unlabeled.table)
+    assert set(runs[0].annotated.table["patient_id"]) < set(runs[1].annotated.table["patient_id"])
+    # The upper bound has the masks of the unseen categories, and no picture that ours doesn't have.
+    shown = {*runs[0].annotated.patients(), *runs[0].unlabeled.patients()}
+    assert set(runs[0]._upper_set().table["patient_id"]) == shown
+
+
+def test_the_committed_flowers_configuration_fits_the_data(shared_data, tmp_path):
+    config = load_config(REPOSITORY / "configs" / "flowers17.yaml")
+    values = config.model_dump(mode="json")
+    values["data"]["path"] = str(shared_data("flowers17"))
+    experiment = Experiment(parse_config(values, "test"), tmp_path / "run", Reporter(quiet=True))
+    with_masks = sorted(set(experiment.dataset.table["category"]) - {"cowslip"})
+    assert set(config.data.unseen_categories) == {*with_masks[1::2], "cowslip"}
+    assert experiment.annotated.table["category"].value_counts().to_dict() == dict.fromkeys(with_masks[::2], 3)
+    assert set(with_masks[1::2]) < set(experiment.unlabeled.table["category"])
+    plan = experiment.plan()
+    shown = experiment.dataset.table.set_index("patient_id")["category"][plan["style_patient_id"]]
+    assert shown.value_counts().between(60, 61).all()
+    assert set(plan["category"]) == set(with_masks[::2])

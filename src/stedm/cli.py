@@ -71,6 +71,20 @@ def data_phantom(
     typer.echo(str(output))
 
 
+@data_app.command("flowers102")
+def data_flowers102(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    archives: Annotated[
+        Path | None, typer.Option(help="Folder of the downloaded archives; what is missing is downloaded into it.")
+    ] = None,
+) -> None:
+    """Oxford Flowers-102 (about 520 MB of downloads): 48 annotated and 54 unseen categories, as in the paper."""
+    from stedm.data.public import make_flowers102
+
+    make_flowers102(output, archives=archives)
+    typer.echo(str(output))
+
+
 @app.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")]) -> None:
     """Verify a dataset before you train: files, sizes, classes, patient leakage; exit status 0 or 1."""

@@ -54,13 +54,25 @@ class DataConfig(_Part):
     annotated_patients: Positive | None = None
     """Label budget: how many patients of the `train` split count as annotated; null = all. The others are left out,
     so that the set of unannotated patients is the same at every budget."""
+    annotated_per_category: Positive | None = None
+    """Label budget in pictures instead of patients: so many pictures of each category that has annotations (k-shot,
+    for pictures that belong to nobody, such as photographs); null = no such limit. The others are left out."""
+    unseen_categories: list[str] | None = None
+    """Categories nobody annotated: patients of the `train` split with such pictures count as `unlabeled`. Their
+    pictures are style sources, their masks are opened by the arm `upper` alone; in val and test they are scored."""
     draw: int = 0
-    """Which random choice of annotated patients (they are drawn balanced over categories)."""
+    """Which random choice of annotated patients (they are drawn balanced over categories) or pictures."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
         if (self.path is None) == (self.phantom is None):
             raise ValueError("give either data.path (a dataset folder) or data.phantom, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "DataConfig":
+        if self.annotated_patients is not None and self.annotated_per_category is not None:
+            raise ValueError("give either data.annotated_patients or data.annotated_per_category, not both")
         return self
 
 
@@ -218,6 +230,9 @@ class SynthesisConfig(_Part):
     match_category: bool = True
     """Prior knowledge: a patient of category c gets layouts of annotated patients of category c, where there are
     any, and of all annotated patients otherwise."""
+    spread: Literal["patients", "categories"] = "patients"
+    """Over what the pictures are spread evenly: unannotated patients, or their categories and in each its patients (for
+    categories of very different size)."""
     guidance: Annotated[float, Field(ge=0)] = 1.5
     """Classifier-free guidance on style; 1 = none."""
     sampler: Literal["ddim", "dpm++", "unipc", "euler"] = "dpm++"
@@ -293,10 +308,18 @@ class EvaluationConfig(_Part):
     """What is scored, and the statistics over patients."""
 
     split: Literal["val", "test"] = "test"
+    unit: Literal["patient", "category"] = "patient"
+    """Whose pixels are pooled before means, spread and tests: a patient's, or those of all pictures of a category
+    (where a picture is a patient of its own)."""
     bootstrap: Positive = 2000
     """Resamples of patients for the intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: int = 0
+
+    @property
+    def units(self) -> str:
+        """Plural of `unit`."""
+        return {"patient": "patients", "category": "categories"}[self.unit]
 
 
 class RunConfig(_Part):

@@ -24,13 +24,13 @@ import yaml
 from stedm import __version__
 from stedm.config import RunConfig, to_yaml
 from stedm.data.check import check_dataset
-from stedm.data.folder import DatasetFolder, choose_annotated
+from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
 from stedm.data.phantom import make_phantom
 from stedm.data.samples import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
-from stedm.evaluation.counts import count, counts_table, read_counts, write_counts
+from stedm.evaluation.counts import count, counts_table, read_counts, with_groups, write_counts
 from stedm.evaluation.panels import report_panels
 from stedm.evaluation.report import write_report
 from stedm.files import write_json, write_text
@@ -72,12 +72,15 @@ class Experiment:
         phantom = self.config.data.phantom
         if phantom is None:
             assert self.config.data.path is not None
-            return DatasetFolder.open(self.config.data.path)
+            return self._open(self.config.data.path)
         root = self.folder / "data"
         if not (root / "metadata.csv").is_file():
             with self.reporter.stage("phantom patients"):
                 make_phantom(phantom, root)
-        return DatasetFolder.open(root)
+        return self._open(root)
+
+    def _open(self, root: Path) -> DatasetFolder:
+        return DatasetFolder.open(root, unseen_categories=self.config.data.unseen_categories)
 
     @cached_property
     def annotated(self) -> DatasetFolder:
@@ -90,7 +93,8 @@ class Experiment:
     def check(self) -> None:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
         needs_unlabeled = "upper" in self.config.segmentation.arms
-        problems = check_dataset(self.dataset.root, read_unlabeled_masks=needs_unlabeled)
+        unseen = self.config.data.unseen_categories
+        problems = check_dataset(self.dataset.root, read_unlabeled_masks=needs_unlabeled, unseen_categories=unseen)
         if problems:
             raise StedmError("\n".join(problems))
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
@@ -167,7 +171,7 @@ class Experiment:
                     model = self._segmenter(arm, seed) / "model"
                     write_counts(path, count_dataset(model, self._held_out, arm=arm, seed=seed))
                 tables.append(read_counts(path))
-        return pd.concat(tables, ignore_index=True)
+        return with_groups(pd.concat(tables, ignore_index=True), set(self.annotated.table["category"]))
 
     def report(self) -> dict[str, Any]:
         """Score, compare and write the report; returns the summary."""
@@ -261,13 +265,15 @@ def plan_pictures(config: RunConfig, n: int) -> pd.DataFrame:
     """
     if config.data.path is None:
         raise StedmError("plan: make the phantom first (`stedm data phantom OUT`), then give it as data.path")
-    dataset = DatasetFolder.open(config.data.path)
+    dataset = DatasetFolder.open(config.data.path, unseen_categories=config.data.unseen_categories)
     synthesis = config.synthesis.model_copy(update={"n_pictures": n})
     return make_plan(synthesis, annotated_part(dataset, config), dataset.split("unlabeled"), seed=config.seed)
 
 
 def annotated_part(dataset: DatasetFolder, config: RunConfig) -> DatasetFolder:
     """The train pictures that count as annotated under the label budget."""
+    if config.data.annotated_per_category is not None:
+        return dataset.select(choose_annotated_pictures(dataset, config.data.annotated_per_category, config.data.draw))
     chosen = choose_annotated(dataset, config.data.annotated_patients, config.data.draw)
     table = dataset.table
     return dataset.select((table["patient_id"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())

@@ -215,3 +215,11 @@ def test_real_datasets_are_clean(shared_data, name):
     start = time.monotonic()
     assert check_dataset(root) == []
     assert time.monotonic() - start < 60
+
+
+def test_masks_of_unseen_categories_are_not_even_looked_for(tiny_dataset):
+    root = tiny_dataset(patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1})
+    for mask in [*(root / "masks").glob("trainP1*"), *(root / "masks").glob("unlabeled*")]:
+        mask.unlink()
+    assert check_dataset(root, read_unlabeled_masks=False, unseen_categories=["b"]) == []
+    assert len(check_dataset(root, read_unlabeled_masks=False)) == 3

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stedm.data.folder import DatasetFolder, DatasetInfo, choose_annotated, write_metadata, write_png
+from stedm.data.folder import (
+    DatasetFolder,
+    DatasetInfo,
+    choose_annotated,
+    choose_annotated_pictures,
+    hold_back,
+    write_metadata,
+    write_png,
+)
 from stedm.errors import StedmError
 
 INFO = DatasetInfo(name="mini", classes=["background", "gland"], licence="CC0", citation="Nobody, 2024")
@@ -241,7 +249,8 @@ def cohort(categories: list[list[str]]) -> DatasetFolder:
     ]
     rows.append({"patient_id": "Q", "category": "z", "split": "unlabeled", "mask_file_name": "m.png"})
     rows.append({"patient_id": "bare", "category": "y", "split": "train", "mask_file_name": ""})
-    return DatasetFolder(None, INFO, pd.DataFrame(rows))
+    table = pd.DataFrame(rows).assign(image_file_name=[f"{number:02}.png" for number in range(len(rows))])
+    return DatasetFolder(None, INFO, table)
 
 
 @settings(max_examples=20, deadline=None)
@@ -305,3 +314,45 @@ def test_hugging_face_reads_the_folder(tiny_dataset, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.asarray(rows["trainP0"]["mask"]), dataset.read_mask(0))
     assert rows["unlabeledP0"]["mask"] is None
     gc.collect()
+
+
+def test_train_patients_of_unseen_categories_count_as_unlabeled(tiny_dataset):
+    root = tiny_dataset(patients={"train": 4, "unlabeled": 1, "val": 2, "test": 2})
+    plain, dataset = DatasetFolder.open(root), DatasetFolder.open(root, unseen_categories=["b"])
+    assert dataset.patients("train") == ["trainP0", "trainP2"]
+    assert dataset.patients("unlabeled") == ["trainP1", "trainP3", "unlabeledP0"]
+    assert dataset.patients("test") == plain.patients("test")
+    assert dataset.fingerprint != plain.fingerprint
+    part = dataset.split("unlabeled").select([0])
+    assert (part.table["patient_id"].iloc[0], part.unseen_categories) == ("trainP1", ("b",))
+    with pytest.raises(StedmError, match="unlabeled picture"):
+        part.read_mask(0)
+    DatasetFolder.open(root, unseen_categories=["b"], allow_unlabeled_masks=True).split("unlabeled").read_mask(0)
+    with pytest.raises(StedmError, match=r"no picture of category roses; correct data\.unseen_categories"):
+        DatasetFolder.open(root, unseen_categories=["b", "roses"])
+
+
+def test_a_patient_with_one_picture_of_an_unseen_category_is_held_back_whole():
+    dataset = cohort([["a"], ["a", "b", "a"], ["a"]])
+    held_back = hold_back(dataset.table, ["b"])
+    splits = held_back.groupby("patient_id")["split"].unique().map(list).to_dict()
+    assert [splits[patient] for patient in ("P00", "P01", "P02")] == [["train"], ["unlabeled"], ["train"]]
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_annotated_pictures_per_category_are_nested_and_repeatable(draw):
+    dataset = cohort([["a"]] * 7 + [["b"]] * 5 + [["a", "b"]])
+    chosen = [set(choose_annotated_pictures(dataset, k, draw).tolist()) for k in (1, 3, 5)]
+    assert chosen[0] < chosen[1] < chosen[2]
+    for k, rows in zip((1, 3, 5), chosen, strict=True):
+        assert dataset.table["category"].iloc[sorted(rows)].value_counts().to_dict() == {"a": k, "b": k}
+    shuffled = dataset.select(np.random.default_rng(0).permutation(len(dataset)))
+    again = shuffled.table["image_file_name"].iloc[choose_annotated_pictures(shuffled, 3, draw)]
+    assert set(again) == set(dataset.table["image_file_name"].iloc[sorted(chosen[1])])
+    with pytest.raises(StedmError, match=r"7 annotated pictures a category asked for, 'b' has 6"):
+        choose_annotated_pictures(dataset, 7, draw)
+
+
+def test_annotated_pictures_differ_between_draws():
+    dataset = cohort([["a"]] * 20)
+    assert len({tuple(choose_annotated_pictures(dataset, 3, draw)) for draw in range(10)}) > 5

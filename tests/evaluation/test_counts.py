@@ -5,7 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stedm.errors import StedmError
-from stedm.evaluation.counts import class_names, count, counts_table, read_counts, write_counts
+from stedm.evaluation.counts import (
+    SEEN,
+    UNSEEN,
+    class_names,
+    count,
+    counts_table,
+    pool_units,
+    read_counts,
+    with_groups,
+    write_counts,
+)
 
 
 def count_by_loop(prediction, truth, n_classes, ignore_index):
@@ -106,3 +116,24 @@ def test_reading_trouble_names_the_file(tmp_path):
     table().drop(columns="tp").to_parquet(path)
     with pytest.raises(StedmError, match="columns missing: tp"):
         read_counts(path)
+
+
+def test_counts_of_a_category_are_summed_over_its_patients():
+    counts = table(patient_ids=["p", "q", "r"], categories=["x", "y", "x"]).assign(group="seen")
+    pooled = pool_units(counts, "category")
+    assert list(pooled.columns) == list(counts.columns)
+    assert class_names(pooled) == ["background", "gland"]
+    rows = pooled[pooled["class"] == "gland"].set_index("patient_id")
+    assert rows.loc["x", ["category", "tp", "fp", "fn", "tn", "n_pictures"]].tolist() == ["x", 7, 8, 9, 10, 2]
+    assert rows.loc["y", "n_pictures"] == 1
+    pd.testing.assert_frame_equal(pool_units(pooled, "category"), pooled)
+    pd.testing.assert_frame_equal(pool_units(counts, "patient"), counts)
+    with pytest.raises(StedmError, match="have no category"):
+        pool_units(table(categories=["x", "", "x"]), "category")
+
+
+def test_groups_tell_annotated_from_unseen_categories():
+    grouped = with_groups(table(), {"x", "z"})
+    assert grouped.groupby("category")["group"].first().to_dict() == {"x": SEEN, "y": UNSEEN}
+    for one_group in ({"x", "y"}, {"z"}):
+        assert "group" not in with_groups(table(), one_group)

@@ -9,7 +9,7 @@ from PIL import Image
 from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
 from stedm.evaluation import figures
-from stedm.evaluation.counts import counts_table, read_counts
+from stedm.evaluation.counts import SEEN, UNSEEN, counts_table, read_counts, with_groups
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.report import (
     Overlay,
@@ -22,6 +22,7 @@ from stedm.evaluation.report import (
     write_report,
 )
 from stedm.evaluation.stats import summarise
+from stedm.evaluation.text import summary_text
 
 CONFIG = EvaluationConfig(bootstrap=300)
 BASE = np.linspace(0.2, 0.9, 14)
@@ -259,3 +260,35 @@ def test_report_of_several_classes_and_many_categories(tmp_path):
     html = (tmp_path / "report.html").read_text()
     assert "pooled, &lt;i&gt;nerve" in html
     assert "No evidence" in html
+
+
+def test_category_as_unit_and_groups_of_categories(tmp_path):
+    kinds = ["rose", "lily", "iris", "daisy"]
+    gain = np.tile([0.0, 0.0, 0.1, 0.06], 3)
+    base = np.tile([0.5, 0.6, 0.3, 0.4], 3)
+    counts = make_counts({"real": base, "real+synthetic": base + gain}, categories=kinds)
+    counts = with_groups(counts, {"rose", "lily"})
+    evaluation = EvaluationConfig(bootstrap=300, unit="category")
+    summary = write_report(tmp_path / "a" / "report", counts, title="flowers", evaluation=evaluation)
+    assert summary["unit"] == "category"
+    assert summary["arms"]["real"]["n_patients"] == 4
+    groups = summary["groups"]
+    assert groups[UNSEEN]["categories"] == ["daisy", "iris"]
+    assert groups[UNSEEN]["arms"]["real"]["iou_mean"] == pytest.approx(0.35)
+    assert groups[UNSEEN]["comparisons"][0]["delta_mean"] == pytest.approx(0.08)
+    assert groups[UNSEEN]["comparisons"][0]["delta_ci"] == pytest.approx([0.06, 0.1])
+    assert groups[SEEN]["comparisons"][0]["delta_mean"] == 0
+    assert sorted(pd.read_csv(tmp_path / "a" / "report" / "per_patient.csv")["patient_id"].unique()) == sorted(kinds)
+    # The counts stay those of patients: anyone can choose another unit.
+    assert summarise(read_counts(tmp_path / "a" / "report" / "counts.parquet"), evaluation) == summary
+    html = (tmp_path / "a" / "report" / "report.html").read_text()
+    for text in ("Annotated and unseen categories", "over 4 categories", "SD between categories", "Every category"):
+        assert text in html, text
+    assert "<dt>Pictures</dt><dd>12</dd>" in html
+    assert "patients" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
+    assert "unseen categories" in summary_text(summary)
+    # Reports that agree on the unit are compared in it; groups that differ are left out.
+    others = with_groups(counts.drop(columns="group"), {"iris"})
+    write_report(tmp_path / "b" / "report", others, title="others", evaluation=evaluation)
+    joined = compare_reports([tmp_path / "a" / "report", tmp_path / "b" / "report"], tmp_path / "c" / "report.html")
+    assert (joined["unit"], "groups" in joined) == ("category", False)

@@ -7,6 +7,7 @@ from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, make_plan, plan_fingerprint, read_plan, write_plan
+from stedm.synthesis.run import synthesize
 
 
 @pytest.fixture
@@ -75,3 +76,25 @@ def test_written_plans_read_back_and_other_files_are_refused(dataset, tmp_path):
     again[["seed"]].to_parquet(tmp_path / "short.parquet")
     with pytest.raises(StedmError, match="columns missing"):
         read_plan(tmp_path / "short.parquet")
+
+
+def test_pictures_spread_evenly_over_categories_where_asked(dataset):
+    # Of three unannotated patients two are of category a and one of b.
+    plan = _plan(dataset, 40, spread="categories")
+    counts = plan["style_patient_id"].value_counts().to_dict()
+    assert counts == {"unlabeledP1": 20, "unlabeledP0": 10, "unlabeledP2": 10}
+    pd.testing.assert_frame_equal(plan.iloc[:10], _plan(dataset, 10, spread="categories"))
+
+
+def test_unseen_categories_give_styles_and_no_layouts(tiny_dataset, tmp_path):
+    root = tiny_dataset(patients={"train": 4, "unlabeled": 1, "val": 1, "test": 1})
+    dataset = DatasetFolder.open(root, unseen_categories=["b"])
+    plan = _plan(dataset, 30)
+    assert set(plan["layout_patient_id"]) == {"trainP0", "trainP2"}
+    assert set(plan["style_patient_id"]) == {"trainP1", "trainP3", "unlabeledP0"}
+    checked_sources(plan, dataset)
+    # Whoever executes the plan holds the same categories back.
+    plan.loc[0, "layout_image_file_name"] = "images/trainP1-0.png"
+    write_plan(plan, tmp_path / "plan.parquet")
+    with pytest.raises(StedmError, match=r"trainP1-0\.png is of split unlabeled"):
+        synthesize(None, read_plan(tmp_path / "plan.parquet"), tmp_path / "set")

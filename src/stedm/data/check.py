@@ -1,6 +1,7 @@
 """`stedm check`: every problem of a dataset folder in one pass, before hours of training find the first."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -8,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stedm.data.folder import DatasetInfo, info_and_problems, read_table, table_problems
+from stedm.data.folder import DatasetInfo, hold_back, info_and_problems, read_table, table_problems
 from stedm.data.pictures import read_mask_file, read_picture_file
 from stedm.errors import StedmError
 
 
-def check_dataset(root: str | Path, *, read_unlabeled_masks: bool = True) -> list[str]:
+def check_dataset(
+    root: str | Path, *, read_unlabeled_masks: bool = True, unseen_categories: Sequence[str] | None = None
+) -> list[str]:
     """All problems of a dataset folder, one line each (what, which file, what to do); empty = fine.
 
-    With `read_unlabeled_masks=False` the masks of split `unlabeled` are not opened, not even looked for.
+    With `read_unlabeled_masks=False` the masks of split `unlabeled` are not opened, not even looked for; train
+    patients of `unseen_categories` count as `unlabeled`.
     """
     root = Path(root)
     if not root.is_dir():
@@ -27,6 +31,8 @@ def check_dataset(root: str | Path, *, read_unlabeled_masks: bool = True) -> lis
     except StedmError as error:
         return [*problems, str(error)]
     problems += table_problems(table)
+    if {"patient_id", "split"} <= set(table):
+        table = hold_back(table, unseen_categories or ())
     problems += _annotation_problems(table)
     problems += _file_problems(root, info, table, read_unlabeled_masks)
     # The same line can come from the table and from the file, and from each picture that shares a mask.

@@ -5,7 +5,8 @@ patient in one split. `stedm.data.check` verifies a folder file by file; opening
 """
 
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,16 @@ from stedm.seeds import numpy_generator
 SPLITS = ("train", "unlabeled", "val", "test")
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
-__all__ = ["SPLITS", "DatasetFolder", "DatasetInfo", "choose_annotated", "write_metadata", "write_png"]
+__all__ = [
+    "SPLITS",
+    "DatasetFolder",
+    "DatasetInfo",
+    "choose_annotated",
+    "choose_annotated_pictures",
+    "hold_back",
+    "write_metadata",
+    "write_png",
+]
 
 
 @dataclass(frozen=True)
@@ -48,20 +58,25 @@ class DatasetFolder:
     """Table of a dataset folder (or of some rows of it) and access to its pictures and masks.
 
     `table` has index 0..n-1 and the columns image_file_name, mask_file_name, patient_id, slide_id, split, category as
-    text ("" where absent), plus whatever other columns the metadata has.
+    text ("" where absent), plus whatever other columns the metadata has. `unseen_categories` are the categories whose
+    `train` patients the table shows as `unlabeled` (see `hold_back`).
     """
 
     root: Path
     info: DatasetInfo
     table: pd.DataFrame
     allow_unlabeled_masks: bool = False
+    unseen_categories: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, root: str | Path, *, allow_unlabeled_masks: bool = False) -> "DatasetFolder":
+    def open(
+        cls, root: str | Path, *, allow_unlabeled_masks: bool = False, unseen_categories: Sequence[str] | None = None
+    ) -> "DatasetFolder":
         """Read `dataset.yaml` and the table; no picture is opened.
 
         With `allow_unlabeled_masks=False` the masks of split `unlabeled` cannot be read: that is the leakage guard of
-        a semi-supervised run. Raises `StedmError` with the first problem of the table.
+        a semi-supervised run. `train` patients of `unseen_categories` are moved to `unlabeled`, so that the guard
+        covers them. Raises `StedmError` with the first problem of the table, and for a category that isn't there.
         """
         root = Path(root)
         info, table = read_info(root), read_table(root)
@@ -69,7 +84,10 @@ class DatasetFolder:
         if problems:
             more = f" (and {len(problems) - 1} more: run `stedm check {root}`)" if problems[1:] else ""
             raise StedmError(f"{root}: {problems[0]}{more}")
-        return cls(root, info, table, allow_unlabeled_masks)
+        unseen = tuple(unseen_categories or ())
+        if unknown := sorted(set(unseen) - set(table["category"])):
+            raise StedmError(f"{root}: no picture of category {', '.join(unknown)}; correct data.unseen_categories")
+        return cls(root, info, hold_back(table, unseen), allow_unlabeled_masks, unseen)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -85,7 +103,7 @@ class DatasetFolder:
         if rows.size == 0:
             rows = rows.astype(np.intp)
         chosen = self.table.iloc[np.flatnonzero(rows) if rows.dtype == bool else rows]
-        return DatasetFolder(self.root, self.info, chosen.reset_index(drop=True), self.allow_unlabeled_masks)
+        return replace(self, table=chosen.reset_index(drop=True))
 
     def split(self, name: str) -> "DatasetFolder":
         """The rows of one split."""
@@ -294,6 +312,16 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> 
 # ---- label budget -------------------------------------------------------------------------------------------------
 
 
+def hold_back(table: pd.DataFrame, unseen_categories: Sequence[str]) -> pd.DataFrame:
+    """The table with the `train` patients of `unseen_categories` in split `unlabeled`, as if nobody annotated them.
+
+    A patient moves whole if any of its pictures is of such a category, because a patient is in one split.
+    """
+    train = table["split"] == "train"
+    unseen = set(table.loc[train & table["category"].isin(list(unseen_categories)), "patient_id"])
+    return table.assign(split=table["split"].mask(train & table["patient_id"].isin(unseen), "unlabeled"))
+
+
 def choose_annotated(dataset: DatasetFolder, n_patients: int | None, draw: int) -> list[str]:
     """Patients of split train that count as annotated: in turn one of each category, in random order.
 
@@ -316,3 +344,24 @@ def choose_annotated(dataset: DatasetFolder, n_patients: int | None, draw: int) 
     turns = max((len(queue) for queue in queues), default=0)
     order = [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)]
     return order[:n_patients]
+
+
+def choose_annotated_pictures(dataset: DatasetFolder, n_per_category: int, draw: int) -> np.ndarray:
+    """Rows of the pictures of split train that count as annotated: `n_per_category` of each category, at random.
+
+    The k-shot budget of the paper's natural-image experiment, where a picture is a patient of its own. A pure function
+    of `draw`, and nested: the choice for k pictures is part of the choice for k + 1.
+    Raises `StedmError` where a category has fewer annotated pictures.
+    """
+    table = dataset.table
+    candidates = table[(table["split"] == "train") & (table["mask_file_name"] != "")].sort_values("image_file_name")
+    chosen = []
+    for category, rows in candidates.groupby("category"):
+        if len(rows) < n_per_category:
+            raise StedmError(
+                f"{dataset.root}: {n_per_category} annotated pictures a category asked for, {category!r} has "
+                f"{len(rows)}; lower annotated_per_category"
+            )
+        order = numpy_generator(draw, "annotated pictures", category).permutation(rows.index.to_numpy())
+        chosen.append(order[:n_per_category])
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.intp)

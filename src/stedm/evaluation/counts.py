@@ -5,7 +5,8 @@ The table (`counts.parquet`) is tidy, one row per arm, seed, patient and class:
     arm, seed, patient_id, category, class, tp, fp, fn, tn, n_pictures
 
 summed over the patient's pictures, ignored pixels left out. `class` is an ordered categorical in the order of the
-dataset's classes; its first category is the background.
+dataset's classes; its first category is the background. Where some of the categories scored were never annotated, a
+column `group` tells annotated from unseen ones.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from stedm.files import replacing
 
 KEYS = ["arm", "seed", "patient_id", "category", "class"]
 CELLS = ["tp", "fp", "fn", "tn"]
+SEEN, UNSEEN = "annotated categories", "unseen categories"
 
 
 def count(prediction: np.ndarray, truth: np.ndarray, n_classes: int, ignore_index: int | None = 255) -> np.ndarray:
@@ -73,6 +75,28 @@ def counts_table(
             rows.append([arm, int(seed), patient_id, category, name, *cells, len(group)])
     table = pd.DataFrame(rows, columns=[*KEYS, *CELLS, "n_pictures"])
     return table.astype({"class": pd.CategoricalDtype(list(classes), ordered=True)})
+
+
+def with_groups(counts: pd.DataFrame, annotated_categories: set[str]) -> pd.DataFrame:
+    """The counts with the column `group`; unchanged where there is only one group."""
+    seen = counts["category"].isin(annotated_categories)
+    return counts.assign(group=seen.map({True: SEEN, False: UNSEEN})) if seen.any() and not seen.all() else counts
+
+
+def pool_units(counts: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """The counts of the units of the statistics, in the column `patient_id`: `patient` = as they are.
+
+    `category`: summed over the patients of each category. Counts already pooled stay as they are. Raises `StedmError`
+    where patients have no category.
+    """
+    if unit == "patient":
+        return counts
+    if (counts["category"] == "").any():
+        raise StedmError("evaluation.unit category: some pictures scored have no category; use unit patient")
+    keys = [*(name for name in KEYS if name != "patient_id"), *(["group"] if "group" in counts else [])]
+    sums = [*CELLS, *(["n_pictures"] if "n_pictures" in counts else [])]
+    pooled = counts.groupby(keys, observed=True, as_index=False)[sums].sum()
+    return pooled.assign(patient_id=pooled["category"])[list(counts.columns)]
 
 
 def class_names(counts: pd.DataFrame) -> list[str]:

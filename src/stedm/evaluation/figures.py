@@ -117,8 +117,11 @@ def inline_svg(figure: Figure, description: str) -> str:
     return head + svg[svg.index(">") + 1 :]
 
 
-def arms_figure(patients: pd.DataFrame) -> Figure:
-    """Every patient's IoU in every arm, with the mean (bar) per arm; `patients` from `metrics.per_patient`."""
+def arms_figure(patients: pd.DataFrame, unit: str = "patient") -> Figure:
+    """Every patient's IoU in every arm, with the mean (bar) per arm; `patients` from `metrics.per_patient`.
+
+    `unit` is what the axis calls a row of the table, here and below.
+    """
     arms = ordered_arms(patients["arm"].unique())
     rng = np.random.default_rng(0)  # only moves dots apart, the same way each time
     with _styled():
@@ -132,12 +135,12 @@ def arms_figure(patients: pd.DataFrame) -> Figure:
                 ax.plot([values.mean()] * 2, [row - 0.36, row + 0.36], color=INK, lw=2.2)
         ax.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
         ax.set_ylim(len(arms) - 0.5, -0.5)
-        ax.set_xlabel("IoU per patient (bar: mean)")
+        ax.set_xlabel(f"IoU per {unit} (bar: mean)")
         _plain(ax, grid="x")
     return figure
 
 
-def paired_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
+def paired_figure(patients: pd.DataFrame, a: str, b: str, unit: str = "patient") -> Figure:
     """Each patient's IoU from baseline `b` to new arm `a`, coloured by category; thick: the mean."""
     pairs, styles = _pairs(patients, a, b), category_styles(patients)
     with _styled():
@@ -149,19 +152,21 @@ def paired_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
             ax.plot([0, 1], [pairs["b"].mean(), pairs["a"].mean()], color=INK, lw=3, marker="o", ms=8, zorder=5)
         ax.set_xticks([0, 1], [_label(b), _label(a)])
         ax.set_xlim(-0.35, 1.35)
-        ax.set_ylabel("IoU of the patient (thick line: mean)")
+        ax.set_ylabel(f"IoU of the {unit} (thick line: mean)")
         _plain(ax, grid="y")
     return figure
 
 
-def gain_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
+def gain_figure(patients: pd.DataFrame, a: str, b: str, unit: str = "patient") -> Figure:
     """Each patient's gain from `b` to `a` against the IoU it had with `b`: do the difficult patients gain most?"""
     pairs, styles = _pairs(patients, a, b), category_styles(patients)
     with _styled():
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         ax = figure.add_subplot()
         for category, group in pairs.groupby("category"):
-            label = f"{_label(category) or 'patients'} ({len(group)})"
+            label = _label(category) or "patients"
+            # A category that is a unit itself needs no count.
+            label += f" ({len(group)})" if unit == "patient" else ""
             ax.plot(group["b"], group["a"] - group["b"], ls="", ms=6, alpha=0.85, label=label, **styles[category])
         ax.axhline(0, color=INK, lw=1)
         ax.set_xlabel(f"IoU with {_label(b)}")

@@ -44,7 +44,8 @@ def style_grid(
     model: StyleDiffusion, annotated: PictureCache, unlabeled: PictureCache, synthesis: SynthesisConfig
 ) -> StyleGrid:
     """The same layouts in the styles of several unannotated patients; one noise per layout, so that rows compare."""
-    patients = _spread_over_categories(unlabeled.dataset, GRID_STYLES)
+    seen = set(annotated.dataset.table["category"])
+    patients = _spread_over_categories(unlabeled.dataset, GRID_STYLES, seen)
     rows = rows_by_patient(unlabeled.dataset.table)
     layout_rows = _different_rows(annotated, GRID_LAYOUTS)
     layouts = np.stack([annotated.mask(row) for row in layout_rows])
@@ -74,18 +75,19 @@ def patient_examples(synthetic: DatasetFolder, unlabeled: PictureCache) -> list[
     """Real pictures of unannotated patients beside what was made in their style."""
     real_rows, synthetic_rows = rows_by_patient(unlabeled.dataset.table), rows_by_patient(synthetic.table)
     examples = []
-    for patient in _spread_over_categories(unlabeled.dataset, EXAMPLE_PATIENTS):
-        chosen = synthetic_rows.get(patient, np.empty(0, np.intp))[:EXAMPLE_PICTURES]
-        if len(chosen):
-            examples.append(
-                PatientExamples(
-                    patient_id=patient,
-                    style_pictures=[unlabeled.picture(int(row)) for row in real_rows[patient][:EXAMPLE_PICTURES]],
-                    layouts=[synthetic.read_mask(int(row)) for row in chosen],
-                    synthetic=[synthetic.read_picture(int(row)) for row in chosen],
-                    category=str(unlabeled.dataset.table["category"].iloc[real_rows[patient][0]]),
-                )
+    # With many patients (a picture each) not every one has synthetic pictures.
+    painted = unlabeled.dataset.select(unlabeled.dataset.table["patient_id"].isin(list(synthetic_rows)))
+    for patient in _spread_over_categories(painted, EXAMPLE_PATIENTS):
+        chosen = synthetic_rows[patient][:EXAMPLE_PICTURES]
+        examples.append(
+            PatientExamples(
+                patient_id=patient,
+                style_pictures=[unlabeled.picture(int(row)) for row in real_rows[patient][:EXAMPLE_PICTURES]],
+                layouts=[synthetic.read_mask(int(row)) for row in chosen],
+                synthetic=[synthetic.read_picture(int(row)) for row in chosen],
+                category=str(unlabeled.dataset.table["category"].iloc[real_rows[patient][0]]),
             )
+        )
     return examples
 
 
@@ -117,12 +119,12 @@ def overlays(segmenters: dict[str, Path], held_out: PictureCache, counts: pd.Dat
     return found
 
 
-def _spread_over_categories(dataset: DatasetFolder, n: int) -> list[str]:
-    """Up to n patients, in turn one of each category; a fixed choice."""
+def _spread_over_categories(dataset: DatasetFolder, n: int, seen: set[str] | None = None) -> list[str]:
+    """Up to n patients, in turn one of each category, those not in `seen` first; a fixed choice."""
     categories = dataset.table.groupby("patient_id")["category"].first()
     queues = [
         numpy_generator(GRID_SEED, "panel", category).permutation(sorted(group.index)).tolist()
-        for category, group in categories.groupby(categories)
+        for category, group in sorted(categories.groupby(categories), key=lambda item: item[0] in (seen or ()))
     ]
     turns = max((len(queue) for queue in queues), default=0)
     return [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)][:n]

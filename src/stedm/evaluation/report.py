@@ -4,6 +4,7 @@
 what the numbers allow to say, also when synthetic pictures did not help.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from markupsafe import Markup
 from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
 from stedm.evaluation import figures
-from stedm.evaluation.counts import class_names, read_counts, write_counts
+from stedm.evaluation.counts import class_names, pool_units, read_counts, write_counts
 from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid
 from stedm.evaluation.metrics import per_category, per_patient
 from stedm.evaluation.stats import BASELINES, default_pairs, ordered_arms, summarise
@@ -81,7 +82,7 @@ def write_report(
     summary = summarise(counts, evaluation)
     write_counts(folder / "counts.parquet", counts)
     with replacing(folder / "per_patient.csv") as temporary:
-        per_patient(counts).to_csv(temporary, index=False)
+        per_patient(pool_units(counts, evaluation.unit)).to_csv(temporary, index=False)
     write_json(folder / "summary.json", summary)
     facts = {"Split": evaluation.split} | (notes or {})
     html = render(counts, summary, evaluation, title, facts, config_yaml, provenance, panels)
@@ -95,7 +96,7 @@ def compare_reports(reports: Sequence[Path], out: Path, evaluation: EvaluationCo
     Arms that several reports have are named REPORT/ARM and compared with those of the first report. Raises
     `StedmError` for fewer than two reports, other classes, no common patient, or an `out` inside one of the folders.
     """
-    out, evaluation = Path(out), evaluation or EvaluationConfig()
+    out = Path(out)
     folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in reports]
     if len(folders) < 2:
         raise StedmError("give at least two report folders to compare")
@@ -103,6 +104,7 @@ def compare_reports(reports: Sequence[Path], out: Path, evaluation: EvaluationCo
         raise StedmError(f"{out}: lies in one of the reports and would replace its files; choose another folder")
     names = _report_names(folders)
     tables = {name: read_counts(folder / "counts.parquet") for name, folder in zip(names, folders, strict=True)}
+    evaluation = evaluation or EvaluationConfig(unit=_common_unit(folders))
     joined, notes = _join(tables)
     pairs = _joined_pairs(joined, names)
     summary = summarise(joined, evaluation, pairs)
@@ -122,7 +124,9 @@ def render(
     panels: ReportPanels | None = None,
 ) -> str:
     """The HTML of a report; every text from outside is escaped by the template engine."""
-    patients, panels = per_patient(counts), panels or ReportPanels()
+    pictures = int(counts.groupby("patient_id")["n_pictures"].max().sum()) if "n_pictures" in counts else None
+    counts, panels = pool_units(counts, evaluation.unit), panels or ReportPanels()
+    patients, unit = per_patient(counts), evaluation.unit
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("stedm.evaluation"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -131,15 +135,21 @@ def render(
     return environment.get_template("report.html.j2").render(
         title=title,
         verdict=verdict,
-        facts=_facts(counts, summary) | (notes or {}),
+        unit=unit,
+        units=evaluation.units,
+        facts=_facts(counts, summary, evaluation.units, pictures) | (notes or {}),
         main=_find(summary, *verdict.pair) if verdict.pair else None,
         arms=summary["arms"],
         comparisons=summary["comparisons"],
         classes=class_names(counts)[1:],
         categories=_category_rows(patients, summary),
         patients=_patient_rows(patients, summary, verdict),
-        arms_plot=_figure(figures.arms_figure(patients), "Every dot is a patient, the bar is the mean of the arm."),
-        pair_plots=_pair_plots(patients, _arm_pairs(summary, verdict)),
+        groups=summary.get("groups", {}),
+        group_pairs=_arm_pairs(summary, verdict),
+        arms_plot=_figure(
+            figures.arms_figure(patients, unit), f"Every dot is a {unit}, the bar is the mean of the arm."
+        ),
+        pair_plots=_pair_plots(patients, _arm_pairs(summary, verdict), unit),
         panels=_panel_figures(panels),
         class_colours=list(zip(class_names(counts), figures.CLASS_COLOURS, figures.OUTLINE_COLOURS, strict=False)),
         wrong_colour=figures.WRONG_COLOUR,
@@ -157,7 +167,10 @@ def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
     """
     arms, comparisons = summary["arms"], summary["comparisons"]
     if not comparisons:
-        told = [f"{arm}: mean IoU {_shown(x['iou_mean'])} over {x['n_patients']} patients." for arm, x in arms.items()]
+        told = [
+            f"{arm}: mean IoU {_shown(x['iou_mean'])} over {x['n_patients']} {evaluation.units}."
+            for arm, x in arms.items()
+        ]
         return Verdict("unclear", "There is nothing to compare in this report.", told)
     told = [entry for pair in LIKE_FOR_LIKE if (entry := _find(summary, *pair))] or comparisons[:1]
     main = told[0]
@@ -187,27 +200,27 @@ def _sentence(entry: dict, evaluation: EvaluationConfig) -> str:
     subject = LIKE_FOR_LIKE.get((entry["a"], entry["b"]), f"{entry['a']} against {entry['b']}")
     n, delta = entry["n_patients"], entry["delta_mean"]
     if delta is None:
-        return f"{_capital(subject)}: no patient has a score in both arms."
+        return f"{_capital(subject)}: no {evaluation.unit} has a score in both arms."
     change = f"from {_shown(entry['iou_mean_b'])} to {_shown(entry['iou_mean_a'])}"
     if entry["delta_ci"][0] is None:
-        return f"{_capital(subject)}: mean IoU went {change} on one patient; one patient is no evidence."
+        return f"{_capital(subject)}: mean IoU went {change} on one {evaluation.unit}; one is no evidence."
     size = f"({_signed(delta)}, {_percent(evaluation.confidence)} interval {_interval(entry['delta_ci'])})"
     phrases = CAUSAL_PHRASES if (entry["a"], entry["b"]) in LIKE_FOR_LIKE else PHRASES
-    phrase = phrases[_tone(entry["delta_ci"])].format(subject=subject, mean=f"mean IoU over {n} patients")
+    phrase = phrases[_tone(entry["delta_ci"])].format(subject=subject, mean=f"mean IoU over {n} {evaluation.units}")
     text = f"{_capital(phrase)} {change} {size}"
-    return text + _spread(entry) + "."
+    return text + _spread(entry, evaluation.units) + "."
 
 
-def _spread(entry: dict) -> str:
+def _spread(entry: dict, units: str) -> str:
     low, high = entry["sd_ratio_ci"]
     if entry["sd_ratio"] is None or low is None:
         return ""
     ratio = f"(SD ratio {_shown(entry['sd_ratio'], 2)}, {_interval([low, high], 2)})"
     if high < 1:
-        return f", and the spread between patients fell {ratio}"
+        return f", and the spread between {units} fell {ratio}"
     if low > 1:
-        return f", and the spread between patients grew {ratio}"
-    return f"; the spread between patients did not clearly change {ratio}"
+        return f", and the spread between {units} grew {ratio}"
+    return f"; the spread between {units} did not clearly change {ratio}"
 
 
 def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[str]:
@@ -216,7 +229,7 @@ def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[st
     if _tone(main["delta_ci"]) != "unclear" and p is not None and p > 1 - evaluation.confidence:
         caveats.append(f"The signed-rank test, corrected for {k} comparisons, does not confirm it (p = {_p_value(p)}).")
     if 1 < main["n_patients"] < FEW_PATIENTS:
-        caveats.append(f"Only {main['n_patients']} patients: the intervals are rough.")
+        caveats.append(f"Only {main['n_patients']} {evaluation.units}: the intervals are rough.")
     if min(len(summary["arms"][arm]["seeds"]) for arm in (main["a"], main["b"])) == 1:
         caveats.append("Each network was trained once (one seed): chance in training is not measured.")
     elif main["delta_seed_sd"] is not None and main["delta_seed_sd"] > abs(main["delta_mean"] or 0):
@@ -237,11 +250,11 @@ def _find(summary: dict, a: str, b: str) -> dict | None:
     return next((entry for entry in summary["comparisons"] if (entry["a"], entry["b"]) == (a, b)), None)
 
 
-def _facts(counts: pd.DataFrame, summary: dict) -> dict[str, str]:
+def _facts(counts: pd.DataFrame, summary: dict, units: str, pictures: int | None) -> dict[str, str]:
     seeds = sorted({seed for entry in summary["arms"].values() for seed in entry["seeds"]})
-    facts = {"Patients": str(counts["patient_id"].nunique())}
-    if "n_pictures" in counts:
-        facts["Pictures"] = f"{counts.groupby('patient_id')['n_pictures'].max().sum():,}"
+    facts = {units.capitalize(): str(counts["patient_id"].nunique())}
+    if pictures is not None:
+        facts["Pictures"] = f"{pictures:,}"
     return facts | {"Seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})", "Arms": str(len(summary["arms"]))}
 
 
@@ -274,13 +287,15 @@ def _arm_pairs(summary: dict, verdict: Verdict) -> list[tuple[str, str]]:
     return [pair for pair in LIKE_FOR_LIKE if _find(summary, *pair)] or ([verdict.pair] if verdict.pair else [])
 
 
-def _pair_plots(patients: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[dict]:
+def _pair_plots(patients: pd.DataFrame, pairs: list[tuple[str, str]], unit: str) -> list[dict]:
     return [
         {
-            "caption": f"Patient by patient, from {b} to {a}.",
+            "caption": f"{unit.capitalize()} by {unit}, from {b} to {a}.",
             "svgs": [
-                Markup(figures.inline_svg(figures.paired_figure(patients, a, b), f"IoU per patient, {b} and {a}")),
-                Markup(figures.inline_svg(figures.gain_figure(patients, a, b), f"gain of {a} against IoU with {b}")),
+                Markup(figures.inline_svg(figures.paired_figure(patients, a, b, unit), f"IoU per {unit}, {b} and {a}")),
+                Markup(
+                    figures.inline_svg(figures.gain_figure(patients, a, b, unit), f"gain of {a} against IoU with {b}")
+                ),
             ],
         }
         for a, b in pairs
@@ -344,7 +359,18 @@ def _join(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, str]
         kept = table[table["patient_id"].isin(common)]
         renamed = kept["arm"].map(lambda arm, name=name: f"{name}/{arm}" if arms.count(arm) > 1 else arm)
         parts.append(kept.assign(arm=renamed, category=kept["patient_id"].map(categories)))
-    return pd.concat(parts, ignore_index=True), notes
+    joined = pd.concat(parts, ignore_index=True)
+    # Reports that had other categories annotated have no groups in common.
+    if "group" in joined and joined.groupby("patient_id")["group"].nunique(dropna=False).max() > 1:
+        joined = joined.drop(columns="group")
+    return joined, notes
+
+
+def _common_unit(folders: list[Path]) -> str:
+    """The unit of the reports' statistics where they agree, else the patient."""
+    files = [folder / "summary.json" for folder in folders]
+    found = {json.loads(path.read_text(encoding="utf-8")).get("unit", "patient") for path in files if path.is_file()}
+    return found.pop() if len(found) == 1 else "patient"
 
 
 def _other_pixels(table: pd.DataFrame, first: pd.DataFrame, common: set[str]) -> int:

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from stedm.config import EvaluationConfig
+from stedm.evaluation.counts import SEEN, UNSEEN, pool_units
 from stedm.evaluation.metrics import class_iou, per_patient, per_patient_and_seed, pooled_iou
 from stedm.seeds import numpy_generator
 
@@ -145,9 +146,14 @@ def summarise(
 ) -> dict:
     """The content of `summary.json`: {"arms": {ARM: ...}, "comparisons": [...]}, plain numbers, None for "not known".
 
+    Where the counts have groups of categories (annotated, unseen), "groups" has the arms and comparisons of each; p
+    values are for the whole alone. All statistics are over `config.unit` ("unit" names it where it isn't the patient),
+    which "n_patients" counts.
+
     pairs: comparisons to make as (new, baseline); by default those of `default_pairs`.
     """
     config = config or EvaluationConfig()
+    counts = pool_units(counts, config.unit)
     patients, seeds = per_patient(counts), per_patient_and_seed(counts)
     scores = {arm: group.set_index("patient_id")["iou"] for arm, group in patients.groupby("arm")}
     seed_means = seeds.groupby(["arm", "seed"])["iou"].mean()
@@ -171,7 +177,28 @@ def summarise(
         comparisons.append({**entry, "delta_seed_sd": _number(per_seed.std(ddof=1))})
     for entry, p in zip(comparisons, holm([entry["p_wilcoxon"] for entry in comparisons]), strict=True):
         entry["p_holm"] = p
-    return {"arms": arms, "comparisons": comparisons}
+    summary = {"arms": arms, "comparisons": comparisons}
+    if config.unit != "patient":
+        summary = {"unit": config.unit} | summary
+    if "group" in counts:
+        summary["groups"] = _groups(counts, list(arms), pairs, config)
+    return summary
+
+
+def _groups(counts: pd.DataFrame, arms: list[str], pairs: list[tuple[str, str]], config: EvaluationConfig) -> dict:
+    """Per group of categories: which they are, and means and gains with intervals over the units of the group."""
+    kept = ("delta_mean", "delta_ci", "sd_ratio", "sd_ratio_ci", "n_patients", "n_improved", "n_worsened")
+    groups = {}
+    for name in (name for name in (SEEN, UNSEEN) if (counts["group"] == name).any()):
+        part = per_patient(counts[counts["group"] == name])
+        scores = {arm: rows.set_index("patient_id")["iou"] for arm, rows in part.groupby("arm")}
+        compared = [(a, b, compare(scores[a], scores[b], config)) for a, b in pairs]
+        groups[name] = {
+            "categories": sorted(part["category"].unique()),
+            "arms": {arm: summarise_arm(scores[arm], config) for arm in arms},
+            "comparisons": [{"a": a, "b": b} | {key: entry[key] for key in kept} for a, b, entry in compared],
+        }
+    return groups
 
 
 def ordered_arms(arms: Iterable[str]) -> list[str]:

@@ -5,11 +5,17 @@ from typing import Any
 
 def summary_text(summary: dict[str, Any]) -> str:
     """Tables of arms and comparisons in fixed-width columns."""
-    arms = [["arm", "IoU mean", "SD", "worst decile", "patients", "seeds"]]
+    units = "categories" if summary.get("unit") == "category" else "patients"
+    arms = [["arm", "IoU mean", "SD", "worst decile", units, "seeds"]]
     for name, arm in summary["arms"].items():
         scores = [_shown(arm[key]) for key in ("iou_mean", "iou_sd", "iou_worst_decile")]
         arms.append([name, *scores, str(arm["n_patients"]), _seeds(arm["seeds"])])
     tables = [_table(arms)]
+    if summary.get("groups"):
+        groups = [["mean IoU", *summary["arms"]]]
+        for name, group in summary["groups"].items():
+            groups.append([name, *(_shown(arm["iou_mean"]) for arm in group["arms"].values())])
+        tables.append(_table(groups))
     if summary["comparisons"]:
         rows = [["comparison", "gain", "95 % interval", "p", "SD ratio", "95 % interval"]]
         for entry in summary["comparisons"]:

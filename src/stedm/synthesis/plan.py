@@ -37,7 +37,7 @@ COLUMNS = [
 def make_plan(
     config: SynthesisConfig, annotated: DatasetFolder, unlabeled: DatasetFolder, *, seed: int = 0
 ) -> pd.DataFrame:
-    """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients.
+    """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients, or over their categories.
 
     Row i is a pure function of (seed, i), so that a longer plan begins with the shorter one. The table's `attrs` name
     the dataset folder and the batch size that synthesis uses.
@@ -51,12 +51,13 @@ def make_plan(
     _refuse_held_out(unlabeled, "styles", {"unlabeled", "train"})
     seed = seed_for(seed + config.seed, "plan")
     patients = rows_by_patient(unlabeled.table)
-    order = numpy_generator(seed, "patients").permutation(sorted(patients)).tolist()
+    queues = _queues(unlabeled.table, config, seed)
     rows_of_category = {str(key): np.asarray(rows) for key, rows in annotated.table.groupby("category").indices.items()}
     rows = []
     for i in range(config.n_pictures):
         generator = numpy_generator(seed, "row", i)
-        patient = order[i % len(order)]
+        turn, queue = i // len(queues), queues[i % len(queues)]
+        patient = queue[turn % len(queue)]
         category, style_rows = _style(unlabeled.table, patients[patient], config, generator)
         matched = rows_of_category.get(category) if config.match_category else None
         layout_row = int(generator.choice(np.arange(len(annotated)) if matched is None else matched))
@@ -77,8 +78,22 @@ def make_plan(
             }
         )
     plan = pd.DataFrame(rows, columns=COLUMNS)
-    plan.attrs = {"dataset": str(annotated.root.resolve()), "batch": config.batch}
+    plan.attrs = {
+        "dataset": str(annotated.root.resolve()),
+        "batch": config.batch,
+        "unseen_categories": list(annotated.unseen_categories),
+    }
     return plan
+
+
+def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int) -> list[list[str]]:
+    """Unannotated patients in random order; with `spread: categories` one queue a category, which take turns."""
+    order = numpy_generator(seed, "patients").permutation(sorted(set(table["patient_id"]))).tolist()
+    if config.spread == "patients":
+        return [order]
+    category_of = table.groupby("patient_id")["category"].agg(lambda values: values.mode().iloc[0])
+    categories = numpy_generator(seed, "categories").permutation(sorted(set(category_of))).tolist()
+    return [[patient for patient in order if category_of[patient] == name] for name in categories]
 
 
 def _style(

@@ -39,7 +39,7 @@ def synthesize(
     Raises:
         StedmError: the folder holds pictures of another plan or model, or the plan breaks the leakage rules.
     """
-    dataset = DatasetFolder.open(plan.attrs["dataset"])
+    dataset = DatasetFolder.open(plan.attrs["dataset"], unseen_categories=plan.attrs.get("unseen_categories"))
     checked_sources(plan, dataset)
     _claim(folder, plan, model)
     painter = _Painter(model, dataset)
