@@ -101,9 +101,10 @@ class StyleConfig(_Part):
     of the U-Net, fine to coarse, and one for the mid block."""
     tokens: Positive = 8
     """Style tokens for cross-attention, all projected from the style vector."""
-    sampling: Literal["none", "augmented", "cohort"] = "cohort"
-    """Which pictures are the query styles in training: `augmented` = the picture itself, strongly deformed;
-    `cohort` = other pictures of the same patient (with one picture only: as `augmented`)."""
+    sampling: Literal["none", "augmented", "nearby", "multi-patch", "cohort"] = "cohort"
+    """Which pictures are the query styles in training: `augmented` = the picture itself, strongly deformed; `nearby` =
+    pictures of the same slide within one tile's distance; `multi-patch` = random tissue patches of other pictures of
+    the same slide; `cohort` = other pictures of the same patient. With one picture only all are as `augmented`."""
     n_pictures: Positive = 4
     """Style pictures per training sample."""
     dropout: Fraction = 0.25

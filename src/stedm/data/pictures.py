@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from stedm.errors import StedmError
 from stedm.files import replacing
 
+_EXIF_ORIENTATION = 0x0112
 # What Pillow's decoders raise on damaged files.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -56,6 +57,18 @@ def read_picture_file(root: Path, name: str, picture_px: int | None = None) -> n
     if picture_px is not None and picture.size != (picture_px, picture_px):
         picture = picture.resize((picture_px, picture_px), Image.Resampling.BOX)
     return np.array(picture)
+
+
+def picture_size(root: Path, name: str) -> tuple[int, int]:
+    """(width, height) of a picture file as `read_picture_file` gives it; only the head of the file is read."""
+    path = file_inside(root, name)
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
+            width, height = image.size
+            lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except _UNREADABLE as error:
+        raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
+    return (height, width) if lies_on_its_side else (width, height)
 
 
 def read_mask_file(root: Path, name: str) -> np.ndarray:

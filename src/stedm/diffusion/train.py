@@ -22,7 +22,7 @@ from stedm.engine import Engine, Progress
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for
 from stedm.style.recolour import recolour_together
-from stedm.style.sampling import StyleSampler, rows_by_patient
+from stedm.style.sampling import StyleSampler, refuse_impossible_sampling, rows_by_patient
 
 _PICTURES_TO_MEASURE = 256
 
@@ -101,6 +101,7 @@ class DiffusionSamples(Dataset):
     ):
         if len(annotated) == 0:
             raise StedmError(f"{annotated.root}: no annotated picture to train the diffusion model on")
+        refuse_impossible_sampling(config.style.sampling, *filter(None, (annotated, unlabeled)))
         self.config, self.seed = config, seed
         self.n_classes = len(annotated.info.classes)
         self._annotated = _Pool(annotated, config, picture_px)

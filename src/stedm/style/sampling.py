@@ -1,66 +1,153 @@
 """Style sampling: which pictures show the network the style of a training picture (paper, section 3).
 
-The style must not tell the layout of the target: `cohort` never takes the target itself, and `augmented`, which has
-nothing else, shows small turned pieces of it.
+| kind | style pictures | where there are none |
+|---|---|---|
+| `none` | nothing: the null style | |
+| `augmented` | the picture itself, strongly deformed (see stedm.style.deform) | |
+| `nearby` | pictures of the same slide within one tile's distance of the target | same slide, then `augmented` |
+| `multi-patch` | random tissue patches of other pictures of the same slide (paper: 10) | `augmented` |
+| `cohort` | other pictures of the same patient | `augmented` |
+
+The style must not tell the layout of the target, so that no kind but `augmented` shows pixels of it: the target is left
+out, and with it every picture that overlaps it on the slide, where positions are known (`x`, `y`; see
+stedm.data.positions). `nearby` falls back to the whole slide where the target's position is not known or nothing
+lies near it. Pictures of a patient without `slide_id` count as one slide. Slides of different patients are different
+slides, whatever their ids. `cohort` and `nearby` give fewer pictures than asked for where there are fewer (the rest
+is padding); `augmented` and `multi-patch` always give as many as asked for.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
+from stedm.data.folder import DatasetFolder
+from stedm.data.positions import SlidePositions
 from stedm.data.samples import PictureCache
 from stedm.data.transforms import N_SYMMETRIES, symmetry
-
-_SMALLEST_PIECE, _LARGEST_PIECE = 0.3, 0.7
+from stedm.errors import StedmError
+from stedm.style.deform import deformed, random_tissue_patch
 
 
 class StyleSampler:
     """Draw the query styles of a training picture.
 
     Args:
-        cache: the pictures.
-        kind: `none`, `augmented` (pieces of the picture itself) or `cohort` (other pictures of the same patient; a
-            patient with one picture: as `augmented`).
-        n_pictures: style pictures a sample; where a patient has fewer others, the rest is padding.
+        cache: the pictures; style pictures come from nowhere else.
+        kind: a key of `SAMPLINGS`.
+        n_pictures: style pictures a sample.
     """
 
     def __init__(self, cache: PictureCache, kind: str, n_pictures: int):
-        self.cache, self.kind, self.n_pictures = cache, kind, n_pictures
-        self._rows_of = rows_by_patient(cache.dataset.table)
-        self._patient_of = cache.dataset.table["patient_id"].tolist()
+        self.cache, self.n_pictures = cache, n_pictures
+        self._draw = SAMPLINGS[kind]
+        table = cache.dataset.table
+        self._of_patient = _groups(table["patient_id"])
+        self._of_slide = _groups(slide_keys(table))
+        self._positions = SlidePositions(cache.dataset)
 
     def __call__(self, row: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Style pictures uint8 `(n, px, px, 3)` of the picture `row`, and present `(n,)`, False at padding."""
         side = self.cache.picture_px
         pictures = np.zeros((self.n_pictures, side, side, 3), np.uint8)
-        present = np.zeros(self.n_pictures, bool)
-        if self.kind == "none":
-            return pictures, present
-        others = self._others(row) if self.kind == "cohort" else np.empty(0, np.intp)
-        if len(others):
-            chosen = generator.permutation(others)[: self.n_pictures]
-            shown = [symmetry(self.cache.picture(int(i)), int(generator.integers(N_SYMMETRIES))) for i in chosen]
-        else:
-            shown = [random_piece(self.cache.picture(row), generator) for _ in range(self.n_pictures)]
+        shown = self._draw(self, row, generator)
         for i, picture in enumerate(shown):
-            pictures[i], present[i] = picture, True
-        return pictures, present
+            pictures[i] = picture
+        return pictures, np.arange(self.n_pictures) < len(shown)
 
-    def _others(self, row: int) -> np.ndarray:
-        rows = self._rows_of[self._patient_of[row]]
-        return rows[rows != row]
+    def others_of_patient(self, row: int) -> np.ndarray:
+        """Rows of the same patient that share no area with `row`, as far as positions are known."""
+        rows = self._of_patient[row]
+        same_slide = np.isin(rows, self.others_of_slide(row))
+        return rows[same_slide | ~np.isin(rows, self._of_slide[row])]
+
+    def others_of_slide(self, row: int) -> np.ndarray:
+        """Rows of the same slide that share no area with `row`, as far as positions are known."""
+        rows = self._of_slide[row]
+        rows = rows[rows != row]
+        return rows[~self._positions.overlapping(row, rows)]
+
+    def neighbours(self, row: int) -> np.ndarray:
+        """Rows of the same slide within one tile's distance of `row`; empty where its position is unknown."""
+        rows = self.others_of_slide(row)
+        return rows[self._positions.near(row, rows)]
+
+    def turned(self, rows: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        """At most `n_pictures` of the pictures `rows`, in random order, each mirrored or turned."""
+        chosen = generator.permutation(rows)[: self.n_pictures]
+        return [symmetry(self.cache.picture(int(i)), int(generator.integers(N_SYMMETRIES))) for i in chosen]
 
 
-def random_piece(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random square piece of a picture, mirrored or turned, enlarged to the picture's size."""
-    height, width = picture.shape[:2]
-    side = round(min(height, width) * generator.uniform(_SMALLEST_PIECE, _LARGEST_PIECE))
-    top, left = generator.integers(height - side + 1), generator.integers(width - side + 1)
-    piece = Image.fromarray(picture[top : top + side, left : left + side])
-    enlarged = np.asarray(piece.resize((width, height), Image.Resampling.BILINEAR))
-    return symmetry(enlarged, int(generator.integers(N_SYMMETRIES)))
+def _none(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
+    return []
+
+
+def _augmented(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
+    return style_views(sampler.cache.picture(row), sampler.n_pictures, generator)
+
+
+def _nearby(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
+    for rows in (sampler.neighbours(row), sampler.others_of_slide(row)):
+        if len(rows):
+            return sampler.turned(rows, generator)
+    return _augmented(sampler, row, generator)
+
+
+def _multi_patch(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
+    rows = sampler.others_of_slide(row)
+    if len(rows) == 0:
+        return _augmented(sampler, row, generator)
+    return [random_tissue_patch(sampler.cache.picture, rows, generator) for _ in range(sampler.n_pictures)]
+
+
+def _cohort(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
+    rows = sampler.others_of_patient(row)
+    return sampler.turned(rows, generator) if len(rows) else _augmented(sampler, row, generator)
+
+
+SAMPLINGS: dict[str, Callable[[StyleSampler, int, np.random.Generator], list[np.ndarray]]] = {
+    "none": _none,
+    "augmented": _augmented,
+    "nearby": _nearby,
+    "multi-patch": _multi_patch,
+    "cohort": _cohort,
+}
+"""Each gives at most `n_pictures` style pictures, uint8 `(px, px, 3)`, of a row; an empty list = the null style."""
+
+
+def style_views(picture: np.ndarray, n: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """`n` style pictures, uint8 `(h, w, 3)`, of one picture: what a model trained with `augmented` saw as style."""
+    return [deformed(picture, generator) for _ in range(n)]
+
+
+def refuse_impossible_sampling(kind: str, *datasets: DatasetFolder) -> None:
+    """`StedmError` if `kind` needs other pictures of a slide and the metadata of no dataset can name any.
+
+    That is where there is neither a `slide_id` nor a patient with two pictures: every sample would silently be
+    `augmented`. Single pictures without others, among such that have some, are no error.
+    """
+    tables = [dataset.table for dataset in datasets]
+    if kind not in ("nearby", "multi-patch") or any((table["slide_id"] != "").any() for table in tables):
+        return
+    if all(table["patient_id"].is_unique for table in tables):
+        raise StedmError(
+            f"{datasets[0].root}: style.sampling {kind} needs several pictures of a slide, but there is no slide_id "
+            "and each patient has one picture; add slide_id or set diffusion.style.sampling=augmented"
+        )
+
+
+def slide_keys(table: pd.DataFrame) -> pd.Series:
+    """What names the slide of each row: patient and slide, so that ids need to be unique within a patient only."""
+    return pd.Series(list(zip(table["patient_id"], table["slide_id"], strict=True)), index=table.index)
 
 
 def rows_by_patient(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Row numbers of each patient, in order of the table."""
     return {str(patient): np.asarray(rows) for patient, rows in table.groupby("patient_id", sort=True).indices.items()}
+
+
+def _groups(keys: pd.Series) -> list[np.ndarray]:
+    """For each row the numbers of all rows with the same key."""
+    codes = pd.factorize(keys)[0]
+    groups = pd.Series(codes).groupby(codes).indices
+    return [groups[code] for code in codes]

@@ -1,0 +1,80 @@
+"""Deformed pictures keep the look and lose the arrangement."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, zoom
+
+from stedm.seeds import numpy_generator
+from stedm.style.deform import deformed, random_patch, random_tissue_patch, tissue_fraction
+
+
+def _blobs(i: int, side_px: int = 32) -> np.ndarray:
+    """uint8 RGB of bright blobs, half of the area, on dark ground."""
+    smooth = gaussian_filter(numpy_generator(0, "blobs", i).standard_normal((side_px, side_px)), 5, mode="wrap")
+    return np.where((smooth > np.median(smooth))[..., None], (200, 160, 120), (100, 60, 20)).astype(np.uint8)
+
+
+def _readable(views: list[np.ndarray], layouts: list[np.ndarray]) -> float:
+    """Correlation, on held-out pictures, of the layout with what ridge regression reads of it from the view."""
+    x, y = (np.stack([zoom(a[..., 0] / 255, 0.25, order=1).ravel() for a in arrays]) for arrays in (views, layouts))
+    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    half = len(x) // 2
+    weights = np.linalg.solve(x[:half].T @ x[:half] + 0.5 * np.eye(x.shape[1]), x[:half].T @ y[:half])
+    return float(np.corrcoef((x[half:] @ weights).ravel(), y[half:].ravel())[0, 1])
+
+
+def test_the_layout_cannot_be_read_from_a_deformed_picture():
+    pictures = [_blobs(i) for i in range(600)]
+    views = [deformed(picture, numpy_generator(1, i)) for i, picture in enumerate(pictures)]
+    assert _readable(pictures, pictures) > 0.95
+    assert abs(_readable(views, pictures)) < 0.1
+
+
+def test_a_deformed_picture_has_the_colours_and_the_scale_of_the_picture():
+    pictures = [_blobs(i) for i in range(200)]
+    views = [deformed(picture, numpy_generator(1, i)) for i, picture in enumerate(pictures)]
+    assert all(
+        view.dtype == np.uint8 and view.shape == picture.shape for view, picture in zip(views, pictures, strict=True)
+    )
+    np.testing.assert_allclose(np.mean(views, axis=(0, 1, 2)), np.mean(pictures, axis=(0, 1, 2)), atol=6)
+    np.testing.assert_allclose(np.std(views, axis=(0, 1, 2)), np.std(pictures, axis=(0, 1, 2)), rtol=0.1)
+    # Texture scale: as many steps between bright and dark, within a factor, not half as many as in an enlarged piece.
+    edges, edges_before = (np.abs(np.diff(np.float32(arrays), axis=2)).mean() for arrays in (views, pictures))
+    assert 0.8 < edges / edges_before < 1.5
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 16), (20, 33), (33, 20)])
+def test_any_shape_and_nothing_from_outside_the_picture(shape):
+    picture = np.full((*shape, 3), 200, np.uint8)
+    for i in range(30):
+        assert (deformed(picture, numpy_generator(i)) == 200).all()
+
+
+def test_draws_are_a_function_of_the_generator():
+    picture = _blobs(0)
+    for draw in (deformed, random_patch):
+        first, again, other = (draw(picture, numpy_generator(seed)) for seed in (1, 1, 2))
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)
+
+
+def test_glass_is_not_tissue():
+    glass = np.full((8, 8, 3), 240, np.uint8)
+    assert tissue_fraction(glass) == 0.0
+    assert tissue_fraction(np.full((8, 8, 3), (200, 150, 190), np.uint8)) == 1.0
+    assert tissue_fraction(np.zeros((8, 8, 3), np.uint8)) == 1.0
+
+
+def test_patches_that_are_mostly_background_are_skipped():
+    half_glass = np.full((32, 32, 3), (200, 150, 190), np.uint8)
+    half_glass[:, 11:] = 240
+    glass = np.full((32, 32, 3), 240, np.uint8)
+    rows = np.arange(2)
+    plain = [tissue_fraction(random_patch(half_glass, numpy_generator(i))) for i in range(100)]
+    chosen = [
+        tissue_fraction(random_tissue_patch(lambda row: (half_glass, glass)[row], rows, numpy_generator(i)))
+        for i in range(100)
+    ]
+    assert np.mean(plain) < 0.3 < np.mean(chosen)
+    # Where everything is background, a patch is given nevertheless.
+    assert tissue_fraction(random_tissue_patch(lambda row: glass, rows, numpy_generator(0))) == 0.0
