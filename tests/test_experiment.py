@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from stedm.config import RunConfig, load_config, parse_config
 from stedm.errors import StedmError
@@ -115,6 +116,18 @@ def test_a_run_folder_is_not_shared_by_two_configurations_or_two_states_of_the_d
     (tmp_path / "home" / "letter.txt").write_text("keep")
     with pytest.raises(StedmError, match="not empty"):
         Experiment(_config({"path": root}), tmp_path / "home", Reporter(quiet=True))
+
+
+def test_a_run_goes_on_after_the_configuration_has_got_new_keys(tiny_dataset, tmp_path):
+    config = _config({"path": tiny_dataset(picture_px=32)})
+    run = tmp_path / "run"
+    Experiment(config, run).train_diffusion()
+    there = yaml.safe_load((run / "config.yaml").read_text())
+    del there["synthesis"]["guidance"], there["diffusion"]["style"]["injection"]
+    (run / "config.yaml").write_text(yaml.safe_dump(there))
+    before = _files(run / "model")
+    Experiment(config, run).train_diffusion()
+    assert _files(run / "model") == before
 
 
 def test_problems_of_the_data_stop_a_run_before_anything_is_trained(tiny_dataset, tmp_path):

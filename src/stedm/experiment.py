@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 
 from stedm import __version__
-from stedm.config import RunConfig, to_yaml
+from stedm.config import RunConfig, parse_config, to_yaml
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
 from stedm.data.phantom import make_phantom
@@ -336,7 +336,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
     """
     path = folder / "config.yaml"
     if path.is_file():
-        there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        there = _flat(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
         asked = _flat(yaml.safe_load(to_yaml(config)))
         free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name")
         differing = [
@@ -351,6 +351,15 @@ def _claim(folder: Path, config: RunConfig) -> None:
     elif folder.is_dir() and any(folder.iterdir()):
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
     write_text(path, to_yaml(config))
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of an older run with keys that have come since at their defaults, which mean what was before."""
+    try:
+        return yaml.safe_load(to_yaml(parse_config(values, "config.yaml")))
+    except StedmError:
+        # Keys have gone or changed their meaning: compared as they are, the difference is named.
+        return values
 
 
 def _check_unchanged(folder: Path, dataset: DatasetFolder) -> None:
