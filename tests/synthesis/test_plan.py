@@ -6,7 +6,16 @@ import pytest
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, make_plan, plan_fingerprint, read_plan, write_plan
+from stedm.synthesis.plan import (
+    ADDED_COLUMNS,
+    COLUMNS,
+    LIST_SEPARATOR,
+    checked_sources,
+    make_plan,
+    plan_fingerprint,
+    read_plan,
+    write_plan,
+)
 
 
 @pytest.fixture
@@ -75,3 +84,13 @@ def test_written_plans_read_back_and_other_files_are_refused(dataset, tmp_path):
     again[["seed"]].to_parquet(tmp_path / "short.parquet")
     with pytest.raises(StedmError, match="columns missing"):
         read_plan(tmp_path / "short.parquet")
+
+
+def test_plans_from_before_the_guidance_columns_read_as_what_they_were(dataset, tmp_path):
+    plan = _plan(dataset, 3)
+    plan.drop(columns=list(ADDED_COLUMNS)).to_parquet(tmp_path / "old.parquet", index=False)
+    old = read_plan(tmp_path / "old.parquet")
+    pd.testing.assert_frame_equal(old[COLUMNS], plan[COLUMNS])
+    assert plan_fingerprint(old) == plan_fingerprint(plan)
+    other = _plan(dataset, 3, layout_guidance=2.0)
+    assert plan_fingerprint(other) != plan_fingerprint(plan)

@@ -54,7 +54,7 @@ def style_grid(
     generated = model.generate(
         np.concatenate([layouts] * len(patients)),
         [style for style in styles for _ in layouts],
-        guidance=synthesis.guidance,
+        guidance=synthesis.full_guidance,
         steps=synthesis.steps,
         sampler=synthesis.sampler,
         seed=[GRID_SEED + column for _ in patients for column in range(len(layouts))],

@@ -29,9 +29,15 @@ COLUMNS = [
     "category",
     "seed",
     "guidance",
+    "layout_guidance",
+    "guidance_start",
+    "guidance_stop",
+    "guidance_rescale",
     "sampler",
     "steps",
 ]
+# What plans were drawn with before they had these columns.
+ADDED_COLUMNS = {"layout_guidance": 1.0, "guidance_start": 0.0, "guidance_stop": 1.0, "guidance_rescale": 0.0}
 
 
 def make_plan(
@@ -72,6 +78,10 @@ def make_plan(
                 "category": layout["category"],
                 "seed": seed_for(seed, "noise", i),
                 "guidance": float(config.guidance),
+                "layout_guidance": float(config.layout_guidance),
+                "guidance_start": float(config.guidance_interval[0]),
+                "guidance_stop": float(config.guidance_interval[1]),
+                "guidance_rescale": float(config.guidance_rescale),
                 "sampler": config.sampler,
                 "steps": config.steps,
             }
@@ -105,19 +115,20 @@ def read_plan(path: str | Path) -> pd.DataFrame:
         plan = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
-    missing = [name for name in COLUMNS if name not in plan]
+    missing = [name for name in COLUMNS if name not in plan and name not in ADDED_COLUMNS]
     if missing or not {"dataset", "batch"} <= set(plan.attrs):
         raise StedmError(
             f"{path}: not a plan ({'columns missing: ' + ', '.join(missing) if missing else 'no dataset named'})"
         )
     if plan.empty or plan["image_id"].duplicated().any():
         raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
-    return plan
+    return plan.assign(**{name: value for name, value in ADDED_COLUMNS.items() if name not in plan})
 
 
 def plan_fingerprint(plan: pd.DataFrame) -> str:
-    """Names the content of a plan."""
-    return fingerprint({"rows": plan[COLUMNS].to_csv(index=False), "batch": plan.attrs["batch"]})
+    """Names the content of a plan; an added column counts where it changes something."""
+    columns = [name for name in COLUMNS if name not in ADDED_COLUMNS or (plan[name] != ADDED_COLUMNS[name]).any()]
+    return fingerprint({"rows": plan[columns].to_csv(index=False), "batch": plan.attrs["batch"]})
 
 
 def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
