@@ -21,6 +21,9 @@ from stedm.files import replacing, write_json
 from stedm.precision import autocast
 from stedm.seeds import torch_generator
 
+ENCODED_AT_ONCE = 256
+"""Style pictures that the encoder sees in one pass."""
+
 
 class StyleDiffusion:
     """Denoiser + codec + what is needed to use them.
@@ -128,21 +131,40 @@ class StyleDiffusion:
     @torch.inference_mode()
     def style_vectors(self, styles: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
         """Style vectors `(n, style_dim)`, one for each list of style pictures (uint8 RGB, of any and unequal sizes)."""
-        counts = [len(pictures) for pictures in styles]
-        present = torch.arange(max(counts), device=self.device) < torch.tensor(counts, device=self.device).unsqueeze(1)
-        flat = [_rgb(picture) for pictures in styles for picture in pictures]
+        flat = [picture for pictures in styles for picture in pictures]
+        ends = np.cumsum([len(pictures) for pictures in styles])
+        members = [list(range(end - len(pictures), end)) for pictures, end in zip(styles, ends, strict=True)]
+        return self.aggregate_encoded(self.encode_pictures(flat), members)
+
+    @torch.inference_mode()
+    def encode_pictures(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """What the aggregation reads of style pictures: a vector each `(m, dim)`, or the pictures themselves."""
+        flat = [_rgb(picture) for picture in pictures]
         encoder = self.denoiser.style_encoder
         if encoder is None:
-            values = torch.stack([self._at_training_size(picture) for picture in flat])
-        else:
-            values = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
-            for shape in {picture.shape for picture in flat}:
-                members = [i for i, picture in enumerate(flat) if picture.shape == shape]
-                pixels = torch.from_numpy(np.stack([flat[i] for i in members])).to(self.device)
-                values[members] = encoder(to_signed(pixels)).float()
-        padded = values.new_zeros(*present.shape, *values.shape[1:])
-        padded[present] = values
+            return torch.stack([self._at_training_size(picture) for picture in flat])
+        values = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
+        for shape in {picture.shape for picture in flat}:
+            alike = [i for i, picture in enumerate(flat) if picture.shape == shape]
+            for start in range(0, len(alike), ENCODED_AT_ONCE):
+                chosen = alike[start : start + ENCODED_AT_ONCE]
+                pixels = torch.from_numpy(np.stack([flat[i] for i in chosen])).to(self.device)
+                values[chosen] = encoder(to_signed(pixels)).float()
+        return values
+
+    @torch.inference_mode()
+    def aggregate_encoded(self, encoded: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Style vectors `(n, style_dim)` of sets of pictures, given by their places in `encode_pictures`' result."""
+        counts = torch.tensor([len(group) for group in members], device=self.device)
+        present = torch.arange(int(counts.max()), device=self.device) < counts.unsqueeze(1)
+        padded = encoded.new_zeros(*present.shape, *encoded.shape[1:])
+        padded[present] = encoded[[i for group in members for i in group]]
         return self.denoiser.aggregate(padded, present).float()
+
+    @property
+    def largest_style_set(self) -> int | None:
+        """The most style pictures that the aggregation takes; None = any number."""
+        return None if self.denoiser.aggregate.any_number else self.denoiser.aggregate.n_pictures
 
     def _at_training_size(self, picture: np.ndarray) -> torch.Tensor:
         """uint8 `(3, h, w)` to floats in [-1, 1] with the sides that the model was trained on."""

@@ -16,6 +16,7 @@ from stedm.data.transforms import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.files import fingerprint, replacing
 from stedm.seeds import numpy_generator, seed_for
+from stedm.style.bank import StyleBank, farthest_first
 from stedm.style.sampling import rows_by_patient
 
 LIST_SEPARATOR = ";"
@@ -41,15 +42,23 @@ ADDED_COLUMNS = {"layout_guidance": 1.0, "guidance_start": 0.0, "guidance_stop":
 
 
 def make_plan(
-    config: SynthesisConfig, annotated: DatasetFolder, unlabeled: DatasetFolder, *, seed: int = 0
+    config: SynthesisConfig,
+    annotated: DatasetFolder,
+    unlabeled: DatasetFolder,
+    *,
+    seed: int = 0,
+    bank: StyleBank | None = None,
 ) -> pd.DataFrame:
     """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients.
 
     Row i is a pure function of (seed, i), so that a longer plan begins with the shorter one. The table's `attrs` name
     the dataset folder and the batch size that synthesis uses.
 
+    Args:
+        bank: styles of the unannotated patients, for `style_choice` k-centre.
+
     Raises:
-        StedmError: a patient of val or test is among the sources, or one of them is empty.
+        StedmError: a patient of val or test is among the sources, one of them is empty, or the bank is missing.
     """
     if len(annotated) == 0 or len(unlabeled) == 0:
         raise StedmError(f"{annotated.root}: a plan needs annotated pictures (layouts) and unannotated ones (styles)")
@@ -58,12 +67,16 @@ def make_plan(
     seed = seed_for(seed + config.seed, "plan")
     patients = rows_by_patient(unlabeled.table)
     order = numpy_generator(seed, "patients").permutation(sorted(patients)).tolist()
+    if config.style_choice == "k-centre":
+        if bank is None:
+            raise StedmError("plan: style_choice k-centre needs a trained model; use `stedm run`, or random")
+        order = [order[i] for i in farthest_first(np.stack([bank.patient_vector(p) for p in order]), len(order), 0)]
     rows_of_category = {str(key): np.asarray(rows) for key, rows in annotated.table.groupby("category").indices.items()}
     rows = []
     for i in range(config.n_pictures):
         generator = numpy_generator(seed, "row", i)
         patient = order[i % len(order)]
-        category, style_rows = _style(unlabeled.table, patients[patient], config, generator)
+        category, style_rows = _style(unlabeled.table, patients[patient], config, generator, bank)
         matched = rows_of_category.get(category) if config.match_category else None
         layout_row = int(generator.choice(np.arange(len(annotated)) if matched is None else matched))
         layout = annotated.table.iloc[layout_row]
@@ -92,12 +105,21 @@ def make_plan(
 
 
 def _style(
-    table: pd.DataFrame, patient_rows: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
+    table: pd.DataFrame,
+    patient_rows: np.ndarray,
+    config: SynthesisConfig,
+    generator: np.random.Generator,
+    bank: StyleBank | None,
 ) -> tuple[str, np.ndarray]:
     """Draw a category that the patient has, and style pictures of that category."""
     categories = table["category"].iloc[patient_rows].to_numpy()
     category = str(generator.choice(categories))
-    return category, generator.permutation(patient_rows[categories == category])[: config.style_pictures]
+    rows = generator.permutation(patient_rows[categories == category])
+    if config.style_choice == "k-centre" and bank is not None:
+        # From a random picture on, so that the rows of a patient differ.
+        vectors = bank.picture_vectors(table["image_file_name"].iloc[rows].tolist())
+        rows = rows[farthest_first(vectors, config.style_pictures, 0)]
+    return category, rows[: config.style_pictures]
 
 
 def write_plan(plan: pd.DataFrame, path: str | Path) -> None:
