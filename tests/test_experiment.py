@@ -11,8 +11,9 @@ from stedm.config import RunConfig, load_config, parse_config
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.stats import summarise
-from stedm.experiment import Experiment, evaluate_segmenter
+from stedm.experiment import Experiment, evaluate_segmenter, plan_pictures
 from stedm.progress import Reporter
+from stedm.style.bank import StyleBank
 
 REPOSITORY = Path(__file__).parents[1]
 ARMS = ["real", "real+stain", "real+synthetic", "real+stain+synthetic", "upper"]
@@ -68,6 +69,10 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path):
         "report.html",
         "summary.json",
     ]
+    bank = StyleBank.load(tmp_path / "run" / "style_bank.parquet")
+    html = (report / "report.html").read_text()
+    assert "From one style to another" in html
+    assert sorted(bank.k_centre(2)) == Experiment(config, tmp_path / "run", Reporter(quiet=True)).unlabeled.patients()
     # Anyone can compute the figures again from the counts.
     assert summarise(read_counts(report / "counts.parquet"), config.evaluation) == summary
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["packages"]["torch"]
@@ -92,6 +97,19 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     upper = _config({"path": root}, arms=["upper"], seeds=[0])
     with pytest.raises(StedmError, match="unlabeled"):
         Experiment(upper, tmp_path / "upper", Reporter(quiet=True)).run()
+
+
+def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_dataset, tmp_path):
+    values = _config({"path": tiny_dataset()}).model_dump()
+    values["synthesis"] |= {"style_choice": "k-centre", "style_pictures": 2}
+    config = parse_config(values, "test")
+    experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
+    experiment.check()
+    plan = experiment.plan()
+    assert (tmp_path / "run" / "style_bank.parquet").is_file()
+    assert plan["style_image_file_names"].str.count(";").eq(1).all()
+    with pytest.raises(StedmError, match="needs a trained model"):
+        plan_pictures(config, 2)
 
 
 def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path):

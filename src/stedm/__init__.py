@@ -6,16 +6,24 @@ An independent implementation of Öttl et al., ECCV 2024 (arXiv 2403.14429).
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stedm.config import Guidance as Guidance
     from stedm.diffusion.pipeline import StyleDiffusion as StyleDiffusion
+    from stedm.style.bank import StyleBank as StyleBank
 
 __version__ = "0.1.0"
-__all__ = ["StyleDiffusion", "__version__"]
+__all__ = ["Guidance", "StyleBank", "StyleDiffusion", "__version__"]
+
+_PLACES = {
+    "Guidance": "stedm.config",
+    "StyleBank": "stedm.style.bank",
+    "StyleDiffusion": "stedm.diffusion.pipeline",
+}
 
 
 def __getattr__(name: str):
     # Imported on first use: `import stedm` and `stedm --help` must not wait for torch.
-    if name == "StyleDiffusion":
-        from stedm.diffusion.pipeline import StyleDiffusion
+    if name in _PLACES:
+        from importlib import import_module
 
-        return StyleDiffusion
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'stedm' has no attribute {name!r}")

@@ -222,6 +222,40 @@ class DiffusionConfig(TrainingConfig):
         return self
 
 
+class Guidance(_Part):
+    """Classifier-free guidance while a picture is drawn (see stedm.diffusion.guidance for the formulas)."""
+
+    style: Annotated[float, Field(ge=0)] = 1.5
+    """Weight of the style; 1 = no guidance on style, and one network evaluation less a step."""
+    layout: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the layout; 1 = no guidance on layout, and one network evaluation less a step."""
+    interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Part of the sampling steps that is guided, as fractions of the number of steps, 0 = pure noise, 1 = finished
+    (Kynkäänniemi et al. 2024); the other steps are plain conditional ones, of one network evaluation each."""
+    rescale: Fraction = 0.0
+    """How far the standard deviation of the guided prediction is brought back to that of the conditional one
+    (Lin et al. 2024); 0 = not at all."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Guidance":
+        if self.interval[0] > self.interval[1]:
+            raise ValueError(f"the guidance interval {self.interval} ends before it begins")
+        return self
+
+    def at(self, step: int, steps: int) -> "Guidance":
+        """Guidance of one step (0 = the first, noisiest): this one inside the interval, none outside it."""
+        start, stop = (round(fraction * steps) for fraction in self.interval)
+        return self if start <= step < stop else Guidance(style=1.0)
+
+    def network_calls(self, steps: int) -> int:
+        """Network evaluations for one picture; those that one pass computes together count one by one."""
+        guided = [self.at(step, steps) for step in range(steps)]
+        return sum(1 + (part.style != 1.0) + (part.layout != 1.0) for part in guided)
+
+
+_DEFAULT_GUIDANCE = Guidance()
+
+
 class SynthesisConfig(_Part):
     """The plan (which layout in whose style) and how its pictures are drawn."""
 
@@ -234,8 +268,17 @@ class SynthesisConfig(_Part):
     spread: Literal["patients", "categories"] = "patients"
     """Over what the pictures are spread evenly: unannotated patients, or their categories and in each its patients (for
     categories of very different size)."""
-    guidance: Annotated[float, Field(ge=0)] = 1.5
+    style_choice: Literal["random", "k-centre"] = "random"
+    """`k-centre`: patients, and the style pictures of each, are taken so that they cover the cohort's style vectors
+    (greedy farthest-point choice in the style bank of the run's model)."""
+    guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.style
     """Classifier-free guidance on style; 1 = none."""
+    layout_guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.layout
+    """Classifier-free guidance on the layout; 1 = none."""
+    guidance_interval: tuple[Fraction, Fraction] = _DEFAULT_GUIDANCE.interval
+    """Part of the sampling steps that is guided: fractions of the number of steps, 0 = pure noise, 1 = finished."""
+    guidance_rescale: Fraction = _DEFAULT_GUIDANCE.rescale
+    """How far the spread of the guided prediction is brought back to that of the conditional one (Lin et al. 2024)."""
     sampler: Literal["ddim", "dpm++", "unipc", "euler"] = "dpm++"
     steps: Positive = 12
     batch: Positive = 32
@@ -244,7 +287,22 @@ class SynthesisConfig(_Part):
     @property
     def network_calls(self) -> int:
         """Network evaluations for one picture (a conditional + unconditional pair counts as two)."""
-        return self.steps * (1 if self.guidance == 1.0 else 2)
+        return self.full_guidance.network_calls(self.steps)
+
+    @property
+    def full_guidance(self) -> Guidance:
+        """The guidance keys as one object."""
+        return Guidance(
+            style=self.guidance,
+            layout=self.layout_guidance,
+            interval=self.guidance_interval,
+            rescale=self.guidance_rescale,
+        )
+
+    @model_validator(mode="after")
+    def _valid_guidance(self) -> "SynthesisConfig":
+        _ = self.full_guidance
+        return self
 
 
 class StainAugmentConfig(_Part):
@@ -357,7 +415,7 @@ def load_phantom_config(path: str | Path | None, overrides: list[str] | None = N
         if phantom is None:
             raise StedmError(f"{path}: has no data.phantom")
         return phantom
-    return _validated(PhantomConfig, _read_values(None, overrides), "--set")
+    return checked(PhantomConfig, _read_values(None, overrides), "--set")
 
 
 def _read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any]:
@@ -383,11 +441,12 @@ def _read_values(path: Path | None, overrides: list[str] | None) -> dict[str, An
 
 def parse_config(values: dict[str, Any], source: str, base: Path | None = None) -> RunConfig:
     """Validate plain values; `base` is the folder that relative paths refer to."""
-    config = _validated(RunConfig, values, source)
+    config = checked(RunConfig, values, source)
     return config if base is None else _resolve_paths(config, base)
 
 
-def _validated(model: type[_Model], values: dict[str, Any], source: str) -> _Model:
+def checked(model: type[_Model], values: dict[str, Any], source: str) -> _Model:
+    """Validate plain values as a part of the configuration; `StedmError` with one line per problem."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -4,6 +4,7 @@ RUN/config.yaml provenance.json     what ran, with which versions, on which data
 RUN/data/                           the phantom, where the configuration asks for one
 RUN/checkpoints/ metrics.jsonl      training of the diffusion model
 RUN/model/                          the diffusion model (averaged weights)
+RUN/style_bank.parquet              style vectors of the unannotated patients under that model
 RUN/plan.parquet synthetic/         the plan and its pictures, a dataset folder
 RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts
 RUN/report/                         counts, per_patient.csv, summary.json, report.html
@@ -39,6 +40,7 @@ from stedm.seeds import seed_for
 from stedm.segmentation.model import build_segmenter, load_segmenter
 from stedm.segmentation.predict import predict_masks
 from stedm.segmentation.train import train_segmenter
+from stedm.style.bank import StyleBank
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.run import synthesize
 
@@ -124,11 +126,21 @@ class Experiment:
             self._note_seconds()
         return StyleDiffusion.from_pretrained(self.folder / "model")
 
+    def style_bank(self) -> StyleBank:
+        """Embed the unannotated patients with the run's model, or read what was embedded."""
+        path, model = self.folder / "style_bank.parquet", self.train_diffusion()
+        if not path.is_file():
+            with self.reporter.stage("embed styles") as tick:
+                StyleBank.embed(model, self.unlabeled, on_progress=tick).save(path)
+        return StyleBank.load(path, model)
+
     def plan(self) -> pd.DataFrame:
         """Make the plan, or read it."""
         path = self.folder / "plan.parquet"
         if not path.is_file():
-            write_plan(make_plan(self.config.synthesis, self.annotated, self.unlabeled, seed=self.config.seed), path)
+            synthesis = self.config.synthesis
+            bank = self.style_bank() if synthesis.style_choice == "k-centre" else None
+            write_plan(make_plan(synthesis, self.annotated, self.unlabeled, seed=self.config.seed, bank=bank), path)
         return read_plan(path)
 
     def synthesize(self) -> DatasetFolder:
@@ -175,6 +187,8 @@ class Experiment:
 
     def report(self) -> dict[str, Any]:
         """Score, compare and write the report; returns the summary."""
+        has_model = (self.folder / "model").is_dir()
+        bank = self.style_bank() if has_model else None
         with self.reporter.stage("score and report"):
             counts = self.counts()
             first_seed = self.config.segmentation.seeds[0]
@@ -182,7 +196,8 @@ class Experiment:
                 annotated=PictureCache(self.annotated, self.config.data.picture_px),
                 unlabeled=PictureCache(self.unlabeled, self.config.data.picture_px),
                 held_out=self._held_out,
-                model=self.train_diffusion() if (self.folder / "model").is_dir() else None,
+                model=self.train_diffusion() if has_model else None,
+                bank=bank,
                 synthetic=self.synthesize() if (self.folder / "synthetic" / "metadata.csv").is_file() else None,
                 segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.config.segmentation.arms},
                 counts=counts,

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from stedm import StyleDiffusion
 from stedm.data.samples import PictureCache
 from stedm.diffusion.codec import PixelCodec
+from stedm.diffusion.guidance import Guidance, guided_prediction
 from stedm.diffusion.train import make_denoiser, train_diffusion
 from stedm.errors import StedmError
 
@@ -91,7 +92,18 @@ def test_every_kind_of_style_network_draws_from_pictures_of_unequal_sizes(diffus
             model.generate(LAYOUTS, style + style[:1], steps=2)
 
 
-@pytest.mark.parametrize(("guidance", "calls_a_picture"), [(1.0, 1), (1.5, 2)])
+@pytest.mark.parametrize(
+    ("guidance", "calls_a_picture"),
+    [
+        (1.0, [1] * 5),
+        (1.5, [2] * 5),
+        (Guidance(style=1.0), [1] * 5),
+        (Guidance(style=1.0, layout=2.0), [2] * 5),
+        (Guidance(style=1.5, layout=2.0, rescale=0.5), [3] * 5),
+        (Guidance(style=1.5, layout=2.0, interval=(0.2, 0.6)), [1, 3, 3, 1, 1]),
+        (Guidance(style=1.5, interval=(0.5, 0.5)), [1] * 5),
+    ],
+)
 def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_picture, monkeypatch):
     seen = []
     denoise = type(model.denoiser).denoise
@@ -102,18 +114,45 @@ def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_p
     )
     model.generate(LAYOUTS, style, steps=5, guidance=guidance)
     # The released reference took 143 steps when asked for 128, with two passes each.
-    assert seen == [3 * calls_a_picture] * 5
+    assert seen == [len(LAYOUTS) * calls for calls in calls_a_picture]
+    if isinstance(guidance, Guidance):
+        assert guidance.network_calls(5) == sum(calls_a_picture)
+
+
+def test_style_vectors_draw_what_the_pictures_they_come_from_draw(model, style):
+    vectors = model.style_vectors([style, style[:1], style[1:]])
+    drawn = model.generate(LAYOUTS, style_vectors=vectors, steps=3, seed=4)
+    assert np.array_equal(drawn, model.generate(LAYOUTS, [style, style[:1], style[1:]], steps=3, seed=4))
+    one = model.generate(LAYOUTS, style_vectors=vectors[1].numpy(), steps=3, seed=4)
+    assert np.array_equal(one, model.generate(LAYOUTS, style[:1], steps=3, seed=4))
+    # Also where the batches are smaller than the call.
+    single = model.generate(LAYOUTS, style_vectors=vectors, steps=3, seed=4, batch=1)
+    assert np.abs(single.astype(int) - drawn).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either style pictures or style_vectors"),
+        ({"style": [np.zeros((8, 8, 3), np.uint8)], "style_vectors": np.zeros(16)}, "either"),
+        ({"style_vectors": np.zeros((2, 16))}, r"\(16,\) or \(3, 16\) expected"),
+        ({"style_vectors": np.full(16, np.nan)}, "not finite"),
+        ({"style_vectors": np.zeros(16), "guidance": -1.0}, "guidance: style"),
+    ],
+)
+def test_bad_style_vectors_and_guidance_are_refused(model, options, message):
+    with pytest.raises(StedmError, match=message):
+        model.generate(LAYOUTS, **options)
 
 
 def test_guidance_moves_the_prediction_away_from_the_null_style(model, style):
-    from stedm.diffusion.guidance import guided_prediction
-
     noisy, layout = torch.randn(2, 12, 8, 8), torch.zeros(2, 16, 16, dtype=torch.long)
     vectors = model.style_vectors([style, style[:1]])
     timestep = torch.tensor(500.0)
     with torch.no_grad():
         plain, none, strong = (
-            guided_prediction(model.denoiser, noisy, timestep, layout, vectors, g) for g in (1.0, 0.0, 3.0)
+            guided_prediction(model.denoiser, noisy, timestep, layout, vectors, Guidance(style=g), objective="flow")
+            for g in (1.0, 0.0, 3.0)
         )
         null = model.denoiser.denoise(noisy, timestep.expand(2), layout, model.denoiser.null_style.expand(2, -1))
     torch.testing.assert_close(none, null)

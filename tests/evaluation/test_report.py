@@ -16,6 +16,7 @@ from stedm.evaluation.report import (
     PatientExamples,
     ReportPanels,
     StyleGrid,
+    StyleStrip,
     compare_reports,
     judge,
     worst_and_best,
@@ -60,7 +61,8 @@ def panels():
         Overlay(ODD_IDS[0], picture(), ignored, {"real": np.zeros_like(layout)}, {"real": float("nan")}, "Worst"),
         Overlay("p01", picture(), layout, {"real": layout, "upper": layout}, {"real": 1.0, "upper": 1.0}, "Best"),
     ]
-    return ReportPanels([grid], [example], overlays)
+    strip = StyleStrip(layout, ([picture()] * 2, [picture()]), [picture() for _ in range(5)], ODD_IDS[:2], "strip")
+    return ReportPanels([grid], [example], overlays, [strip])
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_report_is_one_file_that_works_offline(report):
     assert "http" not in html
     assert not re.search(r'(?:href|src)="(?!#|data:)', html)
     assert "prefers-color-scheme: dark" in html
-    assert html.count("<svg") == 7  # arms, pair, gain, style grid, examples, two groups of overlays
+    assert html.count("<svg") == 8  # arms, pair, gain, style grid, strip, examples, two groups of overlays
     assert html.count("data:image/png;base64,") >= 14
 
 
@@ -183,6 +185,7 @@ def test_figures_can_be_saved_as_png(tmp_path, panels):
         "pair": figures.paired_figure(patients, "upper", "real"),
         "gain": figures.gain_figure(patients, "upper", "real"),
         "grid": figures.style_grid_figure(panels.style_grids[0]),
+        "strip": figures.style_strip_figure(panels.style_strips[0]),
         "examples": figures.patient_examples_figure(panels.patient_examples),
         "overlays": figures.overlays_figure(panels.overlays),
     }
@@ -190,6 +193,16 @@ def test_figures_can_be_saved_as_png(tmp_path, panels):
         figures.save_png(tmp_path / f"{name}.png", figure, dpi=50)
         with Image.open(tmp_path / f"{name}.png") as image:
             assert np.asarray(image.convert("L")).std() > 1, name
+
+
+def test_a_strip_shows_its_pictures_in_order_and_both_patients(panels):
+    strip = panels.style_strips[0]
+    figure = figures.style_strip_figure(strip)
+    shown = [ax.images[0].get_array() for ax in figure.axes if ax.images]
+    assert all(any(np.array_equal(picture, array) for array in shown) for picture in strip.generated)
+    assert [np.array_equal(a, b) for a, b in zip(shown[-5:], strip.generated, strict=True)] == [True] * 5
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert {"<script>alert(1)</script>", "a$b_{c", "layout", "generated"} <= set(texts)
 
 
 def test_wrong_pixels_are_tinted_and_ignored_ones_are_not():

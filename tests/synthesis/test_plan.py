@@ -1,12 +1,23 @@
 """The plan: layouts of annotated patients, styles of unannotated ones, nothing of val or test."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, make_plan, plan_fingerprint, read_plan, write_plan
+from stedm.style.bank import StyleBank
+from stedm.synthesis.plan import (
+    ADDED_COLUMNS,
+    COLUMNS,
+    LIST_SEPARATOR,
+    checked_sources,
+    make_plan,
+    plan_fingerprint,
+    read_plan,
+    write_plan,
+)
 from stedm.synthesis.run import synthesize
 
 
@@ -98,3 +109,37 @@ def test_unseen_categories_give_styles_and_no_layouts(tiny_dataset, tmp_path):
     write_plan(plan, tmp_path / "plan.parquet")
     with pytest.raises(StedmError, match=r"trainP1-0\.png is of split unlabeled"):
         synthesize(None, read_plan(tmp_path / "plan.parquet"), tmp_path / "set")
+
+
+def test_plans_from_before_the_guidance_columns_read_as_what_they_were(dataset, tmp_path):
+    plan = _plan(dataset, 3)
+    plan.drop(columns=list(ADDED_COLUMNS)).to_parquet(tmp_path / "old.parquet", index=False)
+    old = read_plan(tmp_path / "old.parquet")
+    pd.testing.assert_frame_equal(old[COLUMNS], plan[COLUMNS])
+    assert plan_fingerprint(old) == plan_fingerprint(plan)
+    other = _plan(dataset, 3, layout_guidance=2.0)
+    assert plan_fingerprint(other) != plan_fingerprint(plan)
+
+
+def test_styles_chosen_for_coverage_begin_with_patients_and_pictures_far_from_each_other(tiny_dataset):
+    dataset = DatasetFolder.open(tiny_dataset(patients={"train": 2, "unlabeled": 6}, pictures=6))
+    unlabeled = dataset.split("unlabeled")
+    # Patients on a line at 0, 1, 2 ... 5; a patient's pictures within 0.5 of it.
+    table = unlabeled.table[["image_file_name", "patient_id", "category"]]
+    patients = unlabeled.patients()
+    place = table["patient_id"].map(patients.index) + table["image_file_name"].str.extract(r"-(\d)")[0].astype(int) / 10
+    bank = StyleBank(table, place.to_numpy(np.float32)[:, None], patients, np.arange(6.0)[:, None], "model")
+    config = SynthesisConfig(n_pictures=60, style_choice="k-centre", style_pictures=2)
+    plan = make_plan(config, dataset.split("train"), unlabeled, bank=bank)
+    numbers = plan["style_patient_id"].map(patients.index).tolist()
+    assert sorted(numbers[:6]) == list(range(6))
+    assert numbers[1] in (0, 5)
+    assert abs(numbers[1] - numbers[0]) >= 3
+    pairs = [[int(name[-5]) for name in names.split(LIST_SEPARATOR)] for names in plan["style_image_file_names"]]
+    # The second picture is one of the two that lie at the patient's ends, the first may be any.
+    assert all(b in (0, 5) and abs(a - b) >= 3 for a, b in pairs)
+    assert len({a for a, _ in pairs}) > 3
+    shorter = make_plan(config.model_copy(update={"n_pictures": 7}), dataset.split("train"), unlabeled, bank=bank)
+    pd.testing.assert_frame_equal(plan.iloc[:7], shorter)
+    with pytest.raises(StedmError, match="needs a trained model"):
+        make_plan(config, dataset.split("train"), unlabeled)

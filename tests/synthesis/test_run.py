@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stedm import StyleDiffusion
-from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig, SynthesisConfig
+from stedm.config import DenoiserConfig, DiffusionConfig, Guidance, StyleConfig, SynthesisConfig
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
 from stedm.data.transforms import symmetry
@@ -82,6 +82,30 @@ def test_a_picture_can_be_made_again_from_its_row(model, plan, dataset, tmp_path
         seed=[planned["seed"]],
     )
     assert np.abs(again[0].astype(int) - made.read_picture(9)).max() <= 1
+
+
+def test_rows_with_other_guidance_are_drawn_with_it(model, dataset, tmp_path):
+    parts = [{}, {"layout_guidance": 4.0, "guidance_interval": (0.0, 0.5), "guidance_rescale": 0.5}]
+    plans = [
+        make_plan(
+            SynthesisConfig(n_pictures=4, batch=4, steps=2, **part), dataset.split("train"), dataset.split("unlabeled")
+        )
+        for part in parts
+    ]
+    mixed = plans[0].copy()
+    mixed.iloc[[1, 2]] = plans[1].iloc[[1, 2]]
+    synthesize(model, mixed, tmp_path / "set")
+    made = DatasetFolder.open(tmp_path / "set")
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    guided = Guidance(style=1.5, layout=4.0, interval=(0.0, 0.5), rescale=0.5)
+    for row, guidance in enumerate([Guidance(), guided, guided, Guidance()]):
+        planned = made.table.iloc[row]
+        style = [dataset.read_picture(row_of[name]) for name in planned["style_image_file_names"].split(LIST_SEPARATOR)]
+        again = model.generate(made.read_mask(row), style, guidance=guidance, steps=2, seed=[planned["seed"]])
+        assert np.abs(again[0].astype(int) - made.read_picture(row)).max() <= 1
+        if guidance is guided:
+            plain = model.generate(made.read_mask(row), style, steps=2, seed=[planned["seed"]])
+            assert np.abs(plain[0].astype(int) - made.read_picture(row)).max() > 1
 
 
 def test_shards_together_make_the_same_set(model, plan, tmp_path):

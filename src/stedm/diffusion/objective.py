@@ -4,6 +4,7 @@ Times are in (0, 1), 0 = clean. The denoiser sees them times 1000.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from diffusers import DDPMScheduler
@@ -55,3 +56,20 @@ class Objective:
     def __call__(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean loss."""
         return F.l1_loss(predicted, target) if self.loss == "l1" else F.mse_loss(predicted, target)
+
+
+def clean_picture_weights(kind: str, timestep: float) -> tuple[float, float]:
+    """(a, b) such that a * noisy + b * prediction is the clean picture that a prediction of objective `kind` implies.
+
+    timestep: as the denoiser is told, 0..1000.
+    """
+    if kind == "flow":
+        return 1.0, -timestep / TRAIN_TIMESTEPS
+    alpha_squared = float(_alphas_cumprod()[int(timestep)])
+    alpha, sigma = alpha_squared**0.5, (1.0 - alpha_squared) ** 0.5
+    return (1.0 / alpha, -sigma / alpha) if kind == "eps" else (alpha, -sigma)
+
+
+@cache
+def _alphas_cumprod() -> torch.Tensor:
+    return DDPMScheduler(**BETAS).alphas_cumprod

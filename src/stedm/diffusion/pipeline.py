@@ -14,12 +14,15 @@ from stedm import __version__
 from stedm.data.transforms import to_signed
 from stedm.diffusion.codec import Codec, load_codec
 from stedm.diffusion.denoiser import StyleDenoiser
-from stedm.diffusion.guidance import guided_prediction
+from stedm.diffusion.guidance import Guidance, as_guidance, guided_prediction
 from stedm.diffusion.sampler import make_sampler
 from stedm.errors import StedmError
 from stedm.files import replacing, write_json
 from stedm.precision import autocast
 from stedm.seeds import torch_generator
+
+ENCODED_AT_ONCE = 256
+"""Style pictures that the encoder sees in one pass."""
 
 
 class StyleDiffusion:
@@ -77,9 +80,10 @@ class StyleDiffusion:
     def generate(
         self,
         layouts: np.ndarray,
-        style: Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]],
+        style: Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]] | None = None,
         *,
-        guidance: float = 1.5,
+        style_vectors: np.ndarray | torch.Tensor | None = None,
+        guidance: float | Guidance = 1.5,
         steps: int = 12,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
@@ -92,7 +96,9 @@ class StyleDiffusion:
             layouts: class indices, uint8 `(n, H, W)` or `(H, W)`; any index that is not a class (such as 255) means
                 "unknown here".
             style: style pictures, uint8 RGB `(h, w, 3)`, for all layouts; or one such list for each layout.
-            guidance: classifier-free guidance on style; 1 = none.
+            style_vectors: instead of style pictures, a style vector `(style_dim,)` for all layouts, or one for each
+                `(n, style_dim)`, as `style_vectors()` or a style bank give them.
+            guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout.
             steps: sampler steps.
             seed: one seed for the call, or one for each picture (picture i then doesn't depend on the others).
             batch: pictures drawn at once.
@@ -102,10 +108,13 @@ class StyleDiffusion:
             uint8 RGB `(n, H, W, 3)`.
 
         Raises:
-            StedmError: layouts or style pictures of a wrong shape or type.
+            StedmError: layouts, style pictures or style vectors of a wrong shape or type.
         """
-        layouts = self._checked_layouts(layouts)
-        styles = _checked_styles(style, len(layouts))
+        layouts, guidance = self._checked_layouts(layouts), as_guidance(guidance)
+        if (style is None) == (style_vectors is None):
+            raise StedmError("generate: give either style pictures or style_vectors")
+        styles = _checked_styles(style, len(layouts)) if style is not None else []
+        vectors = self._checked_vectors(style_vectors, len(layouts)) if style_vectors is not None else None
         seeds = list(seed) if isinstance(seed, Sequence) else [_picture_seed(seed, i) for i in range(len(layouts))]
         if len(seeds) != len(layouts):
             raise StedmError(f"generate: {len(seeds)} seeds for {len(layouts)} layouts; give one seed or one for each")
@@ -113,8 +122,8 @@ class StyleDiffusion:
         for start in range(0, len(layouts), batch):
             part = slice(start, start + batch)
             with autocast(self.precision, self.device):
-                vectors = self.style_vectors(styles[part])
-                done.append(self._draw(layouts[part], vectors, seeds[part], guidance, steps, sampler or self.sampler))
+                chosen = self.style_vectors(styles[part]) if vectors is None else vectors[part]
+                done.append(self._draw(layouts[part], chosen, seeds[part], guidance, steps, sampler or self.sampler))
             if on_progress:
                 on_progress(min(start + batch, len(layouts)))
         return np.concatenate(done)
@@ -122,21 +131,40 @@ class StyleDiffusion:
     @torch.inference_mode()
     def style_vectors(self, styles: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
         """Style vectors `(n, style_dim)`, one for each list of style pictures (uint8 RGB, of any and unequal sizes)."""
-        counts = [len(pictures) for pictures in styles]
-        present = torch.arange(max(counts), device=self.device) < torch.tensor(counts, device=self.device).unsqueeze(1)
-        flat = [_rgb(picture) for pictures in styles for picture in pictures]
+        flat = [picture for pictures in styles for picture in pictures]
+        ends = np.cumsum([len(pictures) for pictures in styles])
+        members = [list(range(end - len(pictures), end)) for pictures, end in zip(styles, ends, strict=True)]
+        return self.aggregate_encoded(self.encode_pictures(flat), members)
+
+    @torch.inference_mode()
+    def encode_pictures(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """What the aggregation reads of style pictures: a vector each `(m, dim)`, or the pictures themselves."""
+        flat = [_rgb(picture) for picture in pictures]
         encoder = self.denoiser.style_encoder
         if encoder is None:
-            values = torch.stack([self._at_training_size(picture) for picture in flat])
-        else:
-            values = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
-            for shape in {picture.shape for picture in flat}:
-                members = [i for i, picture in enumerate(flat) if picture.shape == shape]
-                pixels = torch.from_numpy(np.stack([flat[i] for i in members])).to(self.device)
-                values[members] = encoder(to_signed(pixels)).float()
-        padded = values.new_zeros(*present.shape, *values.shape[1:])
-        padded[present] = values
+            return torch.stack([self._at_training_size(picture) for picture in flat])
+        values = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
+        for shape in {picture.shape for picture in flat}:
+            alike = [i for i, picture in enumerate(flat) if picture.shape == shape]
+            for start in range(0, len(alike), ENCODED_AT_ONCE):
+                chosen = alike[start : start + ENCODED_AT_ONCE]
+                pixels = torch.from_numpy(np.stack([flat[i] for i in chosen])).to(self.device)
+                values[chosen] = encoder(to_signed(pixels)).float()
+        return values
+
+    @torch.inference_mode()
+    def aggregate_encoded(self, encoded: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Style vectors `(n, style_dim)` of sets of pictures, given by their places in `encode_pictures`' result."""
+        counts = torch.tensor([len(group) for group in members], device=self.device)
+        present = torch.arange(int(counts.max()), device=self.device) < counts.unsqueeze(1)
+        padded = encoded.new_zeros(*present.shape, *encoded.shape[1:])
+        padded[present] = encoded[[i for group in members for i in group]]
         return self.denoiser.aggregate(padded, present).float()
+
+    @property
+    def largest_style_set(self) -> int | None:
+        """The most style pictures that the aggregation takes; None = any number."""
+        return None if self.denoiser.aggregate.any_number else self.denoiser.aggregate.n_pictures
 
     def _at_training_size(self, picture: np.ndarray) -> torch.Tensor:
         """uint8 `(3, h, w)` to floats in [-1, 1] with the sides that the model was trained on."""
@@ -149,7 +177,7 @@ class StyleDiffusion:
         layouts: np.ndarray,
         style: torch.Tensor,
         seeds: Sequence[int],
-        guidance: float,
+        guidance: Guidance,
         steps: int,
         sampler: str,
     ) -> np.ndarray:
@@ -161,8 +189,11 @@ class StyleDiffusion:
         # All of `make_sampler`'s schedulers start from unit noise and leave the network's input unscaled.
         latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
-        for timestep in scheduler.timesteps:
-            predicted = guided_prediction(self.denoiser, latents, timestep.to(self.device), layout, style, guidance)
+        for step, timestep in enumerate(scheduler.timesteps):
+            now = timestep.to(self.device)
+            predicted = guided_prediction(
+                self.denoiser, latents, now, layout, style, guidance.at(step, steps), objective=self.objective
+            )
             latents = scheduler.step(predicted.float(), timestep, latents).prev_sample
         pictures = self.codec.decode(latents)
         return ((pictures + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -179,6 +210,17 @@ class StyleDiffusion:
             raise StedmError(f"layouts: sides must be multiples of {multiple} px, got {layouts.shape[1:]}")
         known = (layouts >= 0) & (layouts < len(self.classes))
         return np.where(known, layouts, self.denoiser.unknown).astype(np.uint8)
+
+    def _checked_vectors(self, vectors: np.ndarray | torch.Tensor, n: int) -> torch.Tensor:
+        vectors = torch.as_tensor(vectors, dtype=torch.float32, device=self.device)
+        dim = self.denoiser.config.style_dim
+        if vectors.shape not in ((dim,), (n, dim)):
+            raise StedmError(
+                f"style_vectors: ({dim},) or ({n}, {dim}) expected for {n} layouts, got {tuple(vectors.shape)}"
+            )
+        if not torch.isfinite(vectors).all():
+            raise StedmError("style_vectors: hold values that are not finite")
+        return vectors.expand(n, dim)
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Write the model folder: model_index.json and, per part, config.json + safetensors. Atomic."""

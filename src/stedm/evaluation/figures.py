@@ -59,6 +59,20 @@ class StyleGrid:
 
 
 @dataclass(frozen=True)
+class StyleStrip:
+    """One layout in styles from one patient's to another's: `generated[i]` from left to right.
+
+    `ends` are real pictures of the two patients, `end_labels` their names.
+    """
+
+    layout: np.ndarray
+    ends: tuple[list[np.ndarray], list[np.ndarray]]
+    generated: list[np.ndarray]
+    end_labels: tuple[str, str]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class PatientExamples:
     """Synthetic pictures for one unannotated patient: `synthetic[i]` was generated from `layouts[i]`."""
 
@@ -193,6 +207,27 @@ def style_grid_figure(grid: StyleGrid) -> Figure:
             _row_label(axes[row][0], *grid.row_labels[row - 1].split("\n"))
         if n_styles:
             _heading(axes[0][0], "styles ↓   layouts →")
+    return figure
+
+
+def style_strip_figure(strip: StyleStrip) -> Figure:
+    """Above, real pictures of the two patients and the layout between them; below, the generated pictures."""
+    first, last = strip.ends
+    columns = max(len(strip.generated), len(first) + len(last) + 1)
+    with _styled():
+        figure, (above, below) = _cells(2, columns, cell=0.92, gap_after_row=1)
+        for column, picture in enumerate(first):
+            _show(above[column], picture)
+        for column, picture in enumerate(last, start=columns - len(last)):
+            _show(above[column], picture)
+        _show(above[columns // 2], colour_layout(strip.layout))
+        for column, picture in enumerate(strip.generated):
+            _show(below[column], picture)
+        for ax, label in ((above[0], strip.end_labels[0]), (above[columns - len(last)], strip.end_labels[1])):
+            _heading(ax, _label(label, 28))
+        _heading(above[columns // 2], "layout")
+        _row_label(above[0], "real")
+        _row_label(below[0], "generated")
     return figure
 
 

@@ -9,15 +9,17 @@ from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.samples import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
-from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid
+from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.report import ReportPanels, worst_and_best
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
+from stedm.style.bank import StyleBank
 from stedm.style.sampling import rows_by_patient
 
 GRID_STYLES, GRID_LAYOUTS, EXAMPLE_PATIENTS, EXAMPLE_PICTURES, OVERLAY_PATIENTS = 6, 6, 8, 4, 3
+STRIP_PICTURES, STRIP_ENDS = 9, 3
 GRID_SEED = 0
 
 
@@ -31,12 +33,18 @@ def report_panels(
     segmenters: dict[str, Path],
     counts: pd.DataFrame,
     synthesis: SynthesisConfig,
+    bank: StyleBank | None = None,
 ) -> ReportPanels:
     """Panels of a run; those of the diffusion model are left out where there is none."""
     return ReportPanels(
         style_grids=[style_grid(model, annotated, unlabeled, synthesis)] if model is not None else [],
         patient_examples=patient_examples(synthetic, unlabeled) if synthetic is not None else [],
         overlays=overlays(segmenters, held_out, counts),
+        style_strips=(
+            [style_strip(model, bank, annotated, unlabeled, synthesis)]
+            if model is not None and bank is not None and len(bank.patients) > 1
+            else []
+        ),
     )
 
 
@@ -55,7 +63,7 @@ def style_grid(
     generated = model.generate(
         np.concatenate([layouts] * len(patients)),
         [style for style in styles for _ in layouts],
-        guidance=synthesis.guidance,
+        guidance=synthesis.full_guidance,
         steps=synthesis.steps,
         sampler=synthesis.sampler,
         seed=[GRID_SEED + column for _ in patients for column in range(len(layouts))],
@@ -68,6 +76,35 @@ def style_grid(
         generated=[list(row) for row in by_row],
         row_labels=[f"{patient}\n{table['category'].iloc[rows[patient][0]]}".strip() for patient in patients],
         caption="Each row: the style of one patient nobody annotated. Each column: one layout of an annotated patient.",
+    )
+
+
+def style_strip(
+    model: StyleDiffusion,
+    bank: StyleBank,
+    annotated: PictureCache,
+    unlabeled: PictureCache,
+    synthesis: SynthesisConfig,
+) -> StyleStrip:
+    """One layout in styles between those of the two unannotated patients that are farthest apart in the bank."""
+    first, last = bank.k_centre(2)
+    rows = rows_by_patient(unlabeled.dataset.table)
+    layout_rows = _different_rows(annotated, 3)
+    layout = annotated.mask(layout_rows[len(layout_rows) // 2])
+    generated = model.generate(
+        np.stack([layout] * STRIP_PICTURES),
+        style_vectors=bank.interpolate(first, last, STRIP_PICTURES),
+        guidance=synthesis.full_guidance,
+        steps=synthesis.steps,
+        sampler=synthesis.sampler,
+        seed=[GRID_SEED] * STRIP_PICTURES,
+    )
+    return StyleStrip(
+        layout=layout,
+        ends=tuple([unlabeled.picture(int(row)) for row in rows[patient][:STRIP_ENDS]] for patient in (first, last)),
+        generated=list(generated),
+        end_labels=(first, last),
+        caption="From one to the other of the two patients nobody annotated whose styles lie farthest apart.",
     )
 
 

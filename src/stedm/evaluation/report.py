@@ -17,7 +17,7 @@ from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
 from stedm.evaluation import figures
 from stedm.evaluation.counts import class_names, pool_units, read_counts, write_counts
-from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid
+from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_category, per_patient
 from stedm.evaluation.stats import BASELINES, default_pairs, ordered_arms, summarise
 from stedm.files import replacing, write_json, write_text
@@ -48,6 +48,7 @@ class ReportPanels:
     style_grids: list[StyleGrid] = field(default_factory=list)
     patient_examples: list[PatientExamples] = field(default_factory=list)
     overlays: list[Overlay] = field(default_factory=list)
+    style_strips: list[StyleStrip] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,10 @@ def _panel_figures(panels: ReportPanels) -> list[dict]:
         drawn = [_figure(figures.style_grid_figure(grid), grid.caption) for grid in panels.style_grids]
         text = "Every row is generated in the style of the pictures on its left, every column from the layout above it."
         sections.append({"heading": "Style × layout", "text": text, "figures": drawn, "key": "layout"})
+    if panels.style_strips:
+        drawn = [_figure(figures.style_strip_figure(strip), strip.caption) for strip in panels.style_strips]
+        text = "The same layout and noise throughout; only the style vector moves, in even steps."
+        sections.append({"heading": "From one style to another", "text": text, "figures": drawn, "key": "layout"})
     if panels.patient_examples:
         drawn = [_figure(figures.patient_examples_figure(panels.patient_examples), "")]
         text = "Real pictures of patients without annotations, and what was generated for them: layout, then picture."

@@ -16,6 +16,7 @@ from stedm.data.transforms import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.files import fingerprint, replacing
 from stedm.seeds import numpy_generator, seed_for
+from stedm.style.bank import StyleBank, farthest_first
 from stedm.style.sampling import rows_by_patient
 
 LIST_SEPARATOR = ";"
@@ -29,21 +30,35 @@ COLUMNS = [
     "category",
     "seed",
     "guidance",
+    "layout_guidance",
+    "guidance_start",
+    "guidance_stop",
+    "guidance_rescale",
     "sampler",
     "steps",
 ]
+# What plans were drawn with before they had these columns.
+ADDED_COLUMNS = {"layout_guidance": 1.0, "guidance_start": 0.0, "guidance_stop": 1.0, "guidance_rescale": 0.0}
 
 
 def make_plan(
-    config: SynthesisConfig, annotated: DatasetFolder, unlabeled: DatasetFolder, *, seed: int = 0
+    config: SynthesisConfig,
+    annotated: DatasetFolder,
+    unlabeled: DatasetFolder,
+    *,
+    seed: int = 0,
+    bank: StyleBank | None = None,
 ) -> pd.DataFrame:
     """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients, or over their categories.
 
     Row i is a pure function of (seed, i), so that a longer plan begins with the shorter one. The table's `attrs` name
     the dataset folder and the batch size that synthesis uses.
 
+    Args:
+        bank: styles of the unannotated patients, for `style_choice` k-centre.
+
     Raises:
-        StedmError: a patient of val or test is among the sources, or one of them is empty.
+        StedmError: a patient of val or test is among the sources, one of them is empty, or the bank is missing.
     """
     if len(annotated) == 0 or len(unlabeled) == 0:
         raise StedmError(f"{annotated.root}: a plan needs annotated pictures (layouts) and unannotated ones (styles)")
@@ -51,14 +66,14 @@ def make_plan(
     _refuse_held_out(unlabeled, "styles", {"unlabeled", "train"})
     seed = seed_for(seed + config.seed, "plan")
     patients = rows_by_patient(unlabeled.table)
-    queues = _queues(unlabeled.table, config, seed)
+    queues = _queues(unlabeled.table, config, seed, bank)
     rows_of_category = {str(key): np.asarray(rows) for key, rows in annotated.table.groupby("category").indices.items()}
     rows = []
     for i in range(config.n_pictures):
         generator = numpy_generator(seed, "row", i)
         turn, queue = i // len(queues), queues[i % len(queues)]
         patient = queue[turn % len(queue)]
-        category, style_rows = _style(unlabeled.table, patients[patient], config, generator)
+        category, style_rows = _style(unlabeled.table, patients[patient], config, generator, bank)
         matched = rows_of_category.get(category) if config.match_category else None
         layout_row = int(generator.choice(np.arange(len(annotated)) if matched is None else matched))
         layout = annotated.table.iloc[layout_row]
@@ -73,6 +88,10 @@ def make_plan(
                 "category": layout["category"],
                 "seed": seed_for(seed, "noise", i),
                 "guidance": float(config.guidance),
+                "layout_guidance": float(config.layout_guidance),
+                "guidance_start": float(config.guidance_interval[0]),
+                "guidance_stop": float(config.guidance_interval[1]),
+                "guidance_rescale": float(config.guidance_rescale),
                 "sampler": config.sampler,
                 "steps": config.steps,
             }
@@ -86,9 +105,16 @@ def make_plan(
     return plan
 
 
-def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int) -> list[list[str]]:
-    """Unannotated patients in random order; with `spread: categories` one queue a category, which take turns."""
+def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int, bank: StyleBank | None) -> list[list[str]]:
+    """Unannotated patients in order of their turns; with `spread: categories` one queue a category, which take turns.
+
+    The order is random, or with `style_choice: k-centre` such that the first patients cover the cohort's styles.
+    """
     order = numpy_generator(seed, "patients").permutation(sorted(set(table["patient_id"]))).tolist()
+    if config.style_choice == "k-centre":
+        if bank is None:
+            raise StedmError("plan: style_choice k-centre needs a trained model; use `stedm run`, or random")
+        order = [order[i] for i in farthest_first(np.stack([bank.patient_vector(p) for p in order]), len(order), 0)]
     if config.spread == "patients":
         return [order]
     category_of = table.groupby("patient_id")["category"].agg(lambda values: values.mode().iloc[0])
@@ -97,12 +123,21 @@ def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int) -> list[lis
 
 
 def _style(
-    table: pd.DataFrame, patient_rows: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
+    table: pd.DataFrame,
+    patient_rows: np.ndarray,
+    config: SynthesisConfig,
+    generator: np.random.Generator,
+    bank: StyleBank | None,
 ) -> tuple[str, np.ndarray]:
     """Draw a category that the patient has, and style pictures of that category."""
     categories = table["category"].iloc[patient_rows].to_numpy()
     category = str(generator.choice(categories))
-    return category, generator.permutation(patient_rows[categories == category])[: config.style_pictures]
+    rows = generator.permutation(patient_rows[categories == category])
+    if config.style_choice == "k-centre" and bank is not None:
+        # From a random picture on, so that the rows of a patient differ.
+        vectors = bank.picture_vectors(table["image_file_name"].iloc[rows].tolist())
+        rows = rows[farthest_first(vectors, config.style_pictures, 0)]
+    return category, rows[: config.style_pictures]
 
 
 def write_plan(plan: pd.DataFrame, path: str | Path) -> None:
@@ -120,19 +155,20 @@ def read_plan(path: str | Path) -> pd.DataFrame:
         plan = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
-    missing = [name for name in COLUMNS if name not in plan]
+    missing = [name for name in COLUMNS if name not in plan and name not in ADDED_COLUMNS]
     if missing or not {"dataset", "batch"} <= set(plan.attrs):
         raise StedmError(
             f"{path}: not a plan ({'columns missing: ' + ', '.join(missing) if missing else 'no dataset named'})"
         )
     if plan.empty or plan["image_id"].duplicated().any():
         raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
-    return plan
+    return plan.assign(**{name: value for name, value in ADDED_COLUMNS.items() if name not in plan})
 
 
 def plan_fingerprint(plan: pd.DataFrame) -> str:
-    """Names the content of a plan."""
-    return fingerprint({"rows": plan[COLUMNS].to_csv(index=False), "batch": plan.attrs["batch"]})
+    """Names the content of a plan; an added column counts where it changes something."""
+    columns = [name for name in COLUMNS if name not in ADDED_COLUMNS or (plan[name] != ADDED_COLUMNS[name]).any()]
+    return fingerprint({"rows": plan[columns].to_csv(index=False), "batch": plan.attrs["batch"]})
 
 
 def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:

@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from stedm.config import Guidance
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.samples import PictureCache
 from stedm.data.transforms import symmetry
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.files import write_json
-from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, plan_fingerprint
+from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, plan_fingerprint
+
+# Rows that agree in these are drawn in one call.
+_SETTINGS = ["guidance", *ADDED_COLUMNS, "sampler", "steps"]
 
 
 def synthesize(
@@ -61,6 +65,16 @@ def synthesize(
     return True
 
 
+def guidance_of(row: pd.Series) -> Guidance:
+    """The guidance that a row of a plan asks for."""
+    return Guidance(
+        style=row["guidance"],
+        layout=row["layout_guidance"],
+        interval=(row["guidance_start"], row["guidance_stop"]),
+        rescale=row["guidance_rescale"],
+    )
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """`3/8` (the third of eight) to (2, 8)."""
     first, _, second = text.partition("/")
@@ -90,17 +104,16 @@ class _Painter:
             [self.cache.picture(self._row_of[name]) for name in names.split(LIST_SEPARATOR)]
             for names in rows["style_image_file_names"]
         ]
-        settings = {(row.guidance, row.steps, row.sampler) for row in rows.itertuples()}
         pictures = np.zeros((*masks.shape, 3), np.uint8)
-        for guidance, steps, sampler in sorted(settings):
-            same = ((rows["guidance"] == guidance) & (rows["steps"] == steps) & (rows["sampler"] == sampler)).to_numpy()
+        for same in rows.groupby(_SETTINGS).indices.values():
+            first = rows.iloc[same[0]]
             pictures[same] = self.model.generate(
                 masks[same],
-                [style for style, chosen in zip(styles, same, strict=True) if chosen],
-                guidance=float(guidance),
-                steps=int(steps),
-                sampler=sampler,
-                seed=rows["seed"][same].tolist(),
+                [styles[i] for i in same],
+                guidance=guidance_of(first),
+                steps=int(first["steps"]),
+                sampler=first["sampler"],
+                seed=rows["seed"].iloc[same].tolist(),
                 batch=len(rows),
             )
         return pictures, masks
