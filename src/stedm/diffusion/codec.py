@@ -94,8 +94,9 @@ class AutoencoderCodec(torch.nn.Module):
         if not channels or not widths:
             raise StedmError(f"{type(autoencoder).__name__}: this kind of autoencoder can't be a first stage here")
         self.factor: int = 2 ** (len(widths) - 1)
-        self.register_buffer("mean", torch.tensor(mean or [0.0] * channels).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std or [1.0] * channels).view(1, -1, 1, 1))
+        device = next(autoencoder.parameters()).device
+        self.register_buffer("mean", torch.tensor(mean or [0.0] * channels, device=device).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std or [1.0] * channels, device=device).view(1, -1, 1, 1))
 
     @property
     def latent_channels(self) -> int:

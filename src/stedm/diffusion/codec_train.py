@@ -88,7 +88,8 @@ def _fit(
         on_progress=on_progress,
     )
     for batch in engine.batches(samples):
-        picture, _ = recolour_together(batch, batch[:, :0], config.recolour, engine.generator)
+        # There are no style pictures here: one pixel stands for them.
+        picture, _ = recolour_together(batch, batch[:, None, :, :1, :1], config.recolour, engine.generator)
         noise = torch.randn(network.latent_shape(picture), generator=engine.generator).to(engine.device)
         with engine.autocast():
             reconstructed, penalty = engine.network(picture, noise)
