@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
 from stedm.errors import StedmError
+from stedm.weights import read_weights
 
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 _CODES = "quantize.embedding.weight"
@@ -31,7 +32,7 @@ def load_ldm_vq(path: str | Path) -> VQModel:
     path = Path(path)
     if not path.is_file():
         raise StedmError(f"{path}: no such checkpoint")
-    values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    values = read_weights(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = values.get("state_dict", values)
     tensors = {str(key).removeprefix("first_stage_model."): v for key, v in state.items() if isinstance(v, Tensor)}
     try:
@@ -78,16 +79,6 @@ def vq_model_config(state: dict[str, Tensor]) -> dict[str, Any]:
         "norm_num_groups": 32,
         "scaling_factor": 1.0,
     }
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise StedmError(f"{path}: not readable as safetensors ({' '.join(str(error).split())})") from error
 
 
 class _Inert:
