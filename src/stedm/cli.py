@@ -99,9 +99,20 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Datas
     typer.echo(f"{dataset}: {len(opened)} pictures of {len(opened.patients())} patients, no problem found")
 
 
+@train_app.command("codec")
+def train_codec(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+    """Train the autoencoder of a run (diffusion.codec: kl or vq); it is written to RUN/codec/model."""
+    from stedm.config import load_config
+    from stedm.experiment import Experiment
+
+    experiment = Experiment(load_config(config, overrides), output)
+    experiment.check()
+    typer.echo(str(experiment.train_codec()))
+
+
 @train_app.command("diffusion")
 def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
-    """Train the diffusion model of a run; it is written to RUN/model."""
+    """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
     from stedm.config import load_config
     from stedm.experiment import Experiment
 

@@ -164,11 +164,79 @@ class PixelCodecConfig(_Part):
 
 
 class AutoencoderCodecConfig(_Part):
-    """A diffusers autoencoder (AutoencoderKL, VQModel) in a local folder as written by save_pretrained."""
+    """A trained diffusers autoencoder (AutoencoderKL, VQModel, AutoencoderTiny, AutoencoderDC, ...), used as it is."""
 
     kind: Literal["autoencoder"]
-    path: Path
+    path: Path | None = None
     """Folder of the autoencoder: config.json and safetensors."""
+    hub_id: str | None = None
+    """Or its name on the Hugging Face hub, read from the local hub cache only: nothing is ever downloaded."""
+    subfolder: str = ""
+    """Folder of the autoencoder inside `hub_id`, for example `vae`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "AutoencoderCodecConfig":
+        if (self.path is None) == (self.hub_id is None):
+            raise ValueError("give either path (a diffusers folder) or hub_id, not both")
+        return self
+
+
+class TrainedCodecConfig(TrainingConfig):
+    """An autoencoder that the run trains first, on annotated and unannotated pictures together (RUN/codec)."""
+
+    channels: list[Positive] = [32, 64, 128]
+    """Widths of the levels, a multiple of `norm_groups` each; every level but the last halves the picture."""
+    latent_channels: Positive
+    blocks_per_level: Positive = 1
+    norm_groups: Positive = 16
+    mid_attention: bool = True
+    """Self-attention at the coarsest level."""
+    initial_weights: Path | None = None
+    """Start from a diffusers folder, or from a checkpoint of CompVis' latent-diffusion (.ckpt, .safetensors), which
+    is converted; its architecture must be the one described here."""
+    steps: Annotated[int, Field(ge=0)] = 4000
+    """0 = `initial_weights` as they are."""
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    ema_decay: Fraction = 0.999
+    """Largest decay of the averaged weights, which are the ones saved."""
+    checkpoint_every_steps: Positive = 250
+    seed: int = 0
+
+    @property
+    def factor(self) -> int:
+        """Side of a picture / side of its latent."""
+        return 2 ** (len(self.channels) - 1)
+
+    @model_validator(mode="after")
+    def _widths_and_weights(self) -> "TrainedCodecConfig":
+        if any(width % self.norm_groups for width in self.channels):
+            raise ValueError(f"channels {self.channels} must be multiples of norm_groups ({self.norm_groups})")
+        if self.steps == 0 and self.initial_weights is None:
+            raise ValueError("steps is 0: give initial_weights, or train for some steps")
+        return self
+
+
+class KLCodecConfig(TrainedCodecConfig):
+    """Variational autoencoder (diffusers AutoencoderKL)."""
+
+    kind: Literal["kl"]
+    latent_channels: Positive = 4
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-6
+    """Weight of the Kullback-Leibler divergence of a picture against the L1 error of a picture, both as sums over the
+    picture (Rombach et al. 2022)."""
+
+
+class VQCodecConfig(TrainedCodecConfig):
+    """Vector-quantised autoencoder (diffusers VQModel)."""
+
+    kind: Literal["vq"]
+    latent_channels: Positive = 3
+    num_vq_embeddings: Positive = 512
+    """Codes."""
+    codebook_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the codebook and commitment terms against the mean L1 error."""
 
 
 def _codec_kind(value: Any) -> str:
@@ -176,7 +244,10 @@ def _codec_kind(value: Any) -> str:
 
 
 CodecConfig = Annotated[
-    Annotated[PixelCodecConfig, Tag("pixel")] | Annotated[AutoencoderCodecConfig, Tag("autoencoder")],
+    Annotated[PixelCodecConfig, Tag("pixel")]
+    | Annotated[AutoencoderCodecConfig, Tag("autoencoder")]
+    | Annotated[KLCodecConfig, Tag("kl")]
+    | Annotated[VQCodecConfig, Tag("vq")],
     Discriminator(_codec_kind),
 ]
 
@@ -185,6 +256,9 @@ class DiffusionConfig(TrainingConfig):
     """Training of the style-extracting diffusion model."""
 
     codec: CodecConfig = PixelCodecConfig()
+    cache_latents: bool = False
+    """Encode each training picture once (in each of its 8 symmetries) instead of in every step, into RUN/latents;
+    for autoencoders, and with recolouring off."""
     style: StyleConfig = StyleConfig()
     recolour: RecolourConfig = RecolourConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
@@ -219,6 +293,22 @@ class DiffusionConfig(TrainingConfig):
                 raise ValueError(
                     "style.injection: cross-attention at a level needs it in the mid block (last entry) too"
                 )
+        return self
+
+    @property
+    def trains_codec(self) -> bool:
+        """Whether the first stage is to be trained by the run."""
+        return isinstance(self.codec, TrainedCodecConfig)
+
+    @model_validator(mode="after")
+    def _latents_that_stay(self) -> "DiffusionConfig":
+        if self.cache_latents and self.codec.kind == "pixel":
+            raise ValueError("cache_latents: the pixel codec costs nothing, there is nothing to cache; set it to false")
+        if self.cache_latents and self.recolour.probability > 0:
+            raise ValueError(
+                "cache_latents: recolouring changes the pixels of every sample; set recolour.probability to 0, or "
+                "cache_latents to false"
+            )
         return self
 
 

@@ -2,7 +2,9 @@
 
 RUN/config.yaml provenance.json     what ran, with which versions, on which data
 RUN/data/                           the phantom, where the configuration asks for one
+RUN/codec/                          training of the first stage, where the configuration asks for one of its own
 RUN/checkpoints/ metrics.jsonl      training of the diffusion model
+RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
 RUN/style_bank.parquet              style vectors of the unannotated patients under that model
 RUN/plan.parquet synthetic/         the plan and its pictures, a dataset folder
@@ -28,6 +30,8 @@ from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
 from stedm.data.phantom import make_phantom
 from stedm.data.samples import PictureCache
+from stedm.diffusion.codec import trained_codec_folder
+from stedm.diffusion.codec_train import split_held_out, train_codec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
@@ -110,9 +114,35 @@ class Experiment:
 
     # ---- diffusion model and synthetic set ------------------------------------------------------------------------
 
+    def train_codec(self) -> Path:
+        """Train the first stage in RUN/codec, if that isn't complete; returns the autoencoder's folder.
+
+        Raises:
+            StedmError: the configuration's first stage is not one that is trained.
+        """
+        config, target = self.config.diffusion, trained_codec_folder(self.folder)
+        if not config.trains_codec:
+            raise StedmError(f"diffusion.codec.kind is {config.codec.kind}: nothing to train; use kl or vq")
+        if not (target / "config.json").is_file():
+            pictures, held_out = split_held_out([self.annotated, self.unlabeled], self.dataset.split("val"))
+            with self.reporter.stage("train codec") as tick:
+                train_codec(
+                    config,
+                    pictures,
+                    held_out,
+                    target.parent,
+                    picture_px=self.config.data.picture_px,
+                    seed=seed_for(self.config.seed, "codec", config.codec.seed),
+                    on_progress=tick,
+                )
+            self._note_seconds()
+        return target
+
     def train_diffusion(self) -> StyleDiffusion:
-        """Train the diffusion model, or read it if it is complete."""
+        """Train the diffusion model and, before it, a first stage of its own; or read it if it is complete."""
         if not (self.folder / "model" / "model_index.json").is_file():
+            if self.config.diffusion.trains_codec:
+                self.train_codec()
             with self.reporter.stage("train diffusion model") as tick:
                 train_diffusion(
                     self.config.diffusion,
@@ -239,6 +269,13 @@ class Experiment:
         if (self.folder / "synthetic").is_dir():
             diffusion = self.config.diffusion
             notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"
+            if diffusion.trains_codec:
+                path = trained_codec_folder(self.folder) / "reconstruction.json"
+                figures = json.loads(path.read_text(encoding="utf-8"))
+                notes["First stage"] = (
+                    f"{diffusion.codec.kind} autoencoder, PSNR {figures['psnr_db_mean']:.1f} dB, SSIM "
+                    f"{figures['ssim_mean']:.3f} on {figures['n_pictures']} pictures it hasn't seen"
+                )
             notes["Synthetic"] = f"{synthesis.n_pictures} pictures, {synthesis.network_calls} network calls each"
         return notes
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 
-from stedm.diffusion.codec import AutoencoderCodec, PixelCodec, load_codec
+from stedm.config import AutoencoderCodecConfig, KLCodecConfig, PixelCodecConfig
+from stedm.diffusion.codec import AutoencoderCodec, PixelCodec, load_codec, open_codec
 from stedm.errors import StedmError
 
 
@@ -17,6 +18,16 @@ def _pictures() -> torch.Tensor:
 def _autoencoder(kind: type) -> torch.nn.Module:
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    if kind is AutoencoderTiny:
+        widths, numbers = (8, 8), (1, 1)
+        return kind(3, 3, widths, widths, latent_channels=3, num_encoder_blocks=numbers, num_decoder_blocks=numbers)
+    if kind is AutoencoderDC:
+        sides = {"block_types": "ResBlock", "block_out_channels": (8, 8), "layers_per_block": (1, 1)}
+        sides["qkv_multiscales"] = ((), ())
+        both = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in sides.items()}
+        return kind(3, 3, **both, encoder_out_shortcut=False, decoder_in_shortcut=False)
+    if kind is VQModel:
+        blocks["vq_embed_dim"] = 3
     return kind(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3, layers_per_block=1, **blocks)
 
 
@@ -32,7 +43,7 @@ def test_pixels_survive_exactly_and_latents_are_normalised(factor, tmp_path):
     torch.testing.assert_close(load_codec(tmp_path / "codec").encode(_pictures()), latents)
 
 
-@pytest.mark.parametrize("kind", [AutoencoderKL, VQModel])
+@pytest.mark.parametrize("kind", [AutoencoderKL, VQModel, AutoencoderTiny, AutoencoderDC])
 def test_a_diffusers_autoencoder_from_a_local_folder(kind, tmp_path):
     _autoencoder(kind).save_pretrained(tmp_path / "theirs")
     codec = AutoencoderCodec.from_pretrained(tmp_path / "theirs").measured(_pictures())
@@ -44,6 +55,82 @@ def test_a_diffusers_autoencoder_from_a_local_folder(kind, tmp_path):
     assert not any(parameter.requires_grad for parameter in codec.parameters())
     codec.save_pretrained(tmp_path / "ours")
     torch.testing.assert_close(load_codec(tmp_path / "ours").encode(_pictures()), latents)
+
+
+def test_latents_of_a_vq_model_have_the_width_of_its_codes():
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    model = VQModel(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3, vq_embed_dim=5, **blocks)
+    codec = AutoencoderCodec(model).measured(_pictures())
+    assert codec.latent_channels == codec.encode(_pictures()).shape[1] == 5
+
+
+def test_a_distribution_is_drawn_from_with_a_generator_and_only_then():
+    codec = AutoencoderCodec(_autoencoder(AutoencoderKL)).measured(_pictures())
+    moments = codec.moments(_pictures())
+    assert moments.shape == (6, 6, 8, 8)
+    one, same, other = (codec.sample(moments, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other)
+    many = torch.stack([codec.sample(moments, torch.Generator().manual_seed(seed)) for seed in range(300)])
+    torch.testing.assert_close(
+        many.mean(dim=0), codec.encode(_pictures()), atol=6 / 300**0.5 * many.std().item(), rtol=0
+    )
+    torch.testing.assert_close(many.std(dim=0).mean(), (moments[:, 3:] / codec.std).mean(), rtol=0.02, atol=0)
+    vq = AutoencoderCodec(_autoencoder(VQModel))
+    assert torch.equal(vq.encode(_pictures(), torch.Generator().manual_seed(0)), vq.encode(_pictures()))
+
+
+def test_statistics_of_the_folder_are_kept_and_missing_ones_are_measured(tmp_path):
+    codec = AutoencoderCodec(_autoencoder(AutoencoderKL), mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
+    codec.save_pretrained(tmp_path / "vae")
+    config = AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "vae")
+    assert open_codec(config, tmp_path, _pictures()).mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    (tmp_path / "vae" / "latents.json").unlink()
+    latents = open_codec(config, tmp_path, _pictures()).encode(_pictures())
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+    assert isinstance(open_codec(PixelCodecConfig(), tmp_path, _pictures()), PixelCodec)
+    with pytest.raises(StedmError, match="stedm train codec"):
+        open_codec(KLCodecConfig(kind="kl"), tmp_path, _pictures())
+
+
+def test_a_hub_name_is_looked_up_in_the_local_cache_only(tmp_path, monkeypatch):
+    import socket
+
+    from huggingface_hub import constants
+
+    def no_network(*arguments, **options):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    config = AutoencoderCodecConfig(kind="autoencoder", hub_id="someone/vae", subfolder="vae")
+    with pytest.raises(StedmError, match=r"hf download someone/vae") as error:
+        open_codec(config, tmp_path, _pictures())
+    assert len(str(error.value).splitlines()) == 1
+    snapshot = tmp_path / "models--someone--vae" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    (snapshot / "vae").mkdir(parents=True)
+    (tmp_path / "models--someone--vae" / "refs").mkdir()
+    (tmp_path / "models--someone--vae" / "refs" / "main").write_text(snapshot.name)
+    _autoencoder(AutoencoderKL).save_pretrained(snapshot / "vae")
+    assert open_codec(config, tmp_path, _pictures()).latent_channels == 3
+    (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(StedmError, match="can't be read"):
+        open_codec(config, tmp_path, _pictures())
+    with pytest.raises(StedmError, match="not/a/name"):
+        open_codec(config.model_copy(update={"hub_id": "not/a/name"}), tmp_path, _pictures())
+
+
+def test_what_encodes_no_pictures_is_refused(tmp_path):
+    from diffusers import UNet2DModel
+
+    UNet2DModel(
+        block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
+    ).save_pretrained(tmp_path / "unet")
+    with pytest.raises(StedmError, match="UNet2DModel"):
+        AutoencoderCodec.from_pretrained(tmp_path / "unet")
+    _autoencoder(VQModel).save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(StedmError, match="can't be read"):
+        AutoencoderCodec.from_pretrained(tmp_path / "pickled")
 
 
 def test_other_folders_are_refused(tmp_path):

@@ -1,9 +1,10 @@
 """The first stage: pictures to latents of unit variance and back.
 
-Both codecs have `encode`, `decode`, `latent_channels`, `factor` (picture side / latent side), `measure` and the
-diffusers folder format. Latents are normalised by measured per-channel mean and standard deviation.
+Both codecs have `moments`, `sample`, `encode`, `decode`, `latent_channels`, `factor` (picture side / latent side),
+`measured` and the diffusers folder format. Latents are normalised by measured per-channel mean and standard deviation.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,10 +12,14 @@ import diffusers
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from torch import Tensor
 from torch.nn import functional as F
 
+from stedm.config import AutoencoderCodecConfig, CodecConfig, PixelCodecConfig
 from stedm.errors import StedmError
 from stedm.files import write_json
+
+_AT_ONCE = 16
 
 
 class PixelCodec(ModelMixin, ConfigMixin):
@@ -22,6 +27,8 @@ class PixelCodec(ModelMixin, ConfigMixin):
 
     The U-Net then works at 1/s of the side: a quarter of the cost for s = 2, and nothing is lost.
     """
+
+    is_measured = False
 
     @register_to_config
     def __init__(
@@ -42,58 +49,102 @@ class PixelCodec(ModelMixin, ConfigMixin):
     def latent_channels(self) -> int:
         return 3 * self.factor**2
 
-    def measured(self, pictures: torch.Tensor) -> "PixelCodec":
+    def measured(self, pictures: Tensor) -> "PixelCodec":
         """The same codec with mean and standard deviation of `pictures (n, 3, H, W)` in [-1, 1]."""
         mean, std = pictures.mean(dim=(0, 2, 3)), pictures.std(dim=(0, 2, 3)).clamp(min=0.05)
         return PixelCodec(self.factor, tuple(mean.tolist()), tuple(std.tolist())).to(pictures.device)
 
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+    def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents `(b, 3 s^2, H/s, W/s)` of pictures `(b, 3, H, W)` in [-1, 1]."""
         return F.pixel_unshuffle((pictures - self.pixel_mean) / self.pixel_std, self.factor)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def moments(self, pictures: Tensor) -> Tensor:
+        """The latents: nothing here is drawn."""
+        return self.encode(pictures)
+
+    def sample(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The latents: nothing here is drawn."""
+        return moments
+
+    def decode(self, latents: Tensor) -> Tensor:
         """Pictures `(b, 3, H, W)` in [-1, 1]."""
         return (F.pixel_shuffle(latents, self.factor) * self.pixel_std + self.pixel_mean).clamp(-1.0, 1.0)
 
 
 class AutoencoderCodec(torch.nn.Module):
-    """A trained diffusers autoencoder (AutoencoderKL, VQModel, ...) as frozen first stage."""
+    """A trained diffusers autoencoder as frozen first stage.
+
+    Takes what encodes `(b, 3, H, W)` to one latent map: AutoencoderKL (a distribution), VQModel (latents before
+    quantisation; decoding quantises, as in Rombach et al. 2022), AutoencoderTiny, AutoencoderDC and the like.
+
+    Args:
+        mean, std: of each latent channel; None = not measured, latents stay as they are.
+
+    Raises:
+        StedmError: the autoencoder doesn't say its latent size.
+    """
 
     def __init__(self, autoencoder: torch.nn.Module, mean: list[float] | None = None, std: list[float] | None = None):
         super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
-        channels = autoencoder.config.latent_channels
-        self.register_buffer("mean", torch.tensor(mean or [0.0] * channels).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std or [1.0] * channels).view(1, -1, 1, 1))
-
-    @property
-    def factor(self) -> int:
-        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        self.is_measured = mean is not None and std is not None
+        # Latents of a VQModel have the width of its codes.
+        channels = autoencoder.config.get("vq_embed_dim") or autoencoder.config.get("latent_channels")
+        widths = autoencoder.config.get("block_out_channels") or autoencoder.config.get("encoder_block_out_channels")
+        if not channels or not widths:
+            raise StedmError(f"{type(autoencoder).__name__}: this kind of autoencoder can't be a first stage here")
+        self.factor: int = 2 ** (len(widths) - 1)
+        device = next(autoencoder.parameters()).device
+        self.register_buffer("mean", torch.tensor(mean or [0.0] * channels, device=device).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std or [1.0] * channels, device=device).view(1, -1, 1, 1))
 
     @property
     def latent_channels(self) -> int:
         return self.mean.shape[1]
 
+    @property
+    def fingerprint(self) -> str:
+        """Names the autoencoder: equal for equal class and weights."""
+        digest = hashlib.sha256(type(self.autoencoder).__name__.encode())
+        for name, tensor in sorted(self.autoencoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @torch.no_grad()
-    def measured(self, pictures: torch.Tensor) -> "AutoencoderCodec":
+    def measured(self, pictures: Tensor) -> "AutoencoderCodec":
         """The same codec with mean and standard deviation of the latents of `pictures (n, 3, H, W)`."""
-        raw = torch.cat([self._raw_latents(part) for part in pictures.split(16)])
+        parts = [self.moments(part)[:, : self.latent_channels] for part in pictures.split(_AT_ONCE)]
+        raw = torch.cat(parts)
         mean, std = raw.mean(dim=(0, 2, 3)), raw.std(dim=(0, 2, 3)).clamp(min=1e-3)
         return AutoencoderCodec(self.autoencoder, mean.tolist(), std.tolist()).to(pictures.device)
 
     @torch.no_grad()
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Latents `(b, z, H/f, W/f)` of pictures `(b, 3, H, W)` in [-1, 1]; the mode, not a sample."""
-        return (self._raw_latents(pictures) - self.mean) / self.std
+    def moments(self, pictures: Tensor) -> Tensor:
+        """What the encoder says of pictures `(b, 3, H, W)` in [-1, 1], before normalisation: the latent
+        `(b, z, H/f, W/f)`, and for a distribution its mean and standard deviation, `(b, 2 z, H/f, W/f)`."""
+        encoded = self.autoencoder.encode(pictures)
+        if hasattr(encoded, "latent_dist"):
+            return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1)
+        return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def sample(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised latents `(b, z, h, w)` of `moments`; with a generator drawn from the distribution, where there
+        is one, else its mean."""
+        raw, *spread = moments.float().split(self.latent_channels, dim=1)
+        if spread and generator is not None:
+            raw = raw + spread[0] * torch.randn(raw.shape, generator=generator).to(raw.device)
+        return (raw - self.mean) / self.std
+
+    def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised latents `(b, z, H/f, W/f)` of pictures `(b, 3, H, W)` in [-1, 1]; see `sample`."""
+        return self.sample(self.moments(pictures), generator)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
         """Pictures `(b, 3, H, W)` in [-1, 1]."""
         return self.autoencoder.decode(latents * self.std + self.mean).sample.clamp(-1.0, 1.0)
-
-    def _raw_latents(self, pictures: torch.Tensor) -> torch.Tensor:
-        encoded = self.autoencoder.encode(pictures)
-        return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the autoencoder in diffusers' format, and the latent statistics beside it."""
@@ -104,7 +155,11 @@ class AutoencoderCodec(torch.nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "AutoencoderCodec":
-        """Read a folder of `save_pretrained`, ours or diffusers' own (then without latent statistics)."""
+        """Read a folder of `save_pretrained`, ours or diffusers' own (then without latent statistics).
+
+        Raises:
+            StedmError: no autoencoder there, or its weights are missing, damaged or not safetensors.
+        """
         folder = Path(folder)
         config_path = folder / "config.json"
         if not config_path.is_file():
@@ -115,7 +170,11 @@ class AutoencoderCodec(torch.nn.Module):
             raise StedmError(f"{config_path}: _class_name {name!r} is not an autoencoder of diffusers")
         statistics = folder / "latents.json"
         values = json.loads(statistics.read_text(encoding="utf-8")) if statistics.is_file() else {}
-        return cls(kind.from_pretrained(str(folder), local_files_only=True), **values)
+        try:
+            autoencoder = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StedmError(f"{folder}: the autoencoder can't be read ({' '.join(str(error).split())})") from error
+        return cls(autoencoder, **values)
 
 
 Codec = PixelCodec | AutoencoderCodec
@@ -127,3 +186,41 @@ def load_codec(folder: Path) -> Codec:
         raise StedmError(f"{folder}: no codec here (config.json is missing)")
     name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
     return PixelCodec.from_pretrained(str(folder)) if name == "PixelCodec" else AutoencoderCodec.from_pretrained(folder)
+
+
+def open_codec(config: CodecConfig, run: Path, pictures: Tensor) -> Codec:
+    """The first stage of a configuration; its latents are measured on `pictures (n, 3, H, W)` in [-1, 1] where the
+    folder has no statistics of its own.
+
+    Args:
+        run: run folder, where `train_codec` has left a codec that is to be trained.
+    """
+    if isinstance(config, PixelCodecConfig):
+        codec: Codec = PixelCodec(config.space_to_depth)
+    elif isinstance(config, AutoencoderCodecConfig):
+        codec = AutoencoderCodec.from_pretrained(config.path or _in_hub_cache(config.hub_id or "", config.subfolder))
+    elif trained_codec_folder(run).is_dir():
+        codec = AutoencoderCodec.from_pretrained(trained_codec_folder(run))
+    else:
+        raise StedmError(f"{trained_codec_folder(run)}: no codec yet; run `stedm train codec` first")
+    return codec if codec.is_measured else codec.measured(pictures)
+
+
+def trained_codec_folder(run: Path) -> Path:
+    """Where a run keeps the codec that it has trained."""
+    return run / "codec" / "model"
+
+
+def _in_hub_cache(hub_id: str, subfolder: str) -> Path:
+    """Folder of a hub repository in the local cache; the network is never asked."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = hf_hub_download(hub_id, "config.json", subfolder=subfolder or None, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise StedmError(
+            f"hub_id {hub_id}: {subfolder + '/' if subfolder else ''}config.json is not in the local Hugging Face "
+            f"cache, and nothing is downloaded here; run `hf download {hub_id}` once where there is a network"
+        ) from error
+    return Path(found).parent

@@ -14,8 +14,9 @@ from stedm.config import DiffusionConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.samples import PictureCache
 from stedm.data.transforms import N_SYMMETRIES, symmetry, to_signed
-from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec
+from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec
 from stedm.diffusion.denoiser import StyleDenoiser
+from stedm.diffusion.latent_cache import LatentCache
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.engine import Engine, Progress
@@ -47,7 +48,7 @@ def train_diffusion(
     """
     samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed)
     some_pictures = to_signed(samples.some_pictures(_PICTURES_TO_MEASURE))
-    codec = make_codec(config).measured(some_pictures)
+    codec = open_codec(config.codec, folder, some_pictures)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
     denoiser.measure(some_pictures)
     objective = Objective(config.objective, config.loss, config.timesteps)
@@ -60,9 +61,11 @@ def train_diffusion(
         on_progress=on_progress,
     )
     codec.to(engine.device)
+    cache = open_cache(config, engine, codec, samples, picture_px)
     for batch in engine.batches(samples):
         picture, style = recolour_together(batch["picture"], batch["style"], config.recolour, engine.generator)
-        latent = codec.encode(picture)
+        moments = cache(picture, batch["row"], batch["turn"]) if cache else codec.moments(picture)
+        latent = codec.sample(moments, engine.generator)
         noise = torch.randn(latent.shape, generator=engine.generator).to(engine.device)
         times = objective.sample_times(len(latent), engine.generator).to(engine.device)
         noisy, target, timestep = objective.corrupt(latent, noise, times)
@@ -87,8 +90,9 @@ class DiffusionSamples(Dataset):
     """The sample stream: sample i is a pure function of (seed, i).
 
     A sample has `picture` uint8 (3, px, px), `layout` int64 (px, px) in 0..n_classes with n_classes = unknown, `style`
-    uint8 (n, 3, px, px) and `present` bool (n,), all False where the null style is shown. Patients are drawn
-    uniformly, then one of their pictures, so that a patient with many pictures doesn't drown the others.
+    uint8 (n, 3, px, px) and `present` bool (n,), all False where the null style is shown; `row` (in `names`) and `turn`
+    (of the 8 symmetries) tell which picture it is. Patients are drawn uniformly, then one of their pictures, so that a
+    patient with many pictures doesn't drown the others.
     """
 
     def __init__(
@@ -132,7 +136,15 @@ class DiffusionSamples(Dataset):
             "layout": torch.from_numpy(np.ascontiguousarray(layout)),
             "style": _channels_first(style),
             "present": torch.from_numpy(present),
+            "row": torch.tensor(row if pool is self._annotated else row + len(self._annotated.cache)),
+            "turn": torch.tensor(turn),
         }
+
+    @property
+    def names(self) -> list[str]:
+        """File names of all pictures, annotated ones first."""
+        pools = [self._annotated] + ([self._unlabeled] if self._unlabeled else [])
+        return [name for pool in pools for name in pool.cache.dataset.table["image_file_name"]]
 
     def some_pictures(self, n: int) -> torch.Tensor:
         """uint8 `(m, 3, px, px)`: m <= n pictures spread over annotated and unannotated ones."""
@@ -158,11 +170,14 @@ class _Pool:
         return int(rows[generator.integers(len(rows))])
 
 
-def make_codec(config: DiffusionConfig) -> Codec:
-    """The first stage of a configuration, not yet measured."""
-    if config.codec.kind == "pixel":
-        return PixelCodec(config.codec.space_to_depth)
-    return AutoencoderCodec.from_pretrained(config.codec.path)
+def open_cache(
+    config: DiffusionConfig, engine: Engine, codec: Codec, samples: DiffusionSamples, picture_px: int
+) -> LatentCache | None:
+    """The latents of the training pictures in RUN/latents, where the configuration asks for them."""
+    if not (config.cache_latents and isinstance(codec, AutoencoderCodec)):
+        return None
+    with engine.accelerator.main_process_first():
+        return LatentCache(engine.folder / "latents", codec, samples.names, picture_px)
 
 
 def make_denoiser(

@@ -1,0 +1,117 @@
+"""Cached latents: the same training, one encoding a picture and symmetry."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, VQModel
+from pydantic import ValidationError
+
+from stedm.config import AutoencoderCodecConfig, RecolourConfig
+from stedm.data.samples import PictureCache
+from stedm.data.transforms import N_SYMMETRIES, symmetry, to_signed
+from stedm.diffusion.codec import AutoencoderCodec
+from stedm.diffusion.latent_cache import LatentCache
+from stedm.diffusion.train import train_diffusion
+
+
+def _autoencoder(kind: type, seed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        return kind(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3, **blocks)
+
+
+@pytest.fixture
+def encodings(monkeypatch):
+    """Numbers of pictures that autoencoders have encoded, call by call."""
+    counts = []
+    for kind in (AutoencoderKL, VQModel):
+
+        def counting(self, x, *arguments, _encode=kind.encode, **options):
+            counts.append(len(x))
+            return _encode(self, x, *arguments, **options)
+
+        monkeypatch.setattr(kind, "encode", counting)
+    return counts
+
+
+@pytest.mark.parametrize("kind", [AutoencoderKL, VQModel])
+def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
+    kind, diffusion_config, cohort, tmp_path, encodings
+):
+    _autoencoder(kind).save_pretrained(tmp_path / "vae")
+    losses = {}
+    for cached in (False, True):
+        config = diffusion_config(
+            codec=AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "vae"),
+            recolour=RecolourConfig(probability=0.0),
+            cache_latents=cached,
+            steps=12,
+            batch=8,
+            checkpoint_every_steps=12,
+        )
+        encodings.clear()
+        rows = []
+        train_diffusion(
+            config,
+            *cohort,
+            tmp_path / str(cached),
+            picture_px=16,
+            on_progress=lambda done, total, loss, rows=rows: rows.append(loss),
+        )
+        losses[cached] = rows
+        # The first encodings measure the latents (15 pictures); with a cache one more tells their shape.
+        drawn = sum(encodings) - 15 - cached
+        present = tmp_path / "True" / "latents" / "present.npy"
+        # A picture that is twice in a batch is encoded twice.
+        assert np.load(present).sum() <= drawn < 12 * 8 - 20 if cached else drawn == 12 * 8
+    assert len(losses[True]) == 12
+    np.testing.assert_allclose(losses[True], losses[False], rtol=2e-3)
+    assert np.load(tmp_path / "True" / "latents" / "moments.npy", mmap_mode="r").dtype == np.float16
+
+
+def _batch(cache: PictureCache) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    row = torch.arange(len(cache)).repeat_interleave(N_SYMMETRIES)
+    turn = torch.arange(N_SYMMETRIES).repeat(len(cache))
+    pictures = [symmetry(cache.picture(int(r)), int(t)) for r, t in zip(row, turn, strict=True)]
+    return to_signed(torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())), row, turn
+
+
+def test_every_symmetry_is_the_encoding_of_the_turned_picture(cohort, tmp_path, encodings):
+    codec = AutoencoderCodec(_autoencoder(AutoencoderKL))
+    pictures, row, turn = _batch(PictureCache(cohort[0], 16))
+    expected = codec.moments(pictures)
+    names = cohort[0].table["image_file_name"].tolist()
+    first = LatentCache(tmp_path / "latents", codec, names, 16)(pictures, row, turn)
+    torch.testing.assert_close(first, expected, rtol=2e-3, atol=2e-3)
+    encodings.clear()
+    # Opened again, in another order, and from blank pictures: what comes back was kept.
+    order = torch.randperm(len(row), generator=torch.Generator().manual_seed(0))
+    again = LatentCache(tmp_path / "latents", codec, names, 16)(0 * pictures, row[order], turn[order])
+    assert torch.equal(again, first[order])
+    assert encodings == []
+    # It would not do to turn the latent instead: an autoencoder doesn't commute with turning.
+    turned = np.rot90(expected[0].numpy(), 1, axes=(1, 2))
+    assert not np.allclose(turned, expected[1].numpy(), atol=2e-2)
+
+
+def test_a_cache_of_another_codec_or_of_other_pictures_is_made_anew(cohort, tmp_path):
+    names = cohort[0].table["image_file_name"].tolist()
+    pictures, row, turn = _batch(PictureCache(cohort[0], 16))
+    one, other = (AutoencoderCodec(_autoencoder(AutoencoderKL, seed)) for seed in (0, 1))
+    for codec, rows in ((one, names), (other, names), (other, names[::-1])):
+        cache = LatentCache(tmp_path / "latents", codec, rows, 16)
+        assert not np.load(tmp_path / "latents" / "present.npy").any()
+        torch.testing.assert_close(cache(pictures, row, turn), codec.moments(pictures), rtol=2e-3, atol=2e-3)
+    index = json.loads((tmp_path / "latents" / "index.json").read_text())
+    assert index == {"autoencoder": other.fingerprint, "picture_px": 16, "pictures": names[::-1]}
+
+
+def test_the_cache_is_refused_where_pixels_change_or_nothing_is_encoded(diffusion_config):
+    codec = AutoencoderCodecConfig(kind="autoencoder", path="vae")
+    with pytest.raises(ValidationError, match=r"set recolour\.probability to 0"):
+        diffusion_config(codec=codec, cache_latents=True)
+    with pytest.raises(ValidationError, match="nothing to cache"):
+        diffusion_config(recolour=RecolourConfig(probability=0.0), cache_latents=True)
