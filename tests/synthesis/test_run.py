@@ -55,6 +55,26 @@ def _content(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def test_a_model_that_learned_from_deformed_pictures_gets_deformed_ones(model, plan, dataset, tmp_path, monkeypatch):
+    shown = []
+    generate = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda layouts, style, **options: shown.extend(style) or generate(layouts, style, **options)
+    )
+    plan = plan.iloc[:4]
+    synthesize(model, plan, tmp_path / "whole")
+    model.style_sampling = "augmented"
+    model.save_pretrained(tmp_path / "model")
+    assert StyleDiffusion.from_pretrained(tmp_path / "model").style_sampling == "augmented"
+    synthesize(model, plan, tmp_path / "deformed")
+    synthesize(model, plan, tmp_path / "again")
+    whole, deformed, again = shown[:4], shown[4:8], shown[8:]
+    assert np.array_equal(deformed, again)
+    assert {len(pictures) for pictures in whole} == {3}
+    assert {len(pictures) for pictures in deformed} == {3}
+    assert not any(np.array_equal(view, picture) for view in deformed[0] for picture in whole[0])
+
+
 def test_the_set_is_a_valid_dataset_whose_masks_are_the_planned_layouts(model, plan, dataset, tmp_path):
     assert synthesize(model, plan, tmp_path / "set")
     assert check_dataset(tmp_path / "set") == []

@@ -35,6 +35,7 @@ class StyleDiffusion:
         classes: names of the layout's classes, by index.
         picture_px: side of the pictures it was trained on.
         sampler: default sampler.
+        style_sampling: which pictures it was shown as style in training (see stedm.style.sampling).
 
     Attributes:
         precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.precision).
@@ -51,10 +52,12 @@ class StyleDiffusion:
         classes: list[str],
         picture_px: int,
         sampler: str = "dpm++",
+        style_sampling: str = "cohort",
     ):
         self.denoiser = denoiser.eval()
         self.codec = codec.eval()
         self.objective, self.classes, self.picture_px, self.sampler = objective, list(classes), picture_px, sampler
+        self.style_sampling = style_sampling
 
     @property
     def device(self) -> torch.device:
@@ -233,6 +236,7 @@ class StyleDiffusion:
                 "_stedm_version": __version__,
                 "objective": self.objective,
                 "sampler": self.sampler,
+                "style_sampling": self.style_sampling,
                 "classes": self.classes,
                 "picture_px": self.picture_px,
                 "provenance": provenance or {},
@@ -261,6 +265,7 @@ class StyleDiffusion:
         except OSError as error:
             raise StedmError(f"{folder / 'denoiser'}: can't be read ({' '.join(str(error).split())})") from error
         keys = ("objective", "classes", "picture_px", "sampler")
+        keys += ("style_sampling",) if "style_sampling" in index else ()
         return cls(denoiser, load_codec(folder / "codec"), **{key: index[key] for key in keys})
 
 

@@ -80,6 +80,7 @@ def train_diffusion(
             classes=annotated.info.classes,
             picture_px=picture_px,
             sampler="dpm++",
+            style_sampling=config.style.sampling,
         )
         if engine.accelerator.is_main_process:
             model.save_pretrained(folder / "model")

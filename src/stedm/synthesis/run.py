@@ -14,6 +14,8 @@ from stedm.data.transforms import symmetry
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.files import write_json
+from stedm.seeds import numpy_generator
+from stedm.style.sampling import style_views
 from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, plan_fingerprint
 
 # Rows that agree in these are drawn in one call.
@@ -100,10 +102,7 @@ class _Painter:
                 for row in rows.itertuples()
             ]
         )
-        styles = [
-            [self.cache.picture(self._row_of[name]) for name in names.split(LIST_SEPARATOR)]
-            for names in rows["style_image_file_names"]
-        ]
+        styles = [self._style(row) for row in rows.itertuples()]
         pictures = np.zeros((*masks.shape, 3), np.uint8)
         for same in rows.groupby(_SETTINGS).indices.values():
             first = rows.iloc[same[0]]
@@ -117,6 +116,18 @@ class _Painter:
                 batch=len(rows),
             )
         return pictures, masks
+
+    def _style(self, row) -> list[np.ndarray]:
+        """The row's style pictures; of a model that learned from deformed ones, deformed views of them."""
+        pictures = [self.cache.picture(self._row_of[name]) for name in row.style_image_file_names.split(LIST_SEPARATOR)]
+        if self.model.style_sampling != "augmented":
+            return pictures
+        views = max(1, self.model.denoiser.config.style_pictures // len(pictures))
+        return [
+            view
+            for number, picture in enumerate(pictures)
+            for view in style_views(picture, views, numpy_generator(row.seed, "style-views", number))
+        ]
 
 
 def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
