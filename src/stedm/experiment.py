@@ -96,6 +96,11 @@ class Experiment:
     def unlabeled(self) -> DatasetFolder:
         return self.dataset.split("unlabeled")
 
+    @property
+    def style_source(self) -> DatasetFolder:
+        """Where the plan takes its style pictures from."""
+        return self.unlabeled
+
     def check(self) -> None:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
         needs_unlabeled = "upper" in self.config.segmentation.arms
@@ -170,7 +175,7 @@ class Experiment:
         if not path.is_file():
             synthesis = self.config.synthesis
             bank = self.style_bank() if synthesis.style_choice == "k-centre" else None
-            write_plan(make_plan(synthesis, self.annotated, self.unlabeled, seed=self.config.seed, bank=bank), path)
+            write_plan(make_plan(synthesis, self.annotated, self.style_source, seed=self.config.seed, bank=bank), path)
         return read_plan(path)
 
     def synthesize(self) -> DatasetFolder:

@@ -1,0 +1,604 @@
+"""The ablation table: one choice at a time around a base configuration, several seeds, judged independently.
+
+    python benchmarks/ablation.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
+    python benchmarks/ablation.py table FOLDER -o docs/results/NAME
+
+`run` trains what is missing, draws the same plan with every variant, measures the pictures (stedm.synthesis.quality)
+and can be stopped and started at any time, or in several shards at once:
+
+FOLDER/spec.yaml                    the specification, paths made absolute
+FOLDER/data/                        the phantom, where the base asks for one; all runs share it
+FOLDER/judge/                       segmenter, phantom cohort of its own, bounds.json (real pictures; chance)
+FOLDER/VARIANT/seed-K/              a run folder, and measures.json
+
+The measured patients are unannotated ones with many pictures. Some of these (`cohort.reference_pictures`) are held
+back: they are never style pictures of the plan, and they are what synthetic pictures are compared with.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.stats import t as student_t
+
+from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
+from stedm.data.check import check_dataset
+from stedm.data.folder import DatasetFolder
+from stedm.data.phantom import make_phantom
+from stedm.errors import StedmError
+from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_png
+from stedm.experiment import Experiment, provenance
+from stedm.files import replacing, write_json, write_text
+from stedm.progress import Reporter
+from stedm.seeds import numpy_generator
+from stedm.synthesis.judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
+from stedm.synthesis.plan import LIST_SEPARATOR
+from stedm.synthesis.quality import (
+    ColourSpace,
+    Measure,
+    PictureEncoder,
+    PictureSet,
+    layout_iou,
+    measure_appearance,
+    parameter_error,
+    retrieval_chance,
+    with_shuffled_layouts,
+)
+from stedm.synthesis.run import parse_shard
+
+BASE = "base"
+FROM = "from"
+MEASURES = {
+    "retrieval_top1": "own patient retrieved, top 1",
+    "retrieval_mrr": "own patient retrieved, mean reciprocal rank",
+    "colour_distance": "stain distance to the own patient (SD between patients)",
+    "layout_iou": "layout IoU by an independent segmenter",
+    "kid": "KID",
+    "error_second_stain_od": "error of the stain on tumour (OD)",
+    "correlation_second_stain_od": "correlation with the true stain on tumour",
+    "error_haematoxylin": "error of the haematoxylin concentration",
+    "correlation_haematoxylin": "correlation with the true haematoxylin concentration",
+    "error_white": "error of the white balance",
+    "error_blur_um": "error of the blur (um)",
+}
+"""What the table shows, in this order; measures.json may hold more."""
+LOWER_IS_BETTER = ("colour_distance", "kid", "error_")
+RESAMPLES = 4000
+
+
+# ---- specification ------------------------------------------------------------------------------------------------
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cohort(_Part):
+    """Which unannotated patients are drawn and measured."""
+
+    patients: int = 24
+    style_pictures: int = Field(default=10, description="style pictures a patient has to choose from, at most")
+    reference_pictures: int = 4
+    least_pictures: int = Field(default=12, description="patients with fewer pictures are not measured")
+
+
+class Spec(_Part):
+    """A base configuration and named variants of it: {name: {"diffusion.style.aggregation": "max", ...}}.
+
+    The key `from: NAME` in a variant takes the trained model of another one, so that only `synthesis` may differ.
+    """
+
+    name: str
+    base: dict[str, Any]
+    seeds: list[int] = [0, 1, 2]
+    cohort: Cohort = Cohort()
+    colours: ColourSpace = "hed"
+    judge: dict[str, Any] = Field(default={"steps": 600}, description="settings of the judging segmenter")
+    phantom_patients: int = Field(
+        default=96, description="patients that the judge of a phantom's parameters is fitted on"
+    )
+    variants: dict[str, dict[str, Any]]
+
+    def config(self, variant: str, seed: int) -> RunConfig:
+        """The configuration of one run; `StedmError` for keys that stedm doesn't know."""
+        values = OmegaConf.create({"name": f"{self.name}, {variant}", "seed": seed, **self.base})
+        for key, value in self._settings(variant).items():
+            OmegaConf.update(values, key, value, merge=False)
+        return parse_config(OmegaConf.to_container(values, resolve=True), source=f"variant {variant}")
+
+    def trained_as(self, variant: str) -> str:
+        """The variant whose model this one uses: itself, or the one under `from`."""
+        return self.variants[variant].get(FROM, variant)
+
+    def _settings(self, variant: str) -> dict[str, Any]:
+        own = {key: value for key, value in self.variants[variant].items() if key != FROM}
+        source = self.trained_as(variant)
+        return own if source == variant else {**self._settings(source), **own}
+
+    def check(self) -> None:
+        """Build every configuration before anything is trained."""
+        if BASE not in self.variants:
+            raise StedmError(f"variants: needs one called {BASE}, which the others are compared with")
+        for variant in self.variants:
+            source = self.trained_as(variant)
+            if source not in self.variants or self.trained_as(source) != source:
+                raise StedmError(f"variant {variant}: from {source}: is not a variant with a model of its own")
+            ours, theirs = self.config(variant, 0), self.config(source, 0)
+            if (ours.diffusion, ours.data) != (theirs.diffusion, theirs.data):
+                raise StedmError(
+                    f"variant {variant}: from {source}: only synthesis.* may differ, the model is the same"
+                )
+
+
+def read_spec(path: Path) -> Spec:
+    """Read and check a specification; a relative data.path is relative to the file."""
+    if not path.is_file():
+        raise StedmError(f"{path}: no such specification")
+    try:
+        spec = Spec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise StedmError(f"{path}: {' '.join(str(error).split())}") from error
+    if data_path := spec.base.get("data", {}).get("path"):
+        spec.base["data"]["path"] = str((path.parent / data_path).resolve())
+    spec.check()
+    return spec
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------------
+
+
+class Ablation:
+    """All runs of a specification in one folder."""
+
+    def __init__(self, spec: Spec, folder: Path, encoders: tuple[PictureEncoder, PictureEncoder] | None = None):
+        self.spec, self.folder = spec, folder
+        self._encoders = encoders
+
+    def run(self, only: list[str] | None = None, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> None:
+        """Train, draw and measure what is missing; runs that share a model belong to the same shard."""
+        unknown = sorted(set(only or []) - set(self.spec.variants))
+        if unknown:
+            raise StedmError(f"--only {unknown[0]}: no such variant; there are {', '.join(self.spec.variants)}")
+        self._claim()
+        models = sorted(
+            {self.spec.trained_as(v) for v in only or self.spec.variants}, key=list(self.spec.variants).index
+        )
+        mine = [(seed, model) for seed in self.spec.seeds for model in models][shard[0] :: shard[1]]
+        reporter = Reporter(quiet=quiet)
+        self.bounds(reporter)
+        for seed, model in mine:
+            for variant in self.spec.variants:
+                if self.spec.trained_as(variant) == model and (not only or variant in only):
+                    self.measured(variant, seed, reporter)
+
+    def measured(self, variant: str, seed: int, reporter: Reporter) -> dict[str, Any]:
+        """The content of one run's measures.json, after making it if it is missing."""
+        path = self.run_folder(variant, seed) / "measures.json"
+        if not path.is_file():
+            reporter.say(f"== {variant}, seed {seed}")
+            started = time.monotonic()
+            synthetic = self.synthetic(variant, seed, reporter)
+            drawn = time.monotonic()
+            pictures = PictureSet.read(synthetic, self.picture_px, with_masks=True)
+            measures = {name: measure.as_dict() for name, measure in self.measure(pictures).items()}
+            seconds = {"train and draw": round(drawn - started, 1), "measure": round(time.monotonic() - drawn, 1)}
+            write_json(path, {"variant": variant, "seed": seed, "measures": measures, "seconds": seconds})
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def synthetic(self, variant: str, seed: int, reporter: Reporter) -> DatasetFolder:
+        """The synthetic set of one run, its model trained first or taken from the variant under `from`."""
+        experiment = self._experiment(variant, seed, reporter)
+        source = self.spec.trained_as(variant)
+        model = experiment.folder / "model"
+        if source != variant and not model.exists():
+            self._experiment(source, seed, reporter).train_diffusion()
+            model.unlink(missing_ok=True)
+            model.symlink_to(Path("..") / ".." / source / f"seed-{seed}" / "model", target_is_directory=True)
+        return experiment.synthesize()
+
+    def measure(self, pictures: PictureSet) -> dict[str, Measure]:
+        """All measures of synthetic pictures whose masks are the layouts that were asked for."""
+        measures = self._appearance(pictures)
+        info = self.dataset.info
+        measures["layout_iou"] = layout_iou(self._segment, pictures, info.classes, info.ignore_index)
+        if self.phantom is not None:
+            judge, truth = self._phantom_judge, phantom_parameters(self.folder / "data")
+            measures |= parameter_error(judge.regressor, pictures, truth, len(info.classes))
+        return measures
+
+    def bounds(self, reporter: Reporter) -> dict[str, dict[str, float]]:
+        """{"real": ..., "chance": ...}: real pictures in the place of synthetic ones; guessing. Made once."""
+        path = self.folder / "judge" / "bounds.json"
+        with _locked(self.folder / ".judge.lock"):
+            if not path.is_file():
+                if problems := check_dataset(self.dataset.root, read_unlabeled_masks=False):
+                    raise StedmError("\n".join(problems))
+                with reporter.stage("judges and bounds"):
+                    write_json(path, self._bounds())
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _bounds(self) -> dict[str, dict[str, float]]:
+        info, pool = self.dataset.info, PictureSet.read(self.pool, self.picture_px)
+        annotated = PictureSet.read(self._judged_with.annotated, self.picture_px, with_masks=True)
+        real = self._appearance(pool)
+        real["layout_iou"] = layout_iou(self._segment, annotated, info.classes, info.ignore_index)
+        # Each patient's pictures under the next patient's name: what a model that ignores style could reach at best.
+        patients = np.unique(pool.patients)
+        swapped = np.roll(patients, 1)[np.searchsorted(patients, pool.patients)]
+        chance = {
+            **retrieval_chance(len(patients)),
+            "colour_distance": self._appearance(PictureSet(pool.pictures, swapped))["colour_distance"].value,
+            "layout_iou": layout_iou(
+                self._segment, with_shuffled_layouts(annotated), info.classes, info.ignore_index
+            ).value,
+        }
+        if self.phantom is not None:
+            judge, truth = self._phantom_judge, phantom_parameters(self.folder / "data").loc[patients]
+            own_truth = phantom_parameters(judge.folder)
+            real |= parameter_error(judge.regressor, judge.pictures("val"), own_truth, len(info.classes))
+            for name in judge.regressor.names:
+                chance[f"error_{name}"] = float((truth[name] - truth[name].mean()).abs().mean())
+                chance[f"correlation_{name}"] = 0.0
+        return {"real": {name: measure.value for name, measure in real.items()}, "chance": chance}
+
+    def _appearance(self, pictures: PictureSet) -> dict[str, Measure]:
+        style, content = self.encoders
+        reference = PictureSet.read(self.reference, self.picture_px)
+        return measure_appearance(
+            pictures, reference, style_encoder=style, content_encoder=content, colours=self.spec.colours
+        )
+
+    # ---- data ---------------------------------------------------------------------------------------------------
+
+    @property
+    def picture_px(self) -> int:
+        return self._config.data.picture_px
+
+    @property
+    def phantom(self) -> PhantomConfig | None:
+        return self._config.data.phantom
+
+    @cached_property
+    def dataset(self) -> DatasetFolder:
+        """The one dataset folder of all runs, made first if it is a phantom."""
+        if self.phantom is None:
+            assert self._config.data.path is not None
+            return DatasetFolder.open(self._config.data.path)
+        with _locked(self.folder / ".data.lock"):
+            if not (self.folder / "data" / "metadata.csv").is_file():
+                make_phantom(self.phantom, self.folder / "data")
+        return DatasetFolder.open(self.folder / "data")
+
+    @cached_property
+    def pool(self) -> DatasetFolder:
+        """Real pictures of the measured patients that a plan may give as style pictures."""
+        return self._measured_pictures[0]
+
+    @cached_property
+    def reference(self) -> DatasetFolder:
+        """Real pictures of the measured patients that no plan gives."""
+        return self._measured_pictures[1]
+
+    @cached_property
+    def _measured_pictures(self) -> tuple[DatasetFolder, DatasetFolder]:
+        return split_cohort(self.dataset.split("unlabeled"), self.spec.cohort)
+
+    @cached_property
+    def encoders(self) -> tuple[PictureEncoder, PictureEncoder]:
+        """For style and for content."""
+        return self._encoders or style_and_content_encoders()
+
+    @cached_property
+    def _config(self) -> RunConfig:
+        return self.spec.config(BASE, self.spec.seeds[0])
+
+    @property
+    def _judged_with(self) -> Experiment:
+        return self._experiment(BASE, self.spec.seeds[0], Reporter(quiet=True))
+
+    @cached_property
+    def _segment(self):
+        config = SegmentationConfig.model_validate({**self._config.segmentation.model_dump(), **self.spec.judge})
+        return train_judge_segmenter(config, self.dataset, self.folder / "judge" / "segmenter", self.picture_px)
+
+    @cached_property
+    def _phantom_judge(self) -> PhantomJudge:
+        assert self.phantom is not None
+        judge = PhantomJudge(self.folder / "judge" / "phantom", self.phantom, self.spec.phantom_patients)
+        judge.cohort  # noqa: B018  made now, so that its parameters can be read
+        return judge
+
+    # ---- folders ------------------------------------------------------------------------------------------------
+
+    def run_folder(self, variant: str, seed: int) -> Path:
+        return self.folder / variant / f"seed-{seed}"
+
+    def _experiment(self, variant: str, seed: int, reporter: Reporter) -> Experiment:
+        config = self.spec.config(variant, seed)
+        data = config.data.model_copy(update={"phantom": None, "path": self.dataset.root.resolve()})
+        config = config.model_copy(update={"data": data})
+        experiment = _PooledExperiment(config, self.run_folder(variant, seed), reporter, self.pool)
+        if not (experiment.folder / "provenance.json").is_file():
+            write_json(experiment.folder / "provenance.json", provenance(self.dataset))
+        return experiment
+
+    def _claim(self) -> None:
+        """Write spec.yaml; variants and seeds may be added later, what all share may not change."""
+        path = self.folder / "spec.yaml"
+        values = self.spec.model_dump(mode="json")
+        if path.is_file():
+            there = yaml.safe_load(path.read_text(encoding="utf-8"))
+            differing = [key for key in values if key not in ("variants", "seeds") and values[key] != there.get(key)]
+            if differing:
+                raise StedmError(f"{self.folder}: was begun with another {', '.join(differing)}; give another -o")
+        write_text(path, yaml.safe_dump(values, sort_keys=False))
+
+
+class _PooledExperiment(Experiment):
+    """An experiment whose plan leaves the reference pictures alone."""
+
+    def __init__(self, config: RunConfig, folder: Path, reporter: Reporter, pool: DatasetFolder):
+        super().__init__(config, folder, reporter)
+        self.pool = pool
+
+    @property
+    def style_source(self) -> DatasetFolder:
+        return self.pool
+
+
+def split_cohort(unlabeled: DatasetFolder, cohort: Cohort) -> tuple[DatasetFolder, DatasetFolder]:
+    """Style pictures and reference pictures of the measured patients; a fixed choice, disjoint.
+
+    Raises:
+        StedmError: fewer than two patients have enough pictures.
+    """
+    rows_of = unlabeled.table.groupby("patient_id").indices
+    enough = sorted(patient for patient, rows in rows_of.items() if len(rows) >= cohort.least_pictures)
+    if len(enough) < 2 or cohort.least_pictures <= cohort.reference_pictures:
+        raise StedmError(
+            f"{unlabeled.root}: {len(enough)} unannotated patients have {cohort.least_pictures} pictures; set "
+            "cohort.least_pictures lower (and above cohort.reference_pictures)"
+        )
+    pool, reference = [], []
+    for patient in sorted(numpy_generator(0, "cohort").permutation(enough)[: cohort.patients]):
+        rows = numpy_generator(0, "cohort", str(patient)).permutation(rows_of[patient])
+        reference += rows[: cohort.reference_pictures].tolist()
+        pool += rows[cohort.reference_pictures :][: cohort.style_pictures].tolist()
+    return unlabeled.select(sorted(pool)), unlabeled.select(sorted(reference))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the lock of a killed process is gone with it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# ---- statistics ---------------------------------------------------------------------------------------------------
+
+
+def collect(ablation: Ablation) -> pd.DataFrame:
+    """variant, seed, measure, patient_id, value; patient_id "" where a measure has no value per patient."""
+    rows = []
+    for variant in ablation.spec.variants:
+        for path in sorted(ablation.run_folder(variant, 0).parent.glob("seed-*/measures.json")):
+            run = json.loads(path.read_text(encoding="utf-8"))
+            for name, measure in run["measures"].items():
+                patients = measure["per_patient"] or {"": measure["value"]}
+                rows += [(variant, run["seed"], name, patient, value) for patient, value in patients.items()]
+    if not rows:
+        raise StedmError(f"{ablation.folder}: nothing is measured yet; run `ablation.py run` first")
+    return pd.DataFrame(rows, columns=["variant", "seed", "measure", "patient_id", "value"]).astype({"value": float})
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of values (seeds, patients).
+
+    Bootstrap of seeds and of patients, both drawn anew and independently (Owen 2007, "The pigeonhole bootstrap"). With
+    one column, a measure without values per patient: Student's t over seeds. NaN where there is too little to tell.
+    """
+    seeds, patients = values.shape
+    if patients > 1:
+        generator = numpy_generator(0, "ablation bootstrap", seeds, patients)
+        rows, columns = (generator.integers(n, size=(RESAMPLES, n)) for n in (seeds, patients))
+        means = np.nanmean(values[rows[:, :, None], columns[:, None, :]], axis=(1, 2))
+        low, high = np.quantile(means, [0.025, 0.975])
+        return float(low), float(high)
+    if seeds < 2:
+        return float("nan"), float("nan")
+    half = float(student_t.ppf(0.975, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def summarise(values: pd.DataFrame) -> pd.DataFrame:
+    """A row for each variant and measure: mean, interval, SD between seeds, and the same of the difference to base.
+
+    The difference is taken patient by patient and seed by seed, over the seeds that both have: with the same seed, a
+    variant and the base were given the same layouts and noise.
+    """
+    tables = {
+        key: group.pivot(index="seed", columns="patient_id", values="value")
+        for key, group in values.groupby(["variant", "measure"], sort=False)
+    }
+    rows = []
+    for (variant, measure), table in tables.items():
+        row: dict[str, Any] = {"variant": variant, "measure": measure, "seeds": len(table), **_columns("", table)}
+        base = tables.get((BASE, measure))
+        if base is not None and variant != BASE:
+            row |= _columns("delta_", (table - base).dropna(how="all").dropna(how="all", axis=1))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _columns(prefix: str, table: pd.DataFrame) -> dict[str, float]:
+    if table.empty:
+        return {}
+    low, high = interval(table.to_numpy(dtype=float))
+    seed_sd = float(table.mean(axis=1).std(ddof=1)) if len(table) > 1 else float("nan")
+    mean = float(np.nanmean(table.to_numpy(dtype=float)))
+    return {f"{prefix}mean": mean, f"{prefix}low": low, f"{prefix}high": high, f"{prefix}seed_sd": seed_sd}
+
+
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+
+def write_table(ablation: Ablation, target: Path) -> None:
+    """TARGET/{table.md, summary.csv, per_patient.csv, bounds.json}, TARGET_measures.png and TARGET_grid.png."""
+    values, bounds = collect(ablation), ablation.bounds(Reporter(quiet=True))
+    summary = summarise(values)
+    for name, table in (("summary.csv", summary), ("per_patient.csv", values)):
+        with replacing(target / name) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.5g")
+    write_json(target / "bounds.json", bounds)
+    write_text(target / "table.md", markdown(ablation.spec, summary, bounds))
+    shown = [name for name in MEASURES if name in set(summary["measure"])]
+    save_png(Path(f"{target}_measures.png"), measures_figure(summary, bounds, shown), dpi=110)
+    save_png(Path(f"{target}_grid.png"), grid_figure(ablation), dpi=110)
+
+
+def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, float]]) -> str:
+    """Two tables, means and differences to base; a bold difference has an interval without 0."""
+    names = [name for name in MEASURES if name in set(summary["measure"])]
+    cells = summary.set_index(["variant", "measure"])
+    variants = [name for name in spec.variants if name in set(summary["variant"])]
+    arrows = [f"{MEASURES[name]} {'↓' if name.startswith(LOWER_IS_BETTER) else '↑'}" for name in names]
+    head = ["| variant | seeds | " + " | ".join(arrows) + " |", "|---" * (len(names) + 2) + "|"]
+    means, differences = list(head), list(head)
+    for label in ("real", "chance"):
+        known = [bounds[label].get(name) for name in names]
+        shown = ["–" if value is None else f"{value:.3f}" for value in known]
+        means.append(f"| *{label}* | | " + " | ".join(shown) + " |")
+    for variant in variants:
+        rows = [cells.loc[(variant, name)] for name in names]
+        seeds = int(max(row["seeds"] for row in rows))
+        means.append(f"| {variant} | {seeds} | " + " | ".join(_cell(row, "") for row in rows) + " |")
+        if variant != BASE:
+            differences.append(f"| {variant} | {seeds} | " + " | ".join(_cell(row, "delta_") for row in rows) + " |")
+    notes = (
+        "Mean [95 % interval]. Intervals: bootstrap over seeds and patients, both resampled (KID and correlations, "
+        "which have no value per patient: Student's t over seeds). *real*: real pictures measured in the place of "
+        "synthetic ones. *chance*: guessing; for the stain distance the pictures of another patient, for the layout "
+        "shuffled layouts, for the parameters the mean of all patients. Differences are paired by seed and patient; "
+        "bold: the interval leaves out 0."
+    )
+    return "\n".join([f"## {spec.name}", "", *means, "", f"### Difference to {BASE}", "", *differences, "", notes, ""])
+
+
+def _cell(row: pd.Series, prefix: str) -> str:
+    mean, low, high = (row.get(f"{prefix}{part}", np.nan) for part in ("mean", "low", "high"))
+    if np.isnan(mean):
+        return "–"
+    sign = "+" if prefix else ""
+    text = f"{mean:{sign}.3f}" if np.isnan(low) else f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"**{text}**" if prefix and (low > 0 or high < 0) else text
+
+
+def measures_figure(summary: pd.DataFrame, bounds: dict[str, dict[str, float]], measures: list[str]) -> Figure:
+    """Dots and intervals, a panel a measure, a row a variant; dashed: real pictures, dotted: chance."""
+    variants = list(dict.fromkeys(summary["variant"]))
+    figure = Figure(figsize=(2.2 + 2.3 * len(measures), 1.1 + 0.3 * len(variants)), layout="constrained")
+    for ax, name in zip(figure.subplots(1, len(measures), sharey=True, squeeze=False)[0], measures, strict=True):
+        rows = summary[summary["measure"] == name].set_index("variant").reindex(variants)
+        for y, (variant, row) in enumerate(rows.iterrows()):
+            colour = COLOURS[3] if variant == BASE else COLOURS[0]
+            ax.plot([row["low"], row["high"]], [y, y], color=colour, lw=1.6)
+            ax.plot(row["mean"], y, "o", color=colour, ms=5)
+        for label, style in (("real", "--"), ("chance", ":")):
+            if bounds[label].get(name) is not None:
+                ax.axvline(bounds[label][name], color=INK, ls=style, lw=1)
+        if BASE in rows.index:
+            ax.axvline(rows.loc[BASE, "mean"], color=COLOURS[3], lw=0.8, alpha=0.5)
+        better = "lower" if name.startswith(LOWER_IS_BETTER) else "higher"
+        ax.set_title(_wrapped(MEASURES[name]), fontsize=9)
+        ax.set_xlabel(f"{better} is better", fontsize=8, color=MUTED)
+        ax.set_yticks(range(len(variants)), variants)
+        ax.set_ylim(len(variants) - 0.5, -0.5)
+        ax.grid(axis="x", color=MUTED, alpha=0.25, lw=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def grid_figure(ablation: Ablation, patients: int = 6, styles: int = 2) -> Figure:
+    """Rows: patients; columns: style pictures, layout, then the same layout and noise with each variant."""
+    seed = ablation.spec.seeds[0]
+    folders = {name: ablation.run_folder(name, seed) / "synthetic" for name in ablation.spec.variants}
+    sets = {name: DatasetFolder.open(path) for name, path in folders.items() if (path / "metadata.csv").is_file()}
+    if BASE not in sets:
+        raise StedmError(f"{folders[BASE]}: the grid shows seed {seed} of {BASE} first; run it")
+    table = sets[BASE].table
+    chosen = table.drop_duplicates("patient_id").sort_values("patient_id").index
+    chosen = [int(chosen[i]) for i in np.linspace(0, len(chosen) - 1, min(patients, len(chosen))).round().astype(int)]
+    row_of = {name: row for row, name in enumerate(ablation.dataset.table["image_file_name"])}
+    headings = ["style"] + [""] * (styles - 1) + ["layout", *sets]
+    figure = Figure(figsize=(1.2 + 0.8 * len(headings), 1.0 + 0.8 * len(chosen)), layout="constrained")
+    axes = figure.subplots(len(chosen), len(headings), squeeze=False)
+    for row, line in zip(chosen, axes, strict=True):
+        names = str(table["style_image_file_names"].iloc[row]).split(LIST_SEPARATOR)[:styles]
+        shown = [ablation.dataset.read_picture(row_of[name], ablation.picture_px) for name in names]
+        shown += [None] * (styles - len(names)) + [colour_layout(sets[BASE].read_mask(row))]
+        for ax, picture in zip(line, shown + [_same(made, table.iloc[row]) for made in sets.values()], strict=True):
+            ax.set_axis_off()
+            if picture is not None:
+                ax.imshow(picture, interpolation="none")
+        line[0].text(-0.1, 0.5, table["patient_id"].iloc[row], transform=line[0].transAxes, ha="right", fontsize=7)
+    for ax, heading in zip(axes[0], headings, strict=True):
+        ax.set_title(heading, fontsize=7, rotation=45, ha="left", va="bottom")
+    return figure
+
+
+def _same(made: DatasetFolder, planned: pd.Series) -> np.ndarray | None:
+    """The picture that another variant made of the same row of the plan."""
+    rows = np.flatnonzero((made.table["image_id"] == planned["image_id"]) & (made.table["seed"] == planned["seed"]))
+    return made.read_picture(int(rows[0])) if len(rows) else None
+
+
+def _wrapped(text: str, width: int = 26) -> str:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+# ---- command line -------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="One choice at a time around a base configuration.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    run = verbs.add_parser("run", help="train, draw and measure what is missing")
+    run.add_argument("spec", type=Path)
+    run.add_argument("-o", dest="folder", type=Path, required=True)
+    run.add_argument("--only", nargs="+", metavar="NAME", help="these variants only")
+    run.add_argument("--shard", default="1/1", help="I/N: the I-th of N parts of the work")
+    table = verbs.add_parser("table", help="tables and figures of what is measured")
+    table.add_argument("folder", type=Path)
+    table.add_argument("-o", dest="target", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    try:
+        if given.verb == "run":
+            Ablation(read_spec(given.spec), given.folder).run(given.only, parse_shard(given.shard))
+        else:
+            write_table(Ablation(read_spec(given.folder / "spec.yaml"), given.folder), given.target)
+    except StedmError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
