@@ -120,7 +120,13 @@ class PhantomJudge:
         """Patients to fit on (split train) and as many others to know the error on real pictures (split val)."""
         if not (self.folder / "metadata.csv").is_file():
             splits = {"train": self.patients, "unlabeled": 0, "val": self.patients // 3, "test": 0}
-            update = {"patients": splits, "train_categories": None, "seed": self.config.seed + 1000}
+            update = {
+                "patients": splits,
+                "train_categories": None,
+                # About as many pictures as are drawn for a patient, so that the error on real pictures is comparable.
+                "pictures_per_patient": min(self.config.pictures_per_patient, 6),
+                "seed": self.config.seed + 1000,
+            }
             make_phantom(self.config.model_copy(update=update), self.folder)
         return DatasetFolder.open(self.folder)
 
