@@ -40,7 +40,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.data.phantom import make_phantom
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_png
-from stedm.experiment import Experiment, provenance
+from stedm.experiment import Experiment
 from stedm.files import replacing, write_json, write_text
 from stedm.progress import Reporter
 from stedm.seeds import numpy_generator
@@ -72,7 +72,6 @@ MEASURES = {
     "error_haematoxylin": "error of the haematoxylin concentration",
     "correlation_haematoxylin": "correlation with the true haematoxylin concentration",
     "error_white": "error of the white balance",
-    "error_blur_um": "error of the blur (um)",
 }
 """What the table shows, in this order; measures.json may hold more."""
 LOWER_IS_BETTER = ("colour_distance", "kid", "error_")
@@ -330,10 +329,7 @@ class Ablation:
         config = self.spec.config(variant, seed)
         data = config.data.model_copy(update={"phantom": None, "path": self.dataset.root.resolve()})
         config = config.model_copy(update={"data": data})
-        experiment = _PooledExperiment(config, self.run_folder(variant, seed), reporter, self.pool)
-        if not (experiment.folder / "provenance.json").is_file():
-            write_json(experiment.folder / "provenance.json", provenance(self.dataset))
-        return experiment
+        return _PooledExperiment(config, self.run_folder(variant, seed), reporter, self.pool)
 
     def _claim(self) -> None:
         """Write spec.yaml; variants and seeds may be added later, what all share may not change."""
@@ -511,8 +507,14 @@ def _cell(row: pd.Series, prefix: str) -> str:
 def measures_figure(summary: pd.DataFrame, bounds: dict[str, dict[str, float]], measures: list[str]) -> Figure:
     """Dots and intervals, a panel a measure, a row a variant; dashed: real pictures, dotted: chance."""
     variants = list(dict.fromkeys(summary["variant"]))
-    figure = Figure(figsize=(2.2 + 2.3 * len(measures), 1.1 + 0.3 * len(variants)), layout="constrained")
-    for ax, name in zip(figure.subplots(1, len(measures), sharey=True, squeeze=False)[0], measures, strict=True):
+    columns = min(5, len(measures))
+    lines = -(-len(measures) // columns)
+    size = (2.2 + 2.3 * columns, lines * (1.2 + 0.28 * len(variants)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for ax in axes[len(measures) :]:
+        ax.set_axis_off()
+    for ax, name in zip(axes, measures, strict=False):
         rows = summary[summary["measure"] == name].set_index("variant").reindex(variants)
         for y, (variant, row) in enumerate(rows.iterrows()):
             colour = COLOURS[3] if variant == BASE else COLOURS[0]
@@ -545,8 +547,10 @@ def grid_figure(ablation: Ablation, patients: int = 6, styles: int = 2) -> Figur
     chosen = [int(chosen[i]) for i in np.linspace(0, len(chosen) - 1, min(patients, len(chosen))).round().astype(int)]
     row_of = {name: row for row, name in enumerate(ablation.dataset.table["image_file_name"])}
     headings = ["style"] + [""] * (styles - 1) + ["layout", *sets]
-    figure = Figure(figsize=(1.2 + 0.8 * len(headings), 1.0 + 0.8 * len(chosen)), layout="constrained")
+    width, height = 1.5 + 0.8 * len(headings), 1.0 + 0.8 * len(chosen)
+    figure = Figure(figsize=(width, height))
     axes = figure.subplots(len(chosen), len(headings), squeeze=False)
+    figure.subplots_adjust(0.7 / width, 0.05 / height, 1 - 0.8 / width, 1 - 0.95 / height, wspace=0.06, hspace=0.06)
     for row, line in zip(chosen, axes, strict=True):
         names = str(table["style_image_file_names"].iloc[row]).split(LIST_SEPARATOR)[:styles]
         shown = [ablation.dataset.read_picture(row_of[name], ablation.picture_px) for name in names]
@@ -557,7 +561,7 @@ def grid_figure(ablation: Ablation, patients: int = 6, styles: int = 2) -> Figur
                 ax.imshow(picture, interpolation="none")
         line[0].text(-0.1, 0.5, table["patient_id"].iloc[row], transform=line[0].transAxes, ha="right", fontsize=7)
     for ax, heading in zip(axes[0], headings, strict=True):
-        ax.set_title(heading, fontsize=7, rotation=45, ha="left", va="bottom")
+        ax.text(0.3, 1.05, heading, fontsize=7, rotation=35, ha="left", va="bottom", transform=ax.transAxes)
     return figure
 
 
