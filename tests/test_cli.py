@@ -26,7 +26,7 @@ FLAGS = {
     "segment": ["--output"],
     "evaluate": ["--output", "--split"],
     "compare": ["--output"],
-    "config show": ["--set"],
+    "config show": ["--set", "--cost"],
     "config schema": [],
 }
 

@@ -230,11 +230,21 @@ def compare(
 
 
 @config_app.command("show")
-def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
-    """The configuration with every default filled in."""
+def config_show(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Parameters, FLOPs and training memory instead.")] = False,
+) -> None:
+    """The configuration with every default filled in, or what it costs."""
     from stedm.config import load_config, to_yaml
 
-    typer.echo(to_yaml(load_config(config, overrides)))
+    loaded = load_config(config, overrides)
+    if cost:
+        from stedm.diffusion.cost import cost_text
+
+        typer.echo(cost_text(loaded))
+    else:
+        typer.echo(to_yaml(loaded))
 
 
 @config_app.command("schema")

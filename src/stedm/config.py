@@ -95,10 +95,13 @@ class StyleConfig(_Part):
     aggregation: Literal["none", "mean", "max", "linear", "set-vit", "attention"] = "mean"
     """How the vectors of several style pictures become one (see stedm.style.aggregation); `linear` and `set-vit` take
     `n_pictures` at most, also at generation."""
-    injection: Literal["mid", "all", "cross"] | list[Literal["none", "scale-shift", "cross", "both"]] = "all"
-    """Where the style enters the U-Net: `all` = scale and shift of every ResBlock; `mid` = those of the mid block only
-    (released reference); `cross` = cross-attention to style tokens at every level; or a list with one choice a level
-    of the U-Net, fine to coarse, and one for the mid block."""
+    injection: Literal["mid", "own-block", "all", "cross"] | list[Literal["none", "scale-shift", "cross", "both"]] = (
+        "all"
+    )
+    """Where the style enters the U-Net: `all` = scale and shift of every ResBlock; `mid` = those of the mid block only;
+    `own-block` = one more ResBlock in the mid block, for the style alone (released reference); `cross` =
+    cross-attention to style tokens at every level; or a list with one choice a level of the U-Net, fine to coarse, and
+    one for the mid block."""
     tokens: Positive = 8
     """Style tokens for cross-attention, all projected from the style vector."""
     sampling: Literal["none", "augmented", "nearby", "multi-patch", "cohort"] = "cohort"

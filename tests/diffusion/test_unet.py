@@ -10,7 +10,7 @@ from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.train import make_denoiser, train_diffusion
 from stedm.diffusion.unet import injection_per_level, make_unet, run_unet
 
-INJECTIONS = ["mid", "all", "cross", ["none", "both", "cross"], ["scale-shift", "none", "none"]]
+INJECTIONS = ["mid", "own-block", "all", "cross", ["none", "both", "cross"], ["scale-shift", "none", "none"]]
 
 
 def tiny_denoiser(**changes) -> StyleDenoiser:
@@ -60,6 +60,40 @@ def changes_by_block(denoiser: StyleDenoiser) -> dict[str, bool]:
 )
 def test_the_style_reaches_the_asked_blocks_and_no_other(injection, styled):
     assert {key for key, changed in changes_by_block(tiny_denoiser(injection=injection)).items() if changed} == styled
+
+
+def test_own_block_is_one_more_resblock_and_the_only_place_of_the_style():
+    plain, denoiser = tiny_denoiser(injection="mid"), tiny_denoiser(injection="own-block")
+    extra = set(dict(denoiser.unet.named_parameters())) - set(dict(plain.unet.named_parameters()))
+    assert extra
+    assert all(name.startswith("style_block.") for name in extra)
+    noisy, layout = torch.randn(1, 12, 8, 8), torch.zeros(1, 16, 16, dtype=torch.long)
+
+    def predictions() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [
+                denoiser.denoise(noisy, torch.tensor([500.0]), layout, style)
+                for style in (torch.zeros(1, 16), torch.ones(1, 16))
+            ]
+
+    first, second = predictions()
+    assert not torch.equal(first, second)
+    # With the block's own contribution taken away, nothing is left of the style.
+    torch.nn.init.zeros_(denoiser.unet.style_block.conv2.weight)
+    torch.nn.init.zeros_(denoiser.unet.style_block.conv2.bias)
+    third, fourth = predictions()
+    assert torch.equal(third, fourth)
+    assert not torch.equal(first, third)
+
+
+def test_own_block_without_its_block_is_diffusers_mid_block():
+    torch.manual_seed(1)
+    unet = make_unet(6, 4, [16, 24], 1, [False, False], 8, injection_per_level("own-block", 2), token_dim=8)
+    torch.nn.init.zeros_(unet.style_block.conv2.weight)
+    torch.nn.init.zeros_(unet.style_block.conv2.bias)
+    sample, style = torch.randn(2, 6, 8, 8), torch.randn(2, 64)
+    ours = run_unet(unet, sample, torch.tensor([3.0, 700.0]), style, None, injection_per_level("own-block", 2))
+    torch.testing.assert_close(ours, unet(sample, torch.tensor([3.0, 700.0])).sample)
 
 
 def test_scale_shift_everywhere_is_what_diffusers_computes_with_a_class_embedding():

@@ -29,7 +29,8 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         attention: self-attention per level (the mid block always has it).
         style_backbone: `conv` or a timm name; `style_channels` are the widths of `conv`, `pooling` is for timm's.
         aggregation: a name in stedm.style.aggregation.AGGREGATIONS.
-        injection: `mid`, `all`, `cross`, or one of none, scale-shift, cross, both for each level and the mid block.
+        injection: `mid`, `own-block`, `all`, `cross`, or one of none, scale-shift, cross, both for each level and the
+            mid block.
         style_tokens: tokens for cross-attention.
         style_pictures: most style pictures that an aggregation of fixed size takes.
         style_picture_px: side of the style pictures in training.
@@ -79,7 +80,9 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
             style_dim,
         )
         ways = set(self.injected)
-        self.style_to_time = nn.Linear(style_dim, 4 * channels[0]) if ways & {"scale-shift", "both"} else None
+        self.style_to_time = (
+            nn.Linear(style_dim, 4 * channels[0]) if ways & {"scale-shift", "both", "own-block"} else None
+        )
         self.style_to_tokens = nn.Linear(style_dim, style_tokens * style_dim) if ways & {"cross", "both"} else None
 
     @property

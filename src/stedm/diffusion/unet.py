@@ -2,23 +2,28 @@
 
 diffusers' own `forward` gives every block the same embedding. Here each level has its choice: `scale-shift` (the style
 is added to the time embedding, which scales and shifts the features of the level's ResBlocks), `cross` (attention to
-style tokens), `both` or `none`. The blocks, their order and their weights are diffusers'.
+style tokens), `both` or `none`. The mid block may have `own-block` instead: one more ResBlock, which alone takes the
+style, and takes it instead of the time (the released reference). The blocks, their order and their weights are
+diffusers'.
 """
 
 import math
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
 
 UNet = UNet2DModel | UNet2DConditionModel
 
 
 def injection_per_level(injection: str | list[str] | tuple[str, ...], levels: int) -> list[str]:
-    """One of none, scale-shift, cross, both for each level, fine to coarse, and for the mid block (last)."""
+    """One of none, scale-shift, cross, both for each level, fine to coarse, and for the mid block (last), which may
+    also have own-block."""
     if not isinstance(injection, str):
         return list(injection)
     return {
         "mid": ["none"] * levels + ["scale-shift"],
+        "own-block": ["none"] * levels + ["own-block"],
         "all": ["scale-shift"] * (levels + 1),
         "cross": ["cross"] * (levels + 1),
     }[injection]
@@ -57,7 +62,16 @@ def make_unet(
         "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
     }
     if not any(cross):
-        return UNet2DModel(**common, **blocks, attention_head_dim=head_dim)
+        unet = UNet2DModel(**common, **blocks, attention_head_dim=head_dim)
+        if injection[-1] == "own-block":
+            unet.style_block = ResnetBlock2D(
+                in_channels=channels[-1],
+                temb_channels=4 * channels[0],
+                groups=norm_groups,
+                eps=unet.config.norm_eps,
+                time_embedding_norm="scale_shift",
+            )
+        return unet
     return UNet2DConditionModel(
         **common,
         **blocks,
@@ -84,8 +98,8 @@ def run_unet(
     Args:
         sample: `(b, in_channels, h, w)`.
         timestep: `(b,)`.
-        style: `(b, 4 * channels[0])`, added to the time embedding where the injection is scale-shift; None
-            where no level has it.
+        style: `(b, 4 * channels[0])`, added to the time embedding where the injection is scale-shift, in its
+            place where it is own-block; None where no level has either.
         tokens: `(b, n, token_dim)` for cross-attention; None where no level has it.
         injection: one kind a level, fine to coarse, the mid block's last.
     """
@@ -104,9 +118,23 @@ def run_unet(
     for level, block in enumerate(unet.down_blocks):
         features, passed = block(features, **conditions(level))
         skips.extend(passed)
-    features = unet.mid_block(features, **conditions(levels))
+    if injection[levels] == "own-block":
+        features = _mid_with_own_block(unet, features, time, style)
+    else:
+        features = unet.mid_block(features, **conditions(levels))
     for level, block in zip(reversed(range(levels)), unet.up_blocks, strict=True):
         count = len(block.resnets)
         features = block(features, res_hidden_states_tuple=tuple(skips[-count:]), **conditions(level))
         del skips[-count:]
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(features)))
+
+
+def _mid_with_own_block(
+    unet: UNet2DModel, features: torch.Tensor, time: torch.Tensor, style: torch.Tensor
+) -> torch.Tensor:
+    """The mid block of the released reference: ResBlock, style's own ResBlock, attention, ResBlock."""
+    first, *others = unet.mid_block.resnets
+    features = unet.style_block(first(features, time), style)
+    for attention, block in zip(unet.mid_block.attentions, others, strict=True):
+        features = block(attention(features), time)
+    return features
