@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import VQModel
-from filelock import FileLock
 from timm.layers import DropPath
 
 import stedm.diffusion.train as training
@@ -74,41 +73,29 @@ class _OneStepDone(Exception):  # noqa: N818
     pass
 
 
-@pytest.fixture(scope="module")
-def encode_once():
-    """The three presets have one first stage and begin with the same picture: it is encoded once, in about 20 s."""
-    encode, done = AutoencoderCodec.moments, {}
+def test_each_takes_one_training_step_at_full_size(tiny_dataset, tmp_path, monkeypatch):
+    """`train_diffusion` itself, at batch 1, stopped after its first step and before it writes gigabytes.
 
-    def moments(codec: AutoencoderCodec, pictures: torch.Tensor) -> torch.Tensor:
-        key = (codec.fingerprint, pictures.numpy().tobytes())
-        if key not in done:
-            done[key] = encode(codec, pictures)
-        return done[key]
-
-    return moments
-
-
-@pytest.fixture
-def one_at_a_time(tmp_path_factory):
-    """A step takes up to 12 GB: two test processes take turns."""
-    with FileLock(tmp_path_factory.getbasetemp().parent / "full-size.lock"):
-        yield
+    One test for the three, two minutes on one core: a step takes up to 12 GB, so no two of them should run at once, and
+    first stage and first picture are the same for all, so that it is encoded once, in 20 s. The learning rate is not
+    the paper's, at which steps of weights near 1 are lost in rounding; bf16, where the machine is fast at it, halves
+    the time.
+    """
+    dataset = DatasetFolder.open(tiny_dataset(picture_px=512, patients={"train": 2, "unlabeled": 1}, pictures=2))
+    monkeypatch.setattr(training, "_PICTURES_TO_MEASURE", 2)
+    monkeypatch.setattr(AutoencoderCodec, "moments", _remembered(AutoencoderCodec.moments))
+    changes = ["batch=1", "style.dropout=0", "lr=0.001", "weight_decay=0", "precision=auto"]
+    for name in NAMES:
+        config = preset(name, *(f"diffusion.{change}" for change in changes))
+        # The null style was not shown: there was one sample and no dropout.
+        assert _unmoved_by_one_step(config, dataset, tmp_path / name) == ["null_style"], name
         # The exception that stopped the training holds its networks in a circle of references.
         gc.collect()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.usefixtures("one_at_a_time")
-def test_one_training_step_at_full_size(name, tiny_dataset, tmp_path, monkeypatch, encode_once):
-    """`train_diffusion` itself, at batch 1, stopped after its first step and before it writes gigabytes.
-
-    The learning rate is not the paper's, at which steps of weights near 1 are lost in rounding; bf16, where the
-    machine is fast at it, halves the time.
-    """
-    changes = ["batch=1", "style.dropout=0", "lr=0.001", "weight_decay=0", "precision=auto"]
-    config = preset(name, *(f"diffusion.{change}" for change in changes))
-    dataset = DatasetFolder.open(tiny_dataset(picture_px=512, patients={"train": 2, "unlabeled": 1}, pictures=2))
-    _write_new_codec(config, tmp_path)
+def _unmoved_by_one_step(config: RunConfig, dataset: DatasetFolder, run: Path) -> list[str]:
+    """Names of the parameters that are the same after one step."""
+    _write_new_codec(config, run)
     started: dict[str, torch.Tensor] = {}
     denoiser = None
 
@@ -124,15 +111,26 @@ def test_one_training_step_at_full_size(name, tiny_dataset, tmp_path, monkeypatc
         assert 0 < loss < 10
         raise _OneStepDone
 
-    monkeypatch.setattr(AutoencoderCodec, "moments", encode_once)
-    monkeypatch.setattr(training, "_PICTURES_TO_MEASURE", 2)
-    monkeypatch.setattr(training, "make_denoiser", watched)
     splits = dataset.split("train"), dataset.split("unlabeled")
-    with pytest.raises(_OneStepDone):
-        train_diffusion(config.diffusion, *splits, tmp_path, picture_px=512, on_progress=stop)
-    stayed = [name for name, parameter in denoiser.named_parameters() if torch.equal(parameter, started[name])]
-    # The null style was not shown: there was one sample and no dropout.
-    assert stayed == ["null_style"]
+    # A context of its own: monkeypatch would hold the networks of all presets until the end of the test.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_denoiser", watched)
+        with pytest.raises(_OneStepDone):
+            train_diffusion(config.diffusion, *splits, run, picture_px=512, on_progress=stop)
+    return [name for name, parameter in denoiser.named_parameters() if torch.equal(parameter, started[name])]
+
+
+def _remembered(encode):
+    """`AutoencoderCodec.moments`, which doesn't encode the same picture with the same weights again."""
+    done: dict[tuple[str, bytes], torch.Tensor] = {}
+
+    def moments(codec: AutoencoderCodec, pictures: torch.Tensor) -> torch.Tensor:
+        key = (codec.fingerprint, pictures.numpy().tobytes())
+        if key not in done:
+            done[key] = encode(codec, pictures)
+        return done[key]
+
+    return moments
 
 
 def _open_every_block(swin: torch.nn.Module) -> None:
