@@ -35,7 +35,7 @@ _TURN_RADIANS, _ZOOM = 0.3, 0.1
 _TRIES = 100
 _CELL_SPACING = 3.0  # distance between cells over the scale of the Gaussian field
 _CELL_MEAN, _CELL_SPREAD = 0.30, 0.21  # of the unscaled cellular field
-_CELLS, _FACTORS, _TRIALS = (0.0, -0.5, -0.85, 0.5, 0.85), (0.65, 1.0, 1.5), 8  # what is tried in the fit
+_CELLS, _TRIALS = (0.0, -0.5, -0.85, 0.5, 0.85), 8  # what is tried in the fit
 _MEASURE_PX = 64  # layouts are thinned to at most this side for the fit
 _UNSEEN_SCALE_SIDES = 0.25  # scale of a class that touches no other in any annotated layout
 
@@ -208,7 +208,7 @@ class LayoutPrior:
         by_category = annotated.table.groupby("category").indices
         self._rows_of = {str(name): np.asarray(rows) for name, rows in by_category.items()}
         self._row_of = {name: row for row, name in enumerate(self.names)}
-        self._composition_of: dict[str, _Composition] = {}
+        self._composition_of: dict[str | None, _Composition] = {}
 
     @classmethod
     def fit(cls, annotated: DatasetFolder, picture_px: int | None, limits: Limits | None = None) -> "LayoutPrior":
@@ -246,7 +246,10 @@ class LayoutPrior:
             return LayoutRecipe(kind, self.names[row], turn)
         for _ in range(_TRIES):
             recipe = self._vary(kind, category, rows, row, turn, generator)
-            if limits is None or _within(class_fractions(self.build(recipe)[None], self.n_classes), limits)[0]:
+            # A procedural layout has its fractions to a pixel, and they were drawn within the limits.
+            if limits is None or kind == "procedural":
+                return recipe
+            if _within(class_fractions(self.build(recipe)[None], self.n_classes), limits)[0]:
                 return recipe
         raise StedmError(
             f"{self.annotated.root}: no {kind} layout within category_fractions of {category!r} in {_TRIES} tries; "
@@ -279,7 +282,7 @@ class LayoutPrior:
 
     def composition(self, category: str | None) -> "_Composition":
         """What the layouts of a category have in common."""
-        key = category if category in self._rows_of else ""
+        key = category if category in self._rows_of else None
         if key not in self._composition_of:
             self._composition_of[key] = _Composition(self, self._rows(category))
         return self._composition_of[key]
@@ -433,7 +436,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _within(fractions: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Which rows of fractions (n, n_classes) are within limits (n_classes, 2); NaN is not. One pixel of slack."""
+    """Which rows of fractions (n, n_classes) are within limits (n_classes, 2); NaN is not."""
     return ((fractions >= limits[:, 0] - 1e-6) & (fractions <= limits[:, 1] + 1e-6)).all(axis=1)
 
 
@@ -478,8 +481,8 @@ def _fitted_field(
 ) -> tuple[float, float]:
     """Scale (picture sides) and cellularity of a class's field.
 
-    The scale of a Gaussian field follows from the length of the class's border; around it, and with cells, small sets
-    of layouts are drawn, and the one whose components are most like those of the layouts is taken.
+    The scale of a Gaussian field follows from the length of the class's border. For each cellularity a few layouts are
+    drawn to correct the scale, and again to see whose components are most like those of the layouts.
     """
     if parents[index] < 0:
         return _UNSEEN_SCALE_SIDES, 0.0
@@ -490,28 +493,30 @@ def _fitted_field(
         ), 0.0
     shares = np.sort(class_fractions(real, 2)[:, 1])
     shares = np.quantile(shares[np.isfinite(shares)], (np.arange(_TRIALS) + 0.5) / _TRIALS)
-    best = min(
-        ((cells, factor * scale) for cells in _CELLS for factor in _FACTORS),
-        key=lambda candidate: _misfit(real, shares, *candidate),
-    )
-    return round(best[1], 5), best[0]
+    fields = [(cells, scale * _border_ratio(_trials(shares, cells, scale, real), real)) for cells in _CELLS]
+    cells, scale = min(fields, key=lambda field: _misfit(_trials(shares, *field, real), real))
+    return round(scale, 5), cells
 
 
-def _misfit(real: np.ndarray, shares: np.ndarray, cells: float, scale: float) -> float:
-    """Distance of component sizes (both sides of the border) and of border length between layouts and drawn ones."""
-    drawn = np.stack(
-        [
-            carve(
-                Texture((1.0 - share, share), (scale, scale), (0.0, cells), (-1, 0)),
-                real.shape[1],
-                numpy_generator(0, "misfit", number),
-            )
-            for number, share in enumerate(shares)
-        ]
-    )
-    sizes = sum(np.nan_to_num(_distance(*(_log_areas(x, side, 2) for x in (drawn, real)))) for side in (0, 1))
-    border_drawn, border_real = (_contacts(x, 2)[0, 1] / (x < 2).sum() for x in (drawn, real))
-    return float(sizes + 2.0 * abs(np.log(max(border_drawn, 1e-9) / border_real)))
+def _trials(shares: np.ndarray, cells: float, scale: float, like: np.ndarray) -> np.ndarray:
+    """One two-class layout of the size of `like` for each share of class 1."""
+    textures = [Texture((1.0 - share, share), (scale, scale), (0.0, cells), (-1, 0)) for share in shares]
+    generators = [numpy_generator(0, "trial", number) for number in range(len(shares))]
+    return np.stack([carve(texture, like.shape[1], g) for texture, g in zip(textures, generators, strict=True)])
+
+
+def _border_ratio(drawn: np.ndarray, real: np.ndarray) -> float:
+    """Border length per area of drawn layouts over that of real ones, kept between 1/3 and 3."""
+    per_area = [_contacts(layouts, 2)[0, 1] / (layouts < 2).sum() for layouts in (drawn, real)]
+    return float(np.clip(per_area[0] / per_area[1], 1 / 3, 3))
+
+
+def _misfit(drawn: np.ndarray, real: np.ndarray) -> float:
+    """Distance of component sizes and of border length; the side with more components says more of sizes."""
+    pairs = [(_log_areas(drawn, side, 2), _log_areas(real, side, 2)) for side in (0, 1)]
+    counts = np.array([areas.size for _, areas in pairs])
+    sizes = np.nan_to_num([_distance(*pair) for pair in pairs]) @ counts / counts.sum()
+    return float(sizes + abs(np.log(_border_ratio(drawn, real))))
 
 
 def _carving(layouts: np.ndarray, parents: tuple[int, ...], index: int) -> np.ndarray:
