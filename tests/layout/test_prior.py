@@ -114,7 +114,8 @@ def test_categories_are_not_mixed_and_an_unknown_one_draws_from_all(two_categori
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_eight_classes_at_64_px(folder, kind):
+def test_eight_classes_at_64_px(folder, kind, monkeypatch):
+    monkeypatch.setattr("stedm.layout.prior._TRIALS", 4)
     shares = np.array([0.3, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05])
     layouts = [blobs(np.random.default_rng(i).dirichlet(60 * shares).tolist(), i, 64) for i in range(6)]
     prior = LayoutPrior.fit(folder({"c": layouts}, n_classes=8), 64)

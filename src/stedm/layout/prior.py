@@ -35,7 +35,8 @@ _TURN_RADIANS, _ZOOM = 0.3, 0.1
 _TRIES = 100
 _CELL_SPACING = 3.0  # distance between cells over the scale of the Gaussian field
 _CELL_MEAN, _CELL_SPREAD = 0.30, 0.21  # of the unscaled cellular field
-_CELLS, _TRIALS = (0.0, -0.5, -0.85, 0.5, 0.85), 8  # what is tried in the fit
+_DOUBT = 1.4  # by how much cells must fit better than no cells: a few layouts are a noisy measure
+_CELLS, _TRIALS = (0.0, -0.5, -0.85, 0.5, 0.85), 12  # what is tried in the fit
 _MEASURE_PX = 64  # layouts are thinned to at most this side for the fit
 _UNSEEN_SCALE_SIDES = 0.25  # scale of a class that touches no other in any annotated layout
 
@@ -494,7 +495,8 @@ def _fitted_field(
     shares = np.sort(class_fractions(real, 2)[:, 1])
     shares = np.quantile(shares[np.isfinite(shares)], (np.arange(_TRIALS) + 0.5) / _TRIALS)
     fields = [(cells, scale * _border_ratio(_trials(shares, cells, scale, real), real)) for cells in _CELLS]
-    cells, scale = min(fields, key=lambda field: _misfit(_trials(shares, *field, real), real))
+    misfits = [_misfit(_trials(shares, *field, real), real) * (_DOUBT if field[0] else 1.0) for field in fields]
+    cells, scale = fields[int(np.argmin(misfits))]
     return round(scale, 5), cells
 
 
