@@ -14,6 +14,7 @@ from stedm.files import fingerprint
 
 Arm = Literal["real", "real+stain", "real+synthetic", "real+stain+synthetic", "upper"]
 Precision = Literal["auto", "fp32", "bf16"]
+LayoutKind = Literal["resample", "warp", "recombine", "procedural"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -364,6 +365,13 @@ class SynthesisConfig(_Part):
     style_choice: Literal["random", "k-centre"] = "random"
     """`k-centre`: patients, and the style pictures of each, are taken so that they cover the cohort's style vectors
     (greedy farthest-point choice in the style bank of the run's model)."""
+    layouts: LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)] = "resample"
+    """Where layouts come from (stedm.layout.prior): `resample` = annotated ones as they are; `warp` = deformed ones;
+    `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and
+    structure sizes; or a mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
+    category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
+    """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
+    class takes that part of the picture. Categories without annotated layouts can be described in this way."""
     guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.style
     """Classifier-free guidance on style; 1 = none."""
     layout_guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.layout
@@ -376,6 +384,22 @@ class SynthesisConfig(_Part):
     steps: Positive = 12
     batch: Positive = 32
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _knowledge_is_usable(self) -> "SynthesisConfig":
+        for category, ranges in self.category_fractions.items():
+            for name, (low, high) in ranges.items():
+                if low > high:
+                    raise ValueError(f"category_fractions.{category}.{name}: [{low}, {high}] must be [low, high]")
+        if self.category_fractions and not self.match_category:
+            raise ValueError("category_fractions needs match_category: true")
+        return self
+
+    @property
+    def layout_weights(self) -> dict[LayoutKind, float]:
+        """Probability of each kind of layout."""
+        weights = {self.layouts: 1.0} if isinstance(self.layouts, str) else self.layouts
+        return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
 
     @property
     def network_calls(self) -> int:

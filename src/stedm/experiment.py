@@ -175,7 +175,15 @@ class Experiment:
         if not path.is_file():
             synthesis = self.config.synthesis
             bank = self.style_bank() if synthesis.style_choice == "k-centre" else None
-            write_plan(make_plan(synthesis, self.annotated, self.style_source, seed=self.config.seed, bank=bank), path)
+            plan = make_plan(
+                synthesis,
+                self.annotated,
+                self.style_source,
+                seed=self.config.seed,
+                bank=bank,
+                picture_px=self.config.data.picture_px,
+            )
+            write_plan(plan, path)
         return read_plan(path)
 
     def synthesize(self) -> DatasetFolder:
@@ -324,7 +332,13 @@ def plan_pictures(config: RunConfig, n: int) -> pd.DataFrame:
         raise StedmError("plan: make the phantom first (`stedm data phantom OUT`), then give it as data.path")
     dataset = DatasetFolder.open(config.data.path, unseen_categories=config.data.unseen_categories)
     synthesis = config.synthesis.model_copy(update={"n_pictures": n})
-    return make_plan(synthesis, annotated_part(dataset, config), dataset.split("unlabeled"), seed=config.seed)
+    return make_plan(
+        synthesis,
+        annotated_part(dataset, config),
+        dataset.split("unlabeled"),
+        seed=config.seed,
+        picture_px=config.data.picture_px,
+    )
 
 
 def annotated_part(dataset: DatasetFolder, config: RunConfig) -> DatasetFolder:

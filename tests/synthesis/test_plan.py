@@ -3,22 +3,28 @@
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
+from stedm.layout.prior import KINDS, class_fractions
 from stedm.style.bank import StyleBank
 from stedm.synthesis.plan import (
     ADDED_COLUMNS,
     COLUMNS,
+    LAYOUT_COLUMNS,
     LIST_SEPARATOR,
     checked_sources,
+    layout_recipe,
     make_plan,
     plan_fingerprint,
     read_plan,
     write_plan,
 )
 from stedm.synthesis.run import synthesize
+
+MIXTURE = dict.fromkeys(KINDS, 1.0)
 
 
 @pytest.fixture
@@ -27,7 +33,8 @@ def dataset(tiny_dataset):
 
 
 def _plan(dataset, n=30, **settings) -> pd.DataFrame:
-    return make_plan(SynthesisConfig(n_pictures=n, **settings), dataset.split("train"), dataset.split("unlabeled"))
+    config = SynthesisConfig(n_pictures=n, **settings)
+    return make_plan(config, dataset.split("train"), dataset.split("unlabeled"), picture_px=32)
 
 
 def test_sources_come_from_the_right_patients(dataset):
@@ -143,3 +150,94 @@ def test_styles_chosen_for_coverage_begin_with_patients_and_pictures_far_from_ea
     pd.testing.assert_frame_equal(plan.iloc[:7], shorter)
     with pytest.raises(StedmError, match="needs a trained model"):
         make_plan(config, dataset.split("train"), unlabeled)
+
+
+def test_rows_of_a_mixture_differ_only_in_how_the_layout_is_made(dataset):
+    plain, mixed = _plan(dataset, 60), _plan(dataset, 60, layouts=MIXTURE)
+    assert set(plain["layout_kind"]) == {"resample"}
+    assert mixed["layout_kind"].value_counts().min() > 5
+    assert set(mixed["layout_kind"]) == set(KINDS)
+    same = [name for name in COLUMNS if not name.startswith("layout")]
+    pd.testing.assert_frame_equal(plain[same], mixed[same])
+    resampled = (mixed["layout_kind"] == "resample").to_numpy()
+    pd.testing.assert_frame_equal(plain[resampled], mixed[resampled])
+    pd.testing.assert_frame_equal(mixed.iloc[:20], _plan(dataset, 20, layouts=MIXTURE))
+
+
+def test_weights_of_a_mixture_are_followed(dataset):
+    kinds = _plan(dataset, 200, layouts={"resample": 3, "warp": 1})["layout_kind"]
+    assert (kinds == "warp").mean() == pytest.approx(0.25, abs=0.08)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layouts_of_every_kind_come_from_train_patients_of_the_category(dataset, kind):
+    plan = _plan(dataset, layouts=kind)
+    checked_sources(plan, dataset)
+    table = dataset.table.set_index("image_file_name")
+    category_of = dataset.table.groupby("patient_id")["category"].first()
+    for row in plan.itertuples():
+        recipe = layout_recipe(row)
+        for name in filter(None, (recipe.source, recipe.second)):
+            assert table.at[name, "split"] == "train"
+            assert table.at[name, "category"] == category_of[row.style_patient_id]
+    assert (plan["layout_second_image"] != "").all() == (kind == "recombine")
+
+
+def test_held_out_second_layouts_and_broken_rows_are_refused(dataset):
+    plan = _plan(dataset, 3, layouts="recombine")
+    for column, value, message in (
+        ("layout_second_image", "images/testP0-1.png", "split test"),
+        ("layout_second_image", "images/unlabeledP0-1.png", "split unlabeled"),
+        ("layout_second_image", "", "layout_kind"),
+        ("layout_kind", "drawn", "layout_kind"),
+        ("layout_kind", "procedural", "layout_texture"),
+    ):
+        edited = plan.copy()
+        edited.loc[1, column] = value
+        with pytest.raises(StedmError, match=message):
+            checked_sources(edited, dataset)
+
+
+def test_plans_without_layout_columns_are_of_resampled_layouts(dataset, tmp_path):
+    plan = _plan(dataset, 6)
+    old = plan.drop(columns=list(LAYOUT_COLUMNS))
+    write_plan(old, tmp_path / "plan.parquet")
+    again = read_plan(tmp_path / "plan.parquet")
+    pd.testing.assert_frame_equal(again, plan)
+    assert plan_fingerprint(again) == plan_fingerprint(plan) == plan_fingerprint(old)
+    assert plan_fingerprint(_plan(dataset, 6, layouts="warp")) != plan_fingerprint(plan)
+    checked_sources(old, dataset)
+
+
+def test_known_fractions_choose_the_layouts(dataset):
+    train = dataset.split("train")
+    fractions = class_fractions(np.stack([train.read_mask(row) for row in range(len(train))]), 2)[:, 1]
+    fraction_of = dict(zip(train.table["image_file_name"], fractions, strict=True))
+    in_a = (train.table["category"] == "a").to_numpy()
+    low = float(np.median(fractions[in_a]))
+    plan = _plan(dataset, 40, category_fractions={"a": {"disc": [low, 1.0]}})
+    shown = plan[plan["category"] == "a"]["layout_image_file_name"].map(fraction_of)
+    assert len(shown) > 5
+    assert shown.min() >= low - 1e-6
+    plain = _plan(dataset, 40)
+    assert plain[plain["category"] == "a"]["layout_image_file_name"].map(fraction_of).min() < low
+    with pytest.raises(StedmError, match="no annotated layout is within category_fractions of 'a'"):
+        _plan(dataset, category_fractions={"a": {"disc": [0.95, 1.0]}})
+    with pytest.raises(StedmError, match="'c', which no picture has"):
+        _plan(dataset, category_fractions={"c": {"disc": [0.0, 1.0]}})
+    with pytest.raises(StedmError, match="no class 'ring'"):
+        _plan(dataset, category_fractions={"a": {"ring": [0.0, 1.0]}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"category_fractions": {"a": {"disc": [0.6, 0.4]}}}, "must be .low, high"),
+        ({"category_fractions": {"a": {"disc": [0.0, 0.4]}}, "match_category": False}, "needs match_category"),
+        ({"layouts": {}}, "at least 1 item"),
+        ({"layouts": {"warp": 0}}, "greater than 0"),
+    ],
+)
+def test_contradictory_settings_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        SynthesisConfig(**settings)

@@ -18,7 +18,8 @@ from stedm.data.transforms import symmetry
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
-from stedm.synthesis.plan import LIST_SEPARATOR, make_plan, read_plan, write_plan
+from stedm.layout.prior import KINDS, LayoutPrior
+from stedm.synthesis.plan import LIST_SEPARATOR, layout_recipe, make_plan, read_plan, write_plan
 from stedm.synthesis.run import parse_shard, synthesize
 
 CONFIG = DiffusionConfig(
@@ -86,6 +87,20 @@ def test_the_set_is_a_valid_dataset_whose_masks_are_the_planned_layouts(model, p
         planned = made.table.iloc[row]
         layout = dataset.read_mask(row_of[planned["layout_image_file_name"]])
         assert np.array_equal(made.read_mask(row), symmetry(layout, int(planned["layout_symmetry"])))
+
+
+def test_masks_of_every_kind_of_layout_can_be_made_again_from_a_row(model, dataset, tmp_path):
+    settings = SynthesisConfig(n_pictures=16, batch=8, steps=1, layouts=dict.fromkeys(KINDS, 1))
+    plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"), picture_px=16)
+    write_plan(plan, tmp_path / "plan.parquet")
+    assert synthesize(model, read_plan(tmp_path / "plan.parquet"), tmp_path / "set")
+    assert check_dataset(tmp_path / "set") == []
+    made = DatasetFolder.open(tmp_path / "set")
+    assert set(made.table["layout_kind"]) == set(KINDS)
+    prior = LayoutPrior.fit(dataset.split("train"), 16)
+    for number, row in enumerate(made.table.itertuples()):
+        assert layout_recipe(row) == layout_recipe(plan.iloc[number])
+        assert np.array_equal(made.read_mask(number), prior.build(layout_recipe(row)))
 
 
 def test_a_picture_can_be_made_again_from_its_row(model, plan, dataset, tmp_path):

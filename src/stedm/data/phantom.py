@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
-from scipy.sparse import csr_array
 from scipy.special import ndtri
 
 from stedm.config import PhantomConfig
+from stedm.data.field import SmoothField
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.errors import StedmError
 from stedm.files import replacing, write_json
@@ -232,36 +232,6 @@ def _turned(vector: tuple[float, ...], spread: float, generator: np.random.Gener
     return tuple(float(v) for v in turned / np.linalg.norm(turned))
 
 
-class _Field:
-    """Smooth Gaussian random field (mean 0, variance about 1) that can be evaluated block by block.
-
-    It is a cubic B-spline over noise: on a grid of points the spline is a product of two sparse matrices.
-    """
-
-    def __init__(self, height_um: float, width_um: float, scale_um: float, generator: np.random.Generator):
-        self.scale_um = scale_um
-        self.start = 2.0 + generator.uniform(0.0, 1.0, 2)  # so that the knots are not aligned with the picture
-        shape = [int(np.ceil(side / scale_um)) + 7 for side in (height_um, width_um)]
-        # 0.479 is the mean of the squared weights of a cubic B-spline, per axis.
-        self.knots = (generator.standard_normal(shape) / 0.479).astype(np.float32)
-
-    def __call__(self, y_um: np.ndarray, x_um: np.ndarray) -> np.ndarray:
-        """Values, float32 (n, m), on the grid of rows y_um (n,) and columns x_um (m,)."""
-        rows = self._weights(y_um / self.scale_um + self.start[0], self.knots.shape[0])
-        columns = self._weights(x_um / self.scale_um + self.start[1], self.knots.shape[1])
-        return rows @ np.ascontiguousarray((columns @ self.knots.T).T)
-
-    @staticmethod
-    def _weights(position: np.ndarray, n_knots: int) -> csr_array:
-        """Weights (n, n_knots) of the four knots about each position."""
-        below = np.floor(position).astype(np.int32)
-        t = position - below
-        weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6
-        knots = below[:, None] + np.arange(-1, 3)
-        starts = np.arange(0, knots.size + 1, 4)
-        return csr_array((weights.ravel().astype(np.float32), knots.ravel(), starts), shape=(len(t), n_knots))
-
-
 def draw_layout(
     patient: Patient, picture_px: int | tuple[int, int], mpp: float, generator: np.random.Generator
 ) -> np.ndarray:
@@ -272,7 +242,7 @@ def draw_layout(
     height, width = (picture_px, picture_px) if isinstance(picture_px, int) else picture_px
     y, x = (np.arange(height) + 0.5) * mpp, (np.arange(width) + 0.5) * mpp
     coarse, fine, other = (
-        _Field(height * mpp, width * mpp, scale * patient.nest_um, generator)(y, x) for scale in (0.8, 0.3, 0.6)
+        SmoothField(height * mpp, width * mpp, scale * patient.nest_um, generator)(y, x) for scale in (0.8, 0.3, 0.6)
     )
     nests = coarse + 0.2 * fine
     fraction = np.clip(generator.normal(patient.tumour_fraction, 0.1), 0.08, 0.92)
@@ -334,8 +304,8 @@ class _Scene:
         self.patient, self.layout, self.mpp = patient, layout, mpp
         height_um, width_um = layout.shape[0] * mpp, layout.shape[1] * mpp
         self.direction = generator.uniform(0.0, np.pi)
-        self.warp = _Field(height_um, width_um, 25.0, generator)
-        self.patches = _Field(height_um, width_um, 18.0, generator)
+        self.warp = SmoothField(height_um, width_um, 25.0, generator)
+        self.patches = SmoothField(height_um, width_um, 18.0, generator)
         self.cells = [_Cells(tissue, height_um, width_um, generator) for tissue in patient.tissues.values()]
         for value, cells in enumerate(self.cells):
             row = np.clip(cells.y / mpp, 0, layout.shape[0] - 1).astype(int)

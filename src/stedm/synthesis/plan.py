@@ -2,19 +2,20 @@
 
 Layouts come from annotated patients, styles from patients nobody annotated. Prior knowledge about tissue composition
 enters here: the category of a slide (diagnosis, score) is known without pixel annotation, and a patient gets layouts
-of annotated patients of its own category where there are any (paper, section 3).
+of annotated patients of its own category where there are any (paper, section 3). stedm.layout.prior decides on them.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.files import fingerprint, replacing
+from stedm.layout.prior import KINDS, LayoutPrior, LayoutRecipe, Texture
 from stedm.seeds import numpy_generator, seed_for
 from stedm.style.bank import StyleBank, farthest_first
 from stedm.style.sampling import rows_by_patient
@@ -39,6 +40,8 @@ COLUMNS = [
 ]
 # What plans were drawn with before they had these columns.
 ADDED_COLUMNS = {"layout_guidance": 1.0, "guidance_start": 0.0, "guidance_stop": 1.0, "guidance_rescale": 0.0}
+LAYOUT_COLUMNS = {"layout_kind": "resample", "layout_seed": 0, "layout_second_image": "", "layout_texture": ""}
+"""How a layout is made from its source (see `LayoutRecipe`), and what a plan without these columns means."""
 
 
 def make_plan(
@@ -48,6 +51,7 @@ def make_plan(
     *,
     seed: int = 0,
     bank: StyleBank | None = None,
+    picture_px: int | None = None,
 ) -> pd.DataFrame:
     """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients, or over their categories.
 
@@ -56,9 +60,12 @@ def make_plan(
 
     Args:
         bank: styles of the unannotated patients, for `style_choice` k-centre.
+        picture_px: side at which layouts are measured, that of the model; needed unless all layouts are resampled
+            and `config.category_fractions` is empty.
 
     Raises:
-        StedmError: a patient of val or test is among the sources, one of them is empty, or the bank is missing.
+        StedmError: a patient of val or test is among the sources, one of them is empty, the bank is missing, or no
+            layout is within `config.category_fractions`.
     """
     if len(annotated) == 0 or len(unlabeled) == 0:
         raise StedmError(f"{annotated.root}: a plan needs annotated pictures (layouts) and unannotated ones (styles)")
@@ -67,25 +74,27 @@ def make_plan(
     seed = seed_for(seed + config.seed, "plan")
     patients = rows_by_patient(unlabeled.table)
     queues = _queues(unlabeled.table, config, seed, bank)
-    rows_of_category = {str(key): np.asarray(rows) for key, rows in annotated.table.groupby("category").indices.items()}
+    _refuse_unknown_categories(config, annotated, unlabeled)
+    prior = LayoutPrior.fit(annotated, picture_px, config.category_fractions)
+    kinds, weights = zip(*sorted(config.layout_weights.items()), strict=True)
+    sources = annotated.table.set_index("image_file_name")
     rows = []
     for i in range(config.n_pictures):
         generator = numpy_generator(seed, "row", i)
         turn, queue = i // len(queues), queues[i % len(queues)]
         patient = queue[turn % len(queue)]
         category, style_rows = _style(unlabeled.table, patients[patient], config, generator, bank)
-        matched = rows_of_category.get(category) if config.match_category else None
-        layout_row = int(generator.choice(np.arange(len(annotated)) if matched is None else matched))
-        layout = annotated.table.iloc[layout_row]
+        kind = numpy_generator(seed, "layout kind", i).choice(kinds, p=weights).item()
+        recipe = prior.recipe(kind, category if config.match_category else None, generator)
         rows.append(
             {
                 "image_id": f"synthetic-{i:06d}",
-                "layout_image_file_name": layout["image_file_name"],
-                "layout_patient_id": layout["patient_id"],
-                "layout_symmetry": int(generator.integers(N_SYMMETRIES)),
+                "layout_image_file_name": recipe.source,
+                "layout_patient_id": sources.at[recipe.source, "patient_id"],
+                "layout_symmetry": recipe.symmetry,
                 "style_patient_id": patient,
                 "style_image_file_names": LIST_SEPARATOR.join(unlabeled.table["image_file_name"].iloc[style_rows]),
-                "category": layout["category"],
+                "category": sources.at[recipe.source, "category"],
                 "seed": seed_for(seed, "noise", i),
                 "guidance": float(config.guidance),
                 "layout_guidance": float(config.layout_guidance),
@@ -94,9 +103,13 @@ def make_plan(
                 "guidance_rescale": float(config.guidance_rescale),
                 "sampler": config.sampler,
                 "steps": config.steps,
+                "layout_kind": recipe.kind,
+                "layout_seed": recipe.seed,
+                "layout_second_image": recipe.second,
+                "layout_texture": recipe.texture.to_json() if recipe.texture else "",
             }
         )
-    plan = pd.DataFrame(rows, columns=COLUMNS)
+    plan = pd.DataFrame(rows, columns=[*COLUMNS, *LAYOUT_COLUMNS])
     plan.attrs = {
         "dataset": str(annotated.root.resolve()),
         "batch": config.batch,
@@ -140,6 +153,23 @@ def _style(
     return category, rows[: config.style_pictures]
 
 
+def layout_recipe(row: Any) -> LayoutRecipe:
+    """How the layout of a plan row is made; the row is one of `itertuples()` of a plan or of a synthetic set's table.
+
+    Raises:
+        StedmError: the row describes no layout.
+    """
+    kind, seed, second, text = (getattr(row, name, default) for name, default in LAYOUT_COLUMNS.items())
+    try:
+        texture = Texture.from_json(text) if kind == "procedural" else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StedmError(f"plan row {row.image_id}: layout_texture is not readable; make the plan again") from error
+    if kind not in KINDS or (kind == "recombine" and not second):
+        raise StedmError(f"plan row {row.image_id}: layout_kind {kind!r} is not usable; make the plan again")
+    second = second if kind == "recombine" else ""
+    return LayoutRecipe(kind, row.layout_image_file_name, int(row.layout_symmetry), int(seed), second, texture)
+
+
 def write_plan(plan: pd.DataFrame, path: str | Path) -> None:
     """Write `plan.parquet` atomically."""
     with replacing(path) as temporary:
@@ -162,12 +192,15 @@ def read_plan(path: str | Path) -> pd.DataFrame:
         )
     if plan.empty or plan["image_id"].duplicated().any():
         raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
-    return plan.assign(**{name: value for name, value in ADDED_COLUMNS.items() if name not in plan})
+    defaults = ADDED_COLUMNS | LAYOUT_COLUMNS
+    return plan.assign(**{name: value for name, value in defaults.items() if name not in plan})
 
 
 def plan_fingerprint(plan: pd.DataFrame) -> str:
     """Names the content of a plan; an added column counts where it changes something."""
-    columns = [name for name in COLUMNS if name not in ADDED_COLUMNS or (plan[name] != ADDED_COLUMNS[name]).any()]
+    defaults = ADDED_COLUMNS | LAYOUT_COLUMNS
+    changed = [name for name in defaults if name in plan and (plan[name] != defaults[name]).any()]
+    columns = [name for name in [*COLUMNS, *LAYOUT_COLUMNS] if name not in defaults or name in changed]
     return fingerprint({"rows": plan[columns].to_csv(index=False), "batch": plan.attrs["batch"]})
 
 
@@ -179,9 +212,10 @@ def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
     """
     splits = dict(zip(dataset.table["image_file_name"], dataset.table["split"], strict=True))
     for row in plan.itertuples():
-        for name, allowed in [(row.layout_image_file_name, ("train",))] + [
-            (name, ("unlabeled", "train")) for name in str(row.style_image_file_names).split(LIST_SEPARATOR)
-        ]:
+        recipe = layout_recipe(row)
+        layouts = [(name, ("train",)) for name in (recipe.source, recipe.second) if name]
+        styles = [(name, ("unlabeled", "train")) for name in str(row.style_image_file_names).split(LIST_SEPARATOR)]
+        for name, allowed in layouts + styles:
             if name not in splits:
                 raise StedmError(f"plan row {row.image_id}: {name} is not in {dataset.root}; make the plan again")
             if splits[name] not in allowed:
@@ -189,6 +223,16 @@ def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
                     f"plan row {row.image_id}: {name} is of split {splits[name]}; "
                     f"only {' or '.join(allowed)} pictures may be used there"
                 )
+
+
+def _refuse_unknown_categories(config: SynthesisConfig, annotated: DatasetFolder, unlabeled: DatasetFolder) -> None:
+    known = set(annotated.table["category"]) | set(unlabeled.table["category"])
+    unknown = sorted(set(config.category_fractions) - known)
+    if unknown:
+        raise StedmError(
+            f"{unlabeled.root}: category_fractions names {', '.join(map(repr, unknown))}, which no picture has; "
+            f"categories are {', '.join(map(repr, sorted(known)))}"
+        )
 
 
 def _refuse_held_out(dataset: DatasetFolder, role: str, allowed: set[str]) -> None:

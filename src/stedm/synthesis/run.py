@@ -10,13 +10,13 @@ import pandas as pd
 from stedm.config import Guidance
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.samples import PictureCache
-from stedm.data.transforms import symmetry
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.files import write_json
+from stedm.layout.prior import build_layout
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
-from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, plan_fingerprint
+from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
 
 # Rows that agree in these are drawn in one call.
 _SETTINGS = ["guidance", *ADDED_COLUMNS, "sampler", "steps"]
@@ -95,11 +95,14 @@ class _Painter:
         self.cache = PictureCache(dataset, model.picture_px)
         self._row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
 
+    def _layout(self, image_file_name: str) -> np.ndarray:
+        return self.cache.mask(self._row_of[image_file_name])
+
     def __call__(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         masks = np.stack(
             [
-                symmetry(self.cache.mask(self._row_of[row.layout_image_file_name]), row.layout_symmetry)
-                for row in rows.itertuples()
+                build_layout(layout_recipe(row), self._layout, self.model.picture_px)
+                for row in rows.itertuples(index=False)
             ]
         )
         styles = [self._style(row) for row in rows.itertuples()]
