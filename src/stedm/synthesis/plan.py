@@ -89,24 +89,11 @@ def make_plan(
         rows.append(
             {
                 "image_id": f"synthetic-{i:06d}",
-                "layout_image_file_name": recipe.source,
-                "layout_patient_id": sources.at[recipe.source, "patient_id"],
-                "layout_symmetry": recipe.symmetry,
                 "style_patient_id": patient,
                 "style_image_file_names": LIST_SEPARATOR.join(unlabeled.table["image_file_name"].iloc[style_rows]),
-                "category": sources.at[recipe.source, "category"],
                 "seed": seed_for(seed, "noise", i),
-                "guidance": float(config.guidance),
-                "layout_guidance": float(config.layout_guidance),
-                "guidance_start": float(config.guidance_interval[0]),
-                "guidance_stop": float(config.guidance_interval[1]),
-                "guidance_rescale": float(config.guidance_rescale),
-                "sampler": config.sampler,
-                "steps": config.steps,
-                "layout_kind": recipe.kind,
-                "layout_seed": recipe.seed,
-                "layout_second_image": recipe.second,
-                "layout_texture": recipe.texture.to_json() if recipe.texture else "",
+                **_layout_columns(recipe, sources.loc[recipe.source]),
+                **_sampling_columns(config),
             }
         )
     plan = pd.DataFrame(rows, columns=[*COLUMNS, *LAYOUT_COLUMNS])
@@ -116,6 +103,33 @@ def make_plan(
         "unseen_categories": list(annotated.unseen_categories),
     }
     return plan
+
+
+def _layout_columns(recipe: LayoutRecipe, source: pd.Series) -> dict[str, Any]:
+    """How a row's layout is made, and of whose."""
+    return {
+        "layout_image_file_name": recipe.source,
+        "layout_patient_id": source["patient_id"],
+        "category": source["category"],
+        "layout_symmetry": recipe.symmetry,
+        "layout_kind": recipe.kind,
+        "layout_seed": recipe.seed,
+        "layout_second_image": recipe.second,
+        "layout_texture": recipe.texture.to_json() if recipe.texture else "",
+    }
+
+
+def _sampling_columns(config: SynthesisConfig) -> dict[str, Any]:
+    """How a row's picture is drawn."""
+    return {
+        "guidance": float(config.guidance),
+        "layout_guidance": float(config.layout_guidance),
+        "guidance_start": float(config.guidance_interval[0]),
+        "guidance_stop": float(config.guidance_interval[1]),
+        "guidance_rescale": float(config.guidance_rescale),
+        "sampler": config.sampler,
+        "steps": config.steps,
+    }
 
 
 def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int, bank: StyleBank | None) -> list[list[str]]:
