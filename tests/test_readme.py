@@ -35,6 +35,27 @@ def test_the_python_on_the_first_screen_runs(tmp_path, monkeypatch):
     assert names["pictures"].dtype == np.uint8
 
 
+def test_the_python_of_the_styles_page_runs(tiny_dataset, tmp_path, monkeypatch):
+    from stedm import StyleDiffusion
+    from stedm.config import DenoiserConfig, DiffusionConfig
+    from stedm.diffusion.codec import PixelCodec
+    from stedm.diffusion.train import make_denoiser
+
+    config = DiffusionConfig(denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8))
+    denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    model.save_pretrained(tmp_path / "runs" / "demo" / "model")
+    tiny_dataset(name="runs/demo/data", picture_px=16)
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs" / "styles.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    names = {"layout": np.zeros((16, 16), np.uint8)}
+    exec(code, names)
+    assert names["strip"].shape == (7, 16, 16, 3)
+    assert len(names["similar"]) == 5
+    assert names["first"] != names["second"]
+
+
 def test_every_verb_and_make_target_exists():
     from typer.main import get_command
 
