@@ -1,7 +1,9 @@
 """Copy what is worth keeping of a run into docs/results: figures as PNG, counts and summary as files.
 
-    python docs/results/export.py RUN NAME     writes docs/results/NAME/ and the NAME_*.png beside it
+    python docs/results/export.py RUN NAME [--generated-only]     writes docs/results/NAME/ and the NAME_*.png beside it
 
+With `--generated-only` no picture or layout of the data set is shown, for data that may not be passed on: the grid then
+has the model's pictures of plain shapes in the styles of categories that nobody annotated.
 The figures are those of the run's report; every number in the pages comes from NAME/summary.json, which can be computed
 again from NAME/counts.parquet.
 """
@@ -11,9 +13,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from stedm.config import load_config
+import numpy as np
+
+from stedm.config import RunConfig, load_config
+from stedm.data.folder import DatasetFolder
 from stedm.data.samples import PictureCache
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.evaluation.counts import pool_units
 from stedm.evaluation.figures import (
+    StyleGrid,
     arms_figure,
     overlays_figure,
     paired_figure,
@@ -25,11 +33,13 @@ from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.panels import overlays, patient_examples, style_grid
 from stedm.experiment import Experiment
 from stedm.files import write_json
+from stedm.seeds import numpy_generator
+from stedm.style.sampling import style_views
 
 HERE = Path(__file__).parent
 
 
-def export(run: Path, name: str) -> None:
+def export(run: Path, name: str, generated_only: bool = False) -> None:
     """Write the result files of a finished run."""
     config = load_config(run / "config.yaml")
     experiment = Experiment(config, run)
@@ -39,14 +49,20 @@ def export(run: Path, name: str) -> None:
     held_out = PictureCache(experiment.dataset.split(config.evaluation.split), px)
     seed = config.segmentation.seeds[0]
     segmenters = {arm: run / "segmenters" / arm / f"seed-{seed}" / "model" for arm in config.segmentation.arms}
-    patients = per_patient(counts)
+    patients = per_patient(pool_units(counts, config.evaluation.unit))
+    model = experiment.train_diffusion()
     figures = {
-        "grid": style_grid_figure(style_grid(experiment.train_diffusion(), annotated, unlabeled, config.synthesis)),
-        "examples": patient_examples_figure(patient_examples(experiment.synthesize(), unlabeled)),
-        "overlays": overlays_figure(overlays(segmenters, held_out, counts)),
-        "arms": arms_figure(patients),
-        "paired": paired_figure(patients, "real+synthetic", "real"),
+        "arms": arms_figure(patients, config.evaluation.unit),
+        "paired": paired_figure(patients, "real+synthetic", "real", config.evaluation.unit),
     }
+    if generated_only:
+        figures["grid"] = style_grid_figure(shapes_grid(model, experiment.unlabeled, config))
+    else:
+        figures |= {
+            "grid": style_grid_figure(style_grid(model, annotated, unlabeled, config.synthesis)),
+            "examples": patient_examples_figure(patient_examples(experiment.synthesize(), unlabeled)),
+            "overlays": overlays_figure(overlays(segmenters, held_out, counts)),
+        }
     for part, figure in figures.items():
         save_png(HERE / f"{name}_{part}.png", figure, dpi=110)
     target = HERE / name
@@ -60,7 +76,49 @@ def export(run: Path, name: str) -> None:
     write_json(target / "provenance.json", provenance)
 
 
+def shapes_grid(model: StyleDiffusion, unlabeled: DatasetFolder, config: RunConfig) -> StyleGrid:
+    """Plain shapes in the style of one picture of each category without annotations; the style pictures not shown."""
+    side = config.data.picture_px
+    table = unlabeled.table
+    unseen = config.data.unseen_categories or sorted(set(table["category"]))
+    rows = [int(numpy_generator(0, "shapes", c).choice(np.flatnonzero(table["category"] == c))) for c in unseen]
+    layouts = plain_shapes(side)
+    generated = model.generate(
+        np.concatenate([layouts] * len(rows)),
+        [
+            views
+            for row in rows
+            for views in [style_views(unlabeled.read_picture(row, side), 4, numpy_generator(0, "views", row))]
+            for _ in layouts
+        ],
+        guidance=config.synthesis.full_guidance,
+        steps=config.synthesis.steps,
+        sampler=config.synthesis.sampler,
+        seed=list(range(len(layouts))) * len(rows),
+    )
+    pictures = [list(row) for row in generated.reshape(len(rows), len(layouts), *generated.shape[1:])]
+    return StyleGrid([[] for _ in rows], list(layouts), pictures, list(unseen))
+
+
+def plain_shapes(side: int) -> np.ndarray:
+    """Class maps `(6, side, side)`: disc, ring, star, four discs, bell, daisy."""
+    y, x = (np.mgrid[:side, :side] + 0.5) / side * 2 - 1
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    discs = [np.hypot(x - a, y - b) < 0.32 for a in (-0.45, 0.45) for b in (-0.45, 0.45)]
+    bell = (np.abs(x) < 0.25 + 0.4 * np.clip(y, -0.6, 0.7) + 0.1) & (y > -0.6) & (y < 0.7)
+    shapes = [
+        radius < 0.6,
+        (radius < 0.75) & (radius > 0.35),
+        radius < 0.5 + 0.3 * np.cos(5 * angle),
+        np.any(discs, axis=0),
+        bell,
+        radius < 0.68 + 0.14 * np.cos(16 * angle),
+    ]
+    return np.stack(shapes).astype(np.uint8)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python docs/results/export.py RUN NAME")
-    export(Path(sys.argv[1]), sys.argv[2])
+    arguments = [text for text in sys.argv[1:] if text != "--generated-only"]
+    if len(arguments) != 2:
+        sys.exit("usage: python docs/results/export.py RUN NAME [--generated-only]")
+    export(Path(arguments[0]), arguments[1], "--generated-only" in sys.argv)
