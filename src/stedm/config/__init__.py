@@ -1,0 +1,54 @@
+"""The configuration of a run: frozen pydantic models, YAML files, `--set a.b=c` overrides, fingerprint, JSON schema.
+
+Every default of the package stands in this folder once. An unknown key is an error. The docstring under a field is its
+description in the JSON schema (`stedm config schema`), so that editors complete and explain it.
+"""
+
+from stedm.config.base import Fraction, Part, Positive, Precision, TrainingConfig, checked
+from stedm.config.codec import (
+    AutoencoderCodecConfig,
+    CodecConfig,
+    KLCodecConfig,
+    PixelCodecConfig,
+    TrainedCodecConfig,
+    VQCodecConfig,
+)
+from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
+from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, RecolourConfig
+from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
+from stedm.config.segmentation import Arm, SegmentationConfig, StainAugmentConfig
+from stedm.config.style import StyleConfig
+from stedm.config.synthesis import Guidance, LayoutKind, SynthesisConfig
+
+__all__ = [
+    "Arm",
+    "AutoencoderCodecConfig",
+    "CodecConfig",
+    "DataConfig",
+    "DenoiserConfig",
+    "DiffusionConfig",
+    "EvaluationConfig",
+    "Fraction",
+    "Guidance",
+    "KLCodecConfig",
+    "LayoutKind",
+    "Part",
+    "PhantomConfig",
+    "PixelCodecConfig",
+    "Positive",
+    "Precision",
+    "RecolourConfig",
+    "RunConfig",
+    "SegmentationConfig",
+    "StainAugmentConfig",
+    "StyleConfig",
+    "SynthesisConfig",
+    "TrainedCodecConfig",
+    "TrainingConfig",
+    "VQCodecConfig",
+    "checked",
+    "load_config",
+    "load_phantom_config",
+    "parse_config",
+    "to_yaml",
+]

@@ -1,0 +1,39 @@
+"""What every part of the configuration is made of."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stedm.errors import StedmError
+
+Precision = Literal["auto", "fp32", "bf16"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TrainingConfig(Part):
+    """What every training loop needs (see stedm.engine)."""
+
+    steps: Positive
+    batch: Positive = 16
+    lr: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """The learning rate rises linearly in these steps and then falls to 0 along a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    checkpoint_every_steps: Positive
+    precision: Precision = "auto"
+    """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
+
+
+def checked(model: type[_Model], values: dict[str, Any], source: str) -> _Model:
+    """Validate plain values as a part of the configuration; `StedmError` with one line per problem."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{source}: {'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()]
+        raise StedmError("\n".join(lines)) from error

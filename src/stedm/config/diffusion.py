@@ -1,0 +1,94 @@
+"""The diffusion model: U-Net, objective, training."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stedm.config.base import Fraction, Part, Positive, TrainingConfig
+from stedm.config.codec import CodecConfig, PixelCodecConfig, TrainedCodecConfig
+from stedm.config.style import StyleConfig
+
+
+class RecolourConfig(Part):
+    """Training pictures and their style pictures recoloured alike (see stedm.style.recolour)."""
+
+    probability: Fraction = 0.5
+    """Part of the training samples that are recoloured; 0 = off."""
+    haematoxylin: tuple[float, float] = (0.7, 1.3)
+    """Range of the factor that scales the amount of a stain, drawn uniformly; below 0 counts as 0, so that
+    (-0.5, 1.5) takes the stain away in a quarter of the recoloured samples."""
+    eosin: tuple[float, float] = (0.7, 1.3)
+    dab: tuple[float, float] = (0.7, 1.3)
+
+
+class DenoiserConfig(Part):
+    """The U-Net (diffusers' UNet2DModel; UNet2DConditionModel where the style enters by cross-attention)."""
+
+    channels: list[Positive] = [48, 96, 128]
+    """Widths of the levels; a multiple of `norm_groups` each."""
+    blocks_per_level: Positive = 1
+    attention: list[bool] | None = None
+    """Self-attention per level; null = none but in the mid block."""
+    norm_groups: Positive = 16
+    layout_channels: Positive = 16
+    """Channels that the layout embedding adds to the noisy latent."""
+
+
+class DiffusionConfig(TrainingConfig):
+    """Training of the style-extracting diffusion model."""
+
+    codec: CodecConfig = PixelCodecConfig()
+    cache_latents: bool = False
+    """Encode each training picture once (in each of its 8 symmetries) instead of in every step, into RUN/latents;
+    for autoencoders, and with recolouring off."""
+    style: StyleConfig = StyleConfig()
+    recolour: RecolourConfig = RecolourConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    objective: Literal["eps", "v", "flow"] = "flow"
+    """What the network predicts: noise, velocity (Salimans & Ho 2022), or rectified flow (Liu et al. 2022)."""
+    loss: Literal["l1", "l2"] = "l2"
+    timesteps: Literal["uniform", "logit-normal"] = "logit-normal"
+    """Distribution of training times; logit-normal as in Esser et al. 2024."""
+    layout_dropout: Fraction = 0.1
+    """Probability that an annotated sample is shown with its layout unknown."""
+    unlabeled_fraction: Fraction = 0.5
+    """Part of the samples that are unannotated pictures, trained under the "layout unknown" channel."""
+    steps: Positive = 4000
+    batch: Positive = 8
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    ema_decay: Fraction = 0.999
+    """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
+    checkpoint_every_steps: Positive = 250
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_injection_per_level(self) -> "DiffusionConfig":
+        injection, levels = self.style.injection, len(self.denoiser.channels)
+        if isinstance(injection, list):
+            if len(injection) != levels + 1:
+                raise ValueError(
+                    f"style.injection has {len(injection)} entries for {levels} levels of the U-Net; "
+                    "give one per level and one for the mid block"
+                )
+            if set(injection) & {"cross", "both"} and injection[-1] not in ("cross", "both"):
+                raise ValueError(
+                    "style.injection: cross-attention at a level needs it in the mid block (last entry) too"
+                )
+        return self
+
+    @property
+    def trains_codec(self) -> bool:
+        """Whether the first stage is to be trained by the run."""
+        return isinstance(self.codec, TrainedCodecConfig)
+
+    @model_validator(mode="after")
+    def _latents_that_stay(self) -> "DiffusionConfig":
+        if self.cache_latents and self.codec.kind == "pixel":
+            raise ValueError("cache_latents: the pixel codec costs nothing, there is nothing to cache; set it to false")
+        if self.cache_latents and self.recolour.probability > 0:
+            raise ValueError(
+                "cache_latents: recolouring changes the pixels of every sample; set recolour.probability to 0, or "
+                "cache_latents to false"
+            )
+        return self

@@ -1,0 +1,106 @@
+"""One whole experiment, and how it is read from and written to YAML."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from stedm.config.base import Part, checked
+from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
+from stedm.config.diffusion import DiffusionConfig
+from stedm.config.segmentation import SegmentationConfig
+from stedm.config.synthesis import SynthesisConfig
+from stedm.errors import StedmError
+from stedm.files import fingerprint
+
+
+class RunConfig(Part):
+    """One whole experiment, `stedm run`."""
+
+    name: str
+    seed: int = 0
+    """Added to the seeds of the parts, so that one number repeats the whole run with other random numbers."""
+    data: DataConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def fingerprint(self) -> str:
+        """Names this configuration: equal for equal content, whatever the order of keys in the file."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file, apply `a.b=c` overrides, validate.
+
+    Relative paths inside the file are taken relative to the file. Raises `StedmError` with one line per problem.
+    """
+    path = Path(path)
+    return parse_config(_read_values(path, overrides), source=str(path), base=path.parent)
+
+
+def load_phantom_config(path: str | Path | None, overrides: list[str] | None = None) -> PhantomConfig:
+    """The phantom part of a run configuration, or the default one; overrides are `picture_px=128` and the like."""
+    if path is not None:
+        phantom = load_config(path, [f"data.phantom.{text}" for text in overrides or []]).data.phantom
+        if phantom is None:
+            raise StedmError(f"{path}: has no data.phantom")
+        return phantom
+    return checked(PhantomConfig, _read_values(None, overrides), "--set")
+
+
+def _read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any]:
+    """Plain values of a YAML file (of nothing if None) with overrides."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if path is not None and not path.is_file():
+        raise StedmError(f"{path}: no such configuration file")
+    for text in overrides or []:
+        if "=" not in text:
+            raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
+    try:
+        read = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        values = OmegaConf.to_container(OmegaConf.merge(read, OmegaConf.from_dotlist(overrides or [])), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise StedmError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise StedmError(f"{path}: a configuration is a mapping of keys to values")
+    return values
+
+
+def parse_config(values: dict[str, Any], source: str, base: Path | None = None) -> RunConfig:
+    """Validate plain values; `base` is the folder that relative paths refer to."""
+    config = checked(RunConfig, values, source)
+    return config if base is None else _resolve_paths(config, base)
+
+
+def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+    """Make every `Path` of the configuration absolute, so that a run folder means the same from anywhere."""
+
+    def resolve(part: BaseModel) -> BaseModel:
+        changed = {}
+        for key, value in part:
+            if isinstance(value, Path):
+                changed[key] = (base / value.expanduser()).resolve()
+            elif isinstance(value, BaseModel):
+                changed[key] = resolve(value)
+        return part.model_copy(update=changed)
+
+    resolved = resolve(config)
+    assert isinstance(resolved, RunConfig)
+    return resolved
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML; reading it again gives an equal configuration."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,52 @@
+"""Style encoder, aggregation, style sampling and injection."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from stedm.config.base import Fraction, Part, Positive
+
+
+class StyleConfig(Part):
+    """Style encoder E_s, aggregation block, style sampling and injection."""
+
+    encoder: str = "conv"
+    """`conv` (small, convolutional, see `channels`), or the name of any timm backbone."""
+    channels: list[Positive] = [24, 48, 96]
+    """Widths of the `conv` encoder, each level halves the picture."""
+    pooling: Literal["statistics", "head"] = "statistics"
+    """How a timm backbone's features become a vector: `statistics` = mean and standard deviation of the channels of
+    all levels; `head` = its pooled output and one linear layer (paper)."""
+    weights: Path | None = None
+    """Local .safetensors file with the backbone's weights as published by timm; null = from scratch."""
+    trainable: bool = True
+    """false = encoder and aggregation stay at their initial weights (what the released reference does)."""
+    dim: Positive = 256
+    """Length of the style vector."""
+    aggregation: Literal["none", "mean", "max", "linear", "set-vit", "attention"] = "mean"
+    """How the vectors of several style pictures become one (see stedm.style.aggregation); `linear` and `set-vit` take
+    `n_pictures` at most, also at generation."""
+    injection: Literal["mid", "own-block", "all", "cross"] | list[Literal["none", "scale-shift", "cross", "both"]] = (
+        "all"
+    )
+    """Where the style enters the U-Net: `all` = scale and shift of every ResBlock; `mid` = those of the mid block only;
+    `own-block` = one more ResBlock in the mid block, for the style alone (released reference); `cross` =
+    cross-attention to style tokens at every level; or a list with one choice a level of the U-Net, fine to coarse, and
+    one for the mid block."""
+    tokens: Positive = 8
+    """Style tokens for cross-attention, all projected from the style vector."""
+    sampling: Literal["none", "augmented", "nearby", "multi-patch", "cohort"] = "cohort"
+    """Which pictures are the query styles in training: `augmented` = the picture itself, strongly deformed; `nearby` =
+    pictures of the same slide within one tile's distance; `multi-patch` = random tissue patches of other pictures of
+    the same slide; `cohort` = other pictures of the same patient. With one picture only all are as `augmented`."""
+    n_pictures: Positive = 4
+    """Style pictures per training sample."""
+    dropout: Fraction = 0.25
+    """Probability that a training sample sees the learned null style instead (classifier-free guidance)."""
+
+    @model_validator(mode="after")
+    def _weights_of_a_backbone(self) -> "StyleConfig":
+        if self.weights is not None and (self.encoder == "conv" or self.aggregation == "set-vit"):
+            raise ValueError("weights: only a timm encoder takes published weights; name it in `encoder`")
+        return self

@@ -1,0 +1,115 @@
+"""Guidance, the plan (which layout in whose style) and how its pictures are drawn."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stedm.config.base import Fraction, Part, Positive
+
+LayoutKind = Literal["resample", "warp", "recombine", "procedural"]
+
+
+class Guidance(Part):
+    """Classifier-free guidance while a picture is drawn (see stedm.diffusion.guidance for the formulas)."""
+
+    style: Annotated[float, Field(ge=0)] = 1.5
+    """Weight of the style; 1 = no guidance on style, and one network evaluation less a step."""
+    layout: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the layout; 1 = no guidance on layout, and one network evaluation less a step."""
+    interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """Part of the sampling steps that is guided, as fractions of the number of steps, 0 = pure noise, 1 = finished
+    (Kynkäänniemi et al. 2024); the other steps are plain conditional ones, of one network evaluation each."""
+    rescale: Fraction = 0.0
+    """How far the standard deviation of the guided prediction is brought back to that of the conditional one
+    (Lin et al. 2024); 0 = not at all."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Guidance":
+        if self.interval[0] > self.interval[1]:
+            raise ValueError(f"the guidance interval {self.interval} ends before it begins")
+        return self
+
+    def at(self, step: int, steps: int) -> "Guidance":
+        """Guidance of one step (0 = the first, noisiest): this one inside the interval, none outside it."""
+        start, stop = (round(fraction * steps) for fraction in self.interval)
+        return self if start <= step < stop else Guidance(style=1.0)
+
+    def network_calls(self, steps: int) -> int:
+        """Network evaluations for one picture; those that one pass computes together count one by one."""
+        guided = [self.at(step, steps) for step in range(steps)]
+        return sum(1 + (part.style != 1.0) + (part.layout != 1.0) for part in guided)
+
+
+_DEFAULT_GUIDANCE = Guidance()
+
+
+class SynthesisConfig(Part):
+    """The plan (which layout in whose style) and how its pictures are drawn."""
+
+    n_pictures: Positive = 768
+    style_pictures: Positive = 4
+    """Style pictures per synthetic picture, all of the same unannotated patient (fewer where the patient has fewer)."""
+    match_category: bool = True
+    """Prior knowledge: a patient of category c gets layouts of annotated patients of category c, where there are
+    any, and of all annotated patients otherwise."""
+    spread: Literal["patients", "categories"] = "patients"
+    """Over what the pictures are spread evenly: unannotated patients, or their categories and in each its patients (for
+    categories of very different size)."""
+    style_choice: Literal["random", "k-centre"] = "random"
+    """`k-centre`: patients, and the style pictures of each, are taken so that they cover the cohort's style vectors
+    (greedy farthest-point choice in the style bank of the run's model)."""
+    layouts: LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)] = "resample"
+    """Where layouts come from (stedm.layout.prior): `resample` = annotated ones as they are; `warp` = deformed ones;
+    `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and
+    structure sizes; or a mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
+    category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
+    """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
+    class takes that part of the picture. Categories without annotated layouts can be described in this way."""
+    guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.style
+    """Classifier-free guidance on style; 1 = none."""
+    layout_guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.layout
+    """Classifier-free guidance on the layout; 1 = none."""
+    guidance_interval: tuple[Fraction, Fraction] = _DEFAULT_GUIDANCE.interval
+    """Part of the sampling steps that is guided: fractions of the number of steps, 0 = pure noise, 1 = finished."""
+    guidance_rescale: Fraction = _DEFAULT_GUIDANCE.rescale
+    """How far the spread of the guided prediction is brought back to that of the conditional one (Lin et al. 2024)."""
+    sampler: Literal["ddim", "dpm++", "unipc", "euler"] = "dpm++"
+    steps: Positive = 12
+    batch: Positive = 32
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _knowledge_is_usable(self) -> "SynthesisConfig":
+        for category, ranges in self.category_fractions.items():
+            for name, (low, high) in ranges.items():
+                if low > high:
+                    raise ValueError(f"category_fractions.{category}.{name}: [{low}, {high}] must be [low, high]")
+        if self.category_fractions and not self.match_category:
+            raise ValueError("category_fractions needs match_category: true")
+        return self
+
+    @property
+    def layout_weights(self) -> dict[LayoutKind, float]:
+        """Probability of each kind of layout."""
+        weights = {self.layouts: 1.0} if isinstance(self.layouts, str) else self.layouts
+        return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
+
+    @property
+    def network_calls(self) -> int:
+        """Network evaluations for one picture (a conditional + unconditional pair counts as two)."""
+        return self.full_guidance.network_calls(self.steps)
+
+    @property
+    def full_guidance(self) -> Guidance:
+        """The guidance keys as one object."""
+        return Guidance(
+            style=self.guidance,
+            layout=self.layout_guidance,
+            interval=self.guidance_interval,
+            rescale=self.guidance_rescale,
+        )
+
+    @model_validator(mode="after")
+    def _valid_guidance(self) -> "SynthesisConfig":
+        _ = self.full_guidance
+        return self
