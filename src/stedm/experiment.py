@@ -4,6 +4,7 @@ RUN/config.yaml provenance.json     what ran, with which versions, on which data
 RUN/data/                           the phantom, where the configuration asks for one
 RUN/codec/                          training of the first stage, where the configuration asks for one of its own
 RUN/checkpoints/ metrics.jsonl      training of the diffusion model
+RUN/pseudo_labels/                  layouts of unannotated pictures as segmenters see them, where asked for
 RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
 RUN/style_bank.parquet              style vectors of the unannotated patients under that model
@@ -25,7 +26,7 @@ import pandas as pd
 import yaml
 
 from stedm import __version__
-from stedm.config import RunConfig, parse_config, to_yaml
+from stedm.config import Arm, RunConfig, parse_config, to_yaml
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
 from stedm.data.phantom import make_phantom
@@ -43,6 +44,7 @@ from stedm.progress import Reporter
 from stedm.seeds import seed_for
 from stedm.segmentation.model import build_segmenter, load_segmenter
 from stedm.segmentation.predict import predict_masks
+from stedm.segmentation.pseudo import write_pseudo_labels
 from stedm.segmentation.train import train_segmenter
 from stedm.style.bank import StyleBank
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
@@ -148,6 +150,7 @@ class Experiment:
         if not (self.folder / "model" / "model_index.json").is_file():
             if self.config.diffusion.trains_codec:
                 self.train_codec()
+            pseudo_labels = self.pseudo_labels()
             with self.reporter.stage("train diffusion model") as tick:
                 train_diffusion(
                     self.config.diffusion,
@@ -156,10 +159,30 @@ class Experiment:
                     self.folder,
                     picture_px=self.config.data.picture_px,
                     seed=seed_for(self.config.seed, "diffusion", self.config.diffusion.seed),
+                    pseudo_labels=pseudo_labels,
                     on_progress=tick,
                 )
             self._note_seconds()
         return StyleDiffusion.from_pretrained(self.folder / "model")
+
+    def pseudo_labels(self) -> DatasetFolder | None:
+        """Layouts of the unannotated pictures as the run's segmenters see them, in RUN/pseudo_labels; None if the
+        configuration wants none. The segmenters are trained first, if they aren't yet."""
+        config, folder = self.config.diffusion.pseudo_labels, self.folder / "pseudo_labels"
+        if config is None or self.config.diffusion.unlabeled_fraction == 0 or len(self.unlabeled) == 0:
+            return None
+        if (folder / "metadata.csv").is_file():
+            return DatasetFolder.open(folder)
+        segmenters = [self.train_segmenter(config.arm, seed) for seed in self.config.segmentation.seeds]
+        with self.reporter.stage("pseudo-labels") as tick:
+            return write_pseudo_labels(
+                segmenters,
+                self.unlabeled,
+                folder,
+                picture_px=self.config.data.picture_px,
+                confidence=config.confidence,
+                on_progress=tick,
+            )
 
     def style_bank(self) -> StyleBank:
         """Embed the unannotated patients with the run's model, or read what was embedded."""
@@ -202,19 +225,25 @@ class Experiment:
         """One network per seed and arm, each followed by its counts on the evaluation split."""
         for seed in self.config.segmentation.seeds:
             for arm in self.config.segmentation.arms:
-                if not (self._segmenter(arm, seed) / "model" / "config.json").is_file():
-                    with self.reporter.stage(f"segmenter {arm}, seed {seed}") as tick:
-                        train_segmenter(
-                            self.config.segmentation,
-                            arm,
-                            self._upper_set() if arm == "upper" else self.annotated,
-                            self.synthesize() if "synthetic" in arm else None,
-                            self._segmenter(arm, seed),
-                            seed=seed_for(self.config.seed, "segmenter", seed),
-                            picture_px=self.config.data.picture_px,
-                            on_progress=tick,
-                        )
-                    self._note_seconds()
+                self.train_segmenter(arm, seed)
+
+    def train_segmenter(self, arm: Arm, seed: int) -> Path:
+        """The segmenter of an arm and a seed, trained if it isn't yet; returns its model folder."""
+        folder = self._segmenter(arm, seed)
+        if not (folder / "model" / "config.json").is_file():
+            with self.reporter.stage(f"segmenter {arm}, seed {seed}") as tick:
+                train_segmenter(
+                    self.config.segmentation,
+                    arm,
+                    self._upper_set() if arm == "upper" else self.annotated,
+                    self.synthesize() if "synthetic" in arm else None,
+                    folder,
+                    seed=seed_for(self.config.seed, "segmenter", seed),
+                    picture_px=self.config.data.picture_px,
+                    on_progress=tick,
+                )
+            self._note_seconds()
+        return folder / "model"
 
     def counts(self) -> pd.DataFrame:
         """Pixel counts of every arm and seed on the evaluation split."""

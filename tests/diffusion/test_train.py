@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from stedm.config import RunConfig, StyleConfig, to_yaml
+from stedm.data.folder import DatasetFolder, write_png
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import DiffusionSamples, make_denoiser, train_diffusion
 from stedm.errors import StedmError
@@ -74,9 +75,29 @@ def test_unannotated_pictures_train_with_unknown_layout_and_their_masks_are_neve
     assert not any((samples[i]["layout"] == 2).any() for i in range(20))
 
 
-def test_pixels_under_the_ignore_index_are_unknown(diffusion_config, cohort):
-    from stedm.data.folder import write_png
+def test_pseudo_labels_are_the_layouts_of_unannotated_pictures_and_turn_with_them(
+    diffusion_config, cohort, tiny_dataset
+):
+    annotated, unlabeled = cohort
+    twin = DatasetFolder.open(tiny_dataset(name="twin", picture_px=16, patients={"train": 3}))
+    # The same pictures under split train; their layouts here: bright pixels are class 1, the upper half is unsure.
+    for row in range(len(unlabeled)):
+        layout = (unlabeled.read_picture(row)[..., 0] > 127).astype(np.uint8)
+        layout[:8] = 255
+        write_png(twin.root / twin.table["mask_file_name"][row], layout)
+    config = diffusion_config(unlabeled_fraction=1.0, layout_dropout=0.0)
+    samples = DiffusionSamples(config, annotated, unlabeled, 16, 0, twin)
+    for sample in (samples[i] for i in range(10)):
+        known = sample["layout"] != 2
+        assert known.sum() == 16 * 8
+        assert torch.equal(sample["layout"][known], (sample["picture"][0] > 127).long()[known])
+    hidden = DiffusionSamples(config.model_copy(update={"layout_dropout": 1.0}), annotated, unlabeled, 16, 0, twin)
+    assert (hidden[0]["layout"] == 2).all()
+    with pytest.raises(StedmError, match="layouts for"):
+        DiffusionSamples(config, annotated, unlabeled, 16, 0, twin.select([0]))
 
+
+def test_pixels_under_the_ignore_index_are_unknown(diffusion_config, cohort):
     annotated, _ = cohort
     for row in range(len(annotated)):
         write_png(annotated.root / annotated.table["mask_file_name"][row], np.full((16, 16), 255, np.uint8))

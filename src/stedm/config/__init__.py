@@ -14,7 +14,7 @@ from stedm.config.codec import (
     VQCodecConfig,
 )
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
-from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, RecolourConfig
+from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelConfig, RecolourConfig
 from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
 from stedm.config.segmentation import Arm, SegmentationConfig, StainAugmentConfig
 from stedm.config.style import StyleConfig
@@ -37,6 +37,7 @@ __all__ = [
     "PixelCodecConfig",
     "Positive",
     "Precision",
+    "PseudoLabelConfig",
     "RecolourConfig",
     "RunConfig",
     "SegmentationConfig",

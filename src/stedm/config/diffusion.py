@@ -34,6 +34,15 @@ class DenoiserConfig(Part):
     """Channels that the layout embedding adds to the noisy latent."""
 
 
+class PseudoLabelConfig(Part):
+    """Layouts of unannotated pictures as segmenters of the run see them (see stedm.segmentation.pseudo)."""
+
+    arm: Literal["real", "real+stain"] = "real+stain"
+    """Which of the run's segmenters vote: those of this arm, of all `segmentation.seeds`."""
+    confidence: Fraction = 0.9
+    """Pixels in which the mean probability of the winning class is lower stay unknown."""
+
+
 class DiffusionConfig(TrainingConfig):
     """Training of the style-extracting diffusion model."""
 
@@ -53,6 +62,9 @@ class DiffusionConfig(TrainingConfig):
     """Probability that an annotated sample is shown with its layout unknown."""
     unlabeled_fraction: Fraction = 0.5
     """Part of the samples that are unannotated pictures, trained under the "layout unknown" channel."""
+    pseudo_labels: PseudoLabelConfig | None = None
+    """Show unannotated pictures with the layout that the run's segmenters predict (trained first, on the annotated
+    pictures alone), unknown where these are unsure (after You et al. 2023); null = unknown everywhere."""
     steps: Positive = 4000
     batch: Positive = 8
     lr: Annotated[float, Field(gt=0)] = 1e-3

@@ -36,6 +36,7 @@ def train_diffusion(
     *,
     picture_px: int,
     seed: int = 0,
+    pseudo_labels: DatasetFolder | None = None,
     on_progress: Progress | None = None,
 ) -> StyleDiffusion:
     """Train, or go on training, in `folder`; the model with its averaged weights is written to `folder/model`.
@@ -45,8 +46,10 @@ def train_diffusion(
         unlabeled: pictures whose masks are never read; None or `unlabeled_fraction` 0 = labelled-only.
         picture_px: side of the pictures.
         seed: of initial weights, samples and noise.
+        pseudo_labels: layouts for the pictures of `unlabeled`, row by row, `ignore_index` = unknown; None = unknown
+            everywhere.
     """
-    samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed)
+    samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed, pseudo_labels)
     some_pictures = to_signed(samples.some_pictures(_PICTURES_TO_MEASURE))
     codec = open_codec(config.codec, folder, some_pictures)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
@@ -103,15 +106,18 @@ class DiffusionSamples(Dataset):
         unlabeled: DatasetFolder | None,
         picture_px: int,
         seed: int,
+        pseudo_labels: DatasetFolder | None = None,
     ):
         if len(annotated) == 0:
             raise StedmError(f"{annotated.root}: no annotated picture to train the diffusion model on")
         refuse_impossible_sampling(config.style.sampling, *filter(None, (annotated, unlabeled)))
         self.config, self.seed = config, seed
         self.n_classes = len(annotated.info.classes)
-        self._annotated = _Pool(annotated, config, picture_px)
+        self._annotated = _Pool(annotated, config, picture_px, annotated)
         semi = unlabeled is not None and len(unlabeled) > 0 and config.unlabeled_fraction > 0
-        self._unlabeled = _Pool(unlabeled, config, picture_px) if unlabeled is not None and semi else None
+        self._unlabeled = (
+            _Pool(unlabeled, config, picture_px, pseudo_labels) if unlabeled is not None and semi else None
+        )
 
     def __len__(self) -> int:
         return self.config.steps * self.config.batch
@@ -123,10 +129,10 @@ class DiffusionSamples(Dataset):
         row = pool.draw(generator)
         turn = int(generator.integers(N_SYMMETRIES))
         picture = symmetry(pool.cache.picture(row), turn)
-        if pool is self._unlabeled or generator.random() < self.config.layout_dropout:
+        if pool.layouts is None or generator.random() < self.config.layout_dropout:
             layout = np.full(picture.shape[:2], self.n_classes, np.int64)
         else:
-            layout = symmetry(pool.cache.mask(row), turn).astype(np.int64)
+            layout = symmetry(pool.layouts.mask(row), turn).astype(np.int64)
             # Pixels under the ignore index have no known class.
             layout[layout >= self.n_classes] = self.n_classes
         style, present = pool.styles(row, generator)
@@ -159,10 +165,15 @@ class DiffusionSamples(Dataset):
 
 
 class _Pool:
-    """Pictures of one kind (annotated or not), with their styles."""
+    """Pictures of one kind (annotated or not), with their styles and, where there are any, their layouts."""
 
-    def __init__(self, dataset: DatasetFolder, config: DiffusionConfig, picture_px: int):
+    def __init__(self, dataset: DatasetFolder, config: DiffusionConfig, picture_px: int, layouts: DatasetFolder | None):
         self.cache = PictureCache(dataset, picture_px)
+        self.layouts = None
+        if layouts is not None:
+            if len(layouts) != len(dataset):
+                raise StedmError(f"{layouts.root}: {len(layouts)} layouts for {len(dataset)} pictures; remove it")
+            self.layouts = self.cache if layouts is dataset else PictureCache(layouts, picture_px)
         self.styles = StyleSampler(self.cache, config.style.sampling, config.style.n_pictures)
         self._rows = list(rows_by_patient(dataset.table).values())
 
