@@ -15,7 +15,9 @@ from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.phantom import make_phantom
 from stedm.files import replacing, write_text
-from stedm.layout.prior import KINDS, LayoutPrior, compare_layouts
+from stedm.layout.measures import compare_layouts
+from stedm.layout.prior import LayoutPrior
+from stedm.layout.recipe import KINDS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -7,19 +7,9 @@ import pytest
 from stedm.data.field import SmoothField
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.errors import StedmError
-from stedm.layout.prior import (
-    KINDS,
-    LayoutPrior,
-    Texture,
-    build_layout,
-    carve,
-    class_fractions,
-    compare_layouts,
-    component_areas,
-    join,
-    tissue_field,
-    warp,
-)
+from stedm.layout.measures import class_fractions, compare_layouts, component_areas
+from stedm.layout.prior import LayoutPrior
+from stedm.layout.recipe import KINDS, Texture, build_layout, carve, join, tissue_field, warp
 
 NEW_KINDS = [kind for kind in KINDS if kind != "resample"]
 
@@ -115,7 +105,7 @@ def test_categories_are_not_mixed_and_an_unknown_one_draws_from_all(two_categori
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eight_classes_at_64_px(folder, kind, monkeypatch):
-    monkeypatch.setattr("stedm.layout.prior._TRIALS", 4)
+    monkeypatch.setattr("stedm.layout.texture_fit._TRIALS", 4)
     shares = np.array([0.3, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05])
     layouts = [blobs(np.random.default_rng(i).dirichlet(60 * shares).tolist(), i, 64) for i in range(6)]
     prior = LayoutPrior.fit(folder({"c": layouts}, n_classes=8), 64)

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.layout.prior import KINDS, class_fractions
+from stedm.layout.measures import class_fractions
+from stedm.layout.recipe import KINDS
 from stedm.style.bank import StyleBank
 from stedm.synthesis.plan import (
     ADDED_COLUMNS,

@@ -18,7 +18,8 @@ from stedm.data.transforms import symmetry
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
-from stedm.layout.prior import KINDS, LayoutPrior
+from stedm.layout.prior import LayoutPrior
+from stedm.layout.recipe import KINDS
 from stedm.synthesis.plan import LIST_SEPARATOR, layout_recipe, make_plan, read_plan, write_plan
 from stedm.synthesis.run import parse_shard, synthesize
 

@@ -15,7 +15,8 @@ from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.files import fingerprint, replacing
-from stedm.layout.prior import KINDS, LayoutPrior, LayoutRecipe, Texture
+from stedm.layout.prior import LayoutPrior
+from stedm.layout.recipe import KINDS, LayoutRecipe, Texture
 from stedm.seeds import numpy_generator, seed_for
 from stedm.style.bank import StyleBank, farthest_first
 from stedm.style.sampling import rows_by_patient

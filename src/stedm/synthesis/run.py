@@ -13,7 +13,7 @@ from stedm.data.samples import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.files import write_json
-from stedm.layout.prior import build_layout
+from stedm.layout.recipe import build_layout
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
 from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
