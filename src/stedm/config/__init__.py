@@ -16,7 +16,15 @@ from stedm.config.codec import (
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
 from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelConfig, RecolourConfig
 from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
-from stedm.config.segmentation import Arm, SegmentationConfig, StainAugmentConfig
+from stedm.config.segmentation import (
+    Arm,
+    SegmentationConfig,
+    SslConfig,
+    StainAugmentConfig,
+    uses_ssl,
+    uses_stain,
+    uses_synthetic,
+)
 from stedm.config.style import StyleConfig
 from stedm.config.synthesis import Guidance, LayoutKind, SynthesisConfig
 
@@ -41,6 +49,7 @@ __all__ = [
     "RecolourConfig",
     "RunConfig",
     "SegmentationConfig",
+    "SslConfig",
     "StainAugmentConfig",
     "StyleConfig",
     "SynthesisConfig",
@@ -52,4 +61,7 @@ __all__ = [
     "load_phantom_config",
     "parse_config",
     "to_yaml",
+    "uses_ssl",
+    "uses_stain",
+    "uses_synthetic",
 ]
