@@ -18,7 +18,7 @@ from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelC
 from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
 from stedm.config.segmentation import Arm, SegmentationConfig, StainAugmentConfig
 from stedm.config.style import StyleConfig
-from stedm.config.synthesis import Guidance, LayoutKind, SynthesisConfig
+from stedm.config.synthesis import Guidance, LayoutKind, Sampler, SynthesisConfig
 
 __all__ = [
     "Arm",
@@ -40,6 +40,7 @@ __all__ = [
     "PseudoLabelConfig",
     "RecolourConfig",
     "RunConfig",
+    "Sampler",
     "SegmentationConfig",
     "StainAugmentConfig",
     "StyleConfig",
