@@ -26,7 +26,7 @@ from stedm.config.segmentation import (
     uses_synthetic,
 )
 from stedm.config.style import StyleConfig
-from stedm.config.synthesis import Guidance, LayoutKind, SynthesisConfig
+from stedm.config.synthesis import Guidance, LayoutKind, Sampler, SynthesisConfig
 
 __all__ = [
     "Arm",
@@ -48,6 +48,7 @@ __all__ = [
     "PseudoLabelConfig",
     "RecolourConfig",
     "RunConfig",
+    "Sampler",
     "SegmentationConfig",
     "SslConfig",
     "StainAugmentConfig",
