@@ -435,17 +435,20 @@ def _git_commit() -> str | None:
 def _claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there.
 
-    Arms, seeds and evaluation may change between calls: what is there is kept and what is missing is added.
+    Arms, seeds and evaluation may change between calls: what is there is kept and what is missing is added. So may
+    the machine that it is computed on, and with it workers, compilation and activation checkpointing.
     """
     path = folder / "config.yaml"
     if path.is_file():
         there = _flat(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
         asked = _flat(yaml.safe_load(to_yaml(config)))
         free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name")
+        # How it is computed, not what.
+        free_ends = (".workers", ".compile", ".activation_checkpointing")
         differing = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
             for key in sorted(there.keys() | asked.keys())
-            if there.get(key) != asked.get(key) and not key.startswith(free)
+            if there.get(key) != asked.get(key) and not key.startswith(free) and not key.endswith(free_ends)
         ]
         if differing:
             raise StedmError(

@@ -1,5 +1,6 @@
 """Pictures held in memory."""
 
+import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -31,6 +32,20 @@ def test_each_file_is_decoded_once_and_only_when_used(tiny_dataset):
     np.testing.assert_array_equal(cache.mask(2), mask)
     with pytest.raises(StedmError, match="missing"):
         cache.picture(3)
+
+
+def test_forked_processes_fill_one_cache(tiny_dataset):
+    """Workers of a training stream would otherwise each hold, and decode, all pictures."""
+    root = tiny_dataset()
+    cache = PictureCache(DatasetFolder.open(root).split("train"), picture_px=16)
+    expected = PictureCache(cache.dataset, picture_px=16).picture(4)
+    process = multiprocessing.get_context("fork").Process(target=cache.picture, args=(4,), daemon=True)
+    process.start()
+    process.join(timeout=30)
+    assert process.exitcode == 0
+    for path in (root / "images").iterdir():
+        path.unlink()
+    np.testing.assert_array_equal(cache.picture(4), expected)
 
 
 def test_changing_a_picture_does_not_change_the_cache(tiny_dataset):

@@ -154,3 +154,39 @@ def test_a_wrong_injection_is_refused_by_the_configuration(injection):
         DiffusionConfig.model_validate(
             {"style": {"injection": injection}, "denoiser": {"channels": [16, 32], "norm_groups": 8}}
         )
+
+
+@pytest.mark.parametrize("changes", [{"injection": kind} for kind in INJECTIONS] + [{"style_backbone": "resnet18"}])
+def test_checkpointed_activations_give_equal_gradients_and_keep_less(changes):
+    injection = changes.get("injection", "all")
+    changes = {**changes, "injection": tuple(injection) if isinstance(injection, list) else injection}
+    noisy, times = torch.randn(2, 12, 8, 8), torch.tensor([1.0, 900.0])
+    layout, style = torch.randint(0, 3, (2, 16, 16)), torch.rand(2, 2, 3, 32, 32)
+    present, kept, gradients = torch.ones(2, 2, dtype=torch.bool), [], []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        return tensor
+
+    for checkpointed in (False, True):
+        denoiser = tiny_denoiser(**changes)
+        if checkpointed:
+            denoiser.checkpoint_activations()
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = denoiser(noisy, times, layout, style, present).square().mean()
+        loss.backward()
+        gradients.append({name: p.grad for name, p in denoiser.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name])
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_activation_checkpointing_is_asked_for_by_the_configuration(diffusion_config, cohort, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(StyleDenoiser, "checkpoint_activations", lambda self: asked.append(self))
+    for on in (False, True):
+        config = diffusion_config(steps=1, activation_checkpointing=on)
+        train_diffusion(config, *cohort, tmp_path / str(on), picture_px=16)
+        assert len(asked) == on

@@ -72,6 +72,9 @@ class DiffusionConfig(TrainingConfig):
     ema_decay: Fraction = 0.999
     """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
     checkpoint_every_steps: Positive = 250
+    activation_checkpointing: bool = False
+    """Compute the activations of the U-Net's blocks (and of a timm style encoder) again in the backward pass instead
+    of keeping them: less memory, slower steps, equal gradients."""
     seed: int = 0
 
     @model_validator(mode="after")

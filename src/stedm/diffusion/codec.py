@@ -54,7 +54,7 @@ class PixelCodec(ModelMixin, ConfigMixin):
         mean, std = pictures.mean(dim=(0, 2, 3)), pictures.std(dim=(0, 2, 3)).clamp(min=0.05)
         return PixelCodec(self.factor, tuple(mean.tolist()), tuple(std.tolist())).to(pictures.device)
 
-    def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents `(b, 3 s^2, H/s, W/s)` of pictures `(b, 3, H, W)` in [-1, 1]."""
         return F.pixel_unshuffle((pictures - self.pixel_mean) / self.pixel_std, self.factor)
 
@@ -62,7 +62,7 @@ class PixelCodec(ModelMixin, ConfigMixin):
         """The latents: nothing here is drawn."""
         return self.encode(pictures)
 
-    def sample(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """The latents: nothing here is drawn."""
         return moments
 
@@ -129,17 +129,17 @@ class AutoencoderCodec(torch.nn.Module):
         return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
     @torch.no_grad()
-    def sample(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Normalised latents `(b, z, h, w)` of `moments`; with a generator drawn from the distribution, where there
-        is one, else its mean."""
+    def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Normalised latents `(b, z, h, w)` of `moments`; with standard normal `noise (b, z, h, w)` drawn from the
+        distribution, where there is one, else its mean."""
         raw, *spread = moments.float().split(self.latent_channels, dim=1)
-        if spread and generator is not None:
-            raw = raw + spread[0] * torch.randn(raw.shape, generator=generator).to(raw.device)
+        if spread and noise is not None:
+            raw = raw + spread[0] * noise
         return (raw - self.mean) / self.std
 
-    def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
         """Normalised latents `(b, z, H/f, W/f)` of pictures `(b, 3, H, W)` in [-1, 1]; see `sample`."""
-        return self.sample(self.moments(pictures), generator)
+        return self.sample(self.moments(pictures), noise)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

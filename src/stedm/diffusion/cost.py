@@ -72,7 +72,8 @@ class Cost:
     flops_per_picture: int
     """One generated picture: style pictures, all network calls, decoding."""
     memory: dict[tuple[str, int], TrainingMemory]
-    """Of training in one process, by precision (fp32, bf16) and batch (1 and the configuration's)."""
+    """Of training in one process, by precision (fp32, bf16) and batch (1 and the configuration's, or what
+    `accumulate` leaves of it at once)."""
 
 
 def cost(config: RunConfig, n_classes: int) -> Cost:
@@ -220,7 +221,7 @@ def _memory(run: _Run, **saved_bytes_of: Callable[[int], int]) -> dict[tuple[str
     codec = _FLOAT_BYTES * _count(run.codec)
     return {
         (precision, batch): TrainingMemory(every, trained, 2 * trained, every, codec, saved_bytes(batch))
-        for batch in dict.fromkeys((1, run.config.batch))
+        for batch in dict.fromkeys((1, run.config.batch // run.config.accumulate))
         for precision, saved_bytes in saved_bytes_of.items()
     }
 

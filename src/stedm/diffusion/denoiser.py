@@ -95,6 +95,18 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         if self.style_encoder is not None:
             self.style_encoder.measure(pictures)
 
+    def checkpoint_activations(self) -> None:
+        """Compute the activations of the U-Net's blocks and of a timm style encoder again in the backward pass."""
+        self.unet.enable_gradient_checkpointing()
+        backbone = getattr(self.style_encoder, "backbone", None)
+        if hasattr(backbone, "set_grad_checkpointing"):
+            backbone.set_grad_checkpointing()
+
+    def compile(self, *args, **kwargs) -> None:
+        """Compile `denoise` in place: names of the weights stay. The style encoder's part has as many pictures as are
+        shown, another number in each batch, and is small."""
+        self.denoise = torch.compile(self.denoise, *args, **kwargs)
+
     def forward(
         self,
         noisy: torch.Tensor,

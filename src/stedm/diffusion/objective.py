@@ -48,7 +48,7 @@ class Objective:
             t = times.view(-1, 1, 1, 1)
             return (1.0 - t) * latent + t * noise, noise - latent, TRAIN_TIMESTEPS * times
         timestep = (TRAIN_TIMESTEPS * times).long().clamp(max=TRAIN_TIMESTEPS - 1)
-        scheduler = DDPMScheduler(**BETAS)
+        scheduler = _scheduler()
         noisy = scheduler.add_noise(latent, noise, timestep)
         target = noise if self.kind == "eps" else scheduler.get_velocity(latent, noise, timestep)
         return noisy, target, timestep
@@ -65,11 +65,11 @@ def clean_picture_weights(kind: str, timestep: float) -> tuple[float, float]:
     """
     if kind == "flow":
         return 1.0, -timestep / TRAIN_TIMESTEPS
-    alpha_squared = float(_alphas_cumprod()[int(timestep)])
+    alpha_squared = float(_scheduler().alphas_cumprod[int(timestep)])
     alpha, sigma = alpha_squared**0.5, (1.0 - alpha_squared) ** 0.5
     return (1.0 / alpha, -sigma / alpha) if kind == "eps" else (alpha, -sigma)
 
 
 @cache
-def _alphas_cumprod() -> torch.Tensor:
-    return DDPMScheduler(**BETAS).alphas_cumprod
+def _scheduler() -> DDPMScheduler:
+    return DDPMScheduler(**BETAS)

@@ -21,8 +21,8 @@ from stedm.diffusion.objective import Objective
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.engine import Engine, Progress
 from stedm.errors import StedmError
-from stedm.seeds import numpy_generator, seed_for
-from stedm.style.recolour import recolour_together
+from stedm.seeds import numpy_generator, seed_for, torch_generator
+from stedm.style.recolour import recoloured, stain_factors
 from stedm.style.sampling import StyleSampler, refuse_impossible_sampling, rows_by_patient
 
 _PICTURES_TO_MEASURE = 256
@@ -55,6 +55,8 @@ def train_diffusion(
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
     denoiser.measure(some_pictures)
     objective = Objective(config.objective, config.loss, config.timesteps)
+    if config.activation_checkpointing:
+        denoiser.checkpoint_activations()
     engine = Engine(
         denoiser,
         folder,
@@ -65,15 +67,16 @@ def train_diffusion(
     )
     codec.to(engine.device)
     cache = open_cache(config, engine, codec, samples, picture_px)
-    for batch in engine.batches(samples):
-        picture, style = recolour_together(batch["picture"], batch["style"], config.recolour, engine.generator)
+    for batch in engine.batches(DrawnSamples(samples, objective, codec, picture_px)):
+        if config.recolour.probability > 0:
+            picture, style = recoloured(batch["picture"], batch["style"], batch["stain_factors"])
+        else:
+            picture, style = to_signed(batch["picture"]), to_signed(batch["style"])
         moments = cache(picture, batch["row"], batch["turn"]) if cache else codec.moments(picture)
-        latent = codec.sample(moments, engine.generator)
-        noise = torch.randn(latent.shape, generator=engine.generator).to(engine.device)
-        times = objective.sample_times(len(latent), engine.generator).to(engine.device)
-        noisy, target, timestep = objective.corrupt(latent, noise, times)
+        latent = codec.sample(moments, batch["codec_noise"])
+        noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with engine.autocast():
-            predicted = engine.network(noisy, timestep, batch["layout"], style, batch["present"])
+            predicted = engine.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
         engine.step(objective(predicted.float(), target))
     with engine.averaged_weights() as network:
         model = StyleDiffusion(
@@ -87,13 +90,14 @@ def train_diffusion(
         )
         if engine.accelerator.is_main_process:
             model.save_pretrained(folder / "model")
+    engine.accelerator.wait_for_everyone()
     return StyleDiffusion.from_pretrained(folder / "model")
 
 
 class DiffusionSamples(Dataset):
     """The sample stream: sample i is a pure function of (seed, i).
 
-    A sample has `picture` uint8 (3, px, px), `layout` int64 (px, px) in 0..n_classes with n_classes = unknown, `style`
+    A sample has `picture` uint8 (3, px, px), `layout` uint8 (px, px) in 0..n_classes with n_classes = unknown, `style`
     uint8 (n, 3, px, px) and `present` bool (n,), all False where the null style is shown; `row` (in `names`) and `turn`
     (of the 8 symmetries) tell which picture it is. Patients are drawn uniformly, then one of their pictures, so that a
     patient with many pictures doesn't drown the others.
@@ -130,9 +134,9 @@ class DiffusionSamples(Dataset):
         turn = int(generator.integers(N_SYMMETRIES))
         picture = symmetry(pool.cache.picture(row), turn)
         if pool.layouts is None or generator.random() < self.config.layout_dropout:
-            layout = np.full(picture.shape[:2], self.n_classes, np.int64)
+            layout = np.full(picture.shape[:2], self.n_classes, np.uint8)
         else:
-            layout = symmetry(pool.layouts.mask(row), turn).astype(np.int64)
+            layout = symmetry(pool.layouts.mask(row), turn)
             # Pixels under the ignore index have no known class.
             layout[layout >= self.n_classes] = self.n_classes
         style, present = pool.styles(row, generator)
@@ -162,6 +166,33 @@ class DiffusionSamples(Dataset):
             for row in np.linspace(0, len(pool.cache) - 1, min(n // len(pools), len(pool.cache)))
         ]
         return _channels_first(np.stack(chosen))
+
+
+class DrawnSamples(Dataset):
+    """`DiffusionSamples` with all that training draws for a sample: the same however the samples are divided among
+    batches, parts of batches, processes and workers.
+
+    Adds `stain_factors` (3,), `time` () in (0, 1), and `noise` and `codec_noise`, standard normal in latent shape; the
+    latter is for codecs that give distributions.
+    """
+
+    def __init__(self, samples: DiffusionSamples, objective: Objective, codec: Codec, picture_px: int):
+        self.samples, self.objective = samples, objective
+        side = picture_px // codec.factor
+        self.latent_shape = (codec.latent_channels, side, side)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = torch_generator(self.samples.seed, "diffusion-draws", index)
+        return {
+            **self.samples[index],
+            "stain_factors": stain_factors(1, self.samples.config.recolour, generator)[0],
+            "time": self.objective.sample_times(1, generator)[0],
+            "noise": torch.randn(self.latent_shape, generator=generator),
+            "codec_noise": torch.randn(self.latent_shape, generator=generator),
+        }
 
 
 class _Pool:

@@ -22,13 +22,24 @@ def recolour_together(
     Each stain of a sample is scaled by a factor from its range; a sample keeps its colours with probability
     1 - `config.probability`. Draws come from `generator`, also where nothing is recoloured.
     """
-    b, n = style.shape[:2]
-    chosen = torch.rand(b, 1, generator=generator) < config.probability
-    low, high = torch.tensor([config.haematoxylin, config.eosin, config.dab]).T
-    factor = (low + (high - low) * torch.rand(b, 3, generator=generator)).clamp_min(0.0)
-    if not chosen.any():
+    factors = stain_factors(len(picture), config, generator)
+    if (factors == 1.0).all():
         return to_signed(picture), to_signed(style)
-    scale = torch.where(chosen, factor, 1.0).to(picture.device)
-    new_picture = scale_stains(picture.float() / 255, scale)
-    new_style = scale_stains(style.flatten(0, 1).float() / 255, scale.repeat_interleave(n, dim=0)).unflatten(0, (b, n))
+    return recoloured(picture, style, factors.to(picture.device))
+
+
+def stain_factors(n: int, config: RecolourConfig, generator: torch.Generator) -> Tensor:
+    """Draw `(n, 3)` factors of the stains of `n` samples; 1 where a sample keeps its colours."""
+    chosen = torch.rand(n, 1, generator=generator) < config.probability
+    low, high = torch.tensor([config.haematoxylin, config.eosin, config.dab]).T
+    factors = (low + (high - low) * torch.rand(n, 3, generator=generator)).clamp_min(0.0)
+    return torch.where(chosen, factors, 1.0)
+
+
+def recoloured(picture: Tensor, style: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """As `recolour_together`, by the given factors `(b, 3)`."""
+    b, n = style.shape[:2]
+    new_picture = scale_stains(picture.float() / 255, factors)
+    every = factors.repeat_interleave(n, dim=0)
+    new_style = scale_stains(style.flatten(0, 1).float() / 255, every).unflatten(0, (b, n))
     return 2 * new_picture - 1, 2 * new_style - 1
