@@ -11,7 +11,7 @@ from stedm.config import RunConfig, load_config, parse_config
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.stats import summarise
-from stedm.experiment import Experiment, evaluate_segmenter, plan_pictures
+from stedm.experiment import Experiment, _claim, evaluate_segmenter, plan_pictures
 from stedm.progress import Reporter
 from stedm.style.bank import StyleBank
 
@@ -254,3 +254,20 @@ def test_pseudo_labels_come_from_segmenters_of_annotated_pictures_and_reach_the_
     with_labels.train_diffusion()
     assert with_labels.train_segmenter("real", 0) == tmp_path / "with/segmenters/real/seed-0/model"
     assert _files(tmp_path / "with") == before
+
+
+def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path):
+    """How it is computed may change; run folders from before these keys existed go on."""
+    config = _config({"phantom": {}})
+    _claim(tmp_path / "run", config)
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    for key in ("workers", "accumulate", "compile", "activation_checkpointing"):
+        del written["diffusion"][key]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(written))
+
+    def changed(**values) -> RunConfig:
+        return config.model_copy(update={"diffusion": config.diffusion.model_copy(update=values)})
+
+    _claim(tmp_path / "run", changed(workers=2, compile=True, activation_checkpointing=True))
+    with pytest.raises(StedmError, match=r"diffusion.accumulate: 1 there, 2 asked"):
+        _claim(tmp_path / "run", changed(accumulate=2))

@@ -80,7 +80,7 @@ class Engine:
             self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
         self.step_done = 0
-        self._parts_done, self._loss, self._last_loss = 0, torch.zeros((), device=self.device), math.nan
+        self.part, self._loss, self._last_loss = 0, torch.zeros((), device=self.device), math.nan
         self._resume()
 
     @property
@@ -95,11 +95,10 @@ class Engine:
         """Yield the batches that remain, each in `accumulate` parts; `samples[i]` must be a pure function of i."""
         self.network.train()
         for batch in self._loader(samples):
-            part, rank = self._parts_done, self.accelerator.process_index
-            ids = ("step", self.images_seen, "rank", rank, *(("part", part) if part else ()))
-            self.generator = torch_generator(self.seed, *ids)
+            rank, part = self.accelerator.process_index, (("part", self.part) if self.part else ())
+            self.generator = torch_generator(self.seed, "step", self.images_seen, "rank", rank, *part)
             # Processes exchange their gradients with the last part only.
-            is_last = part == self.config.accumulate - 1
+            is_last = self.part == self.config.accumulate - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
                 yield batch
         self.accelerator.wait_for_everyone()
@@ -130,8 +129,8 @@ class Engine:
         """Backward; with the last part of a batch also clip, optimizer, average, log, checkpoint."""
         self.accelerator.backward(loss / self.config.accumulate)
         self._loss += loss.detach() / self.config.accumulate
-        self._parts_done = (self._parts_done + 1) % self.config.accumulate
-        if self._parts_done:
+        self.part = (self.part + 1) % self.config.accumulate
+        if self.part:
             return
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._lr_factor(self.step_done)

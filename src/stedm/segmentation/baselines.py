@@ -86,7 +86,8 @@ class Consistency:
         """
         learner = engine.accelerator.unwrap_model(engine.network)
         # First here, not last in a step: a checkpoint is then the same whether or not the run goes on.
-        learner.update_teacher()
+        if engine.part == 0:
+            learner.update_teacher()
         strong, pseudo = self.strong_views(engine, learner.teacher, unlabeled)
         dropped = learner.dropped_channels(len(unlabeled), self.config.ssl.feature_dropout, engine.generator)
         intact = torch.ones(len(pictures), 1, 1, 1)
