@@ -16,12 +16,9 @@ back: they are never style pictures of the plan, and they are what synthetic pic
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import sys
 import time
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,70 +28,29 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.stats import t as student_t
+from pydantic import Field, ValidationError
 
+from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, Part, claim, interval, locked, wrapped
 from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
-from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
 from stedm.data.phantom import make_phantom
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_png
-from stedm.experiment import Experiment
+from stedm.experiment import Experiment, annotated_part
 from stedm.files import replacing, write_json, write_text
 from stedm.progress import Reporter
-from stedm.seeds import numpy_generator
-from stedm.synthesis.judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
 from stedm.synthesis.plan import LIST_SEPARATOR
-from stedm.synthesis.quality import (
-    ColourSpace,
-    Measure,
-    PictureEncoder,
-    PictureSet,
-    layout_iou,
-    measure_appearance,
-    parameter_error,
-    retrieval_chance,
-    with_shuffled_layouts,
-)
+from stedm.synthesis.quality import ColourSpace, Measure, PictureEncoder, PictureSet
 from stedm.synthesis.run import parse_shard
 
 BASE = "base"
 FROM = "from"
-MEASURES = {
-    "retrieval_top1": "own patient retrieved, top 1",
-    "retrieval_mrr": "own patient retrieved, mean reciprocal rank",
-    "colour_distance": "stain distance to the own patient (SD between patients)",
-    "layout_iou": "layout IoU by an independent segmenter",
-    "kid": "KID",
-    "error_second_stain_od": "error of the stain on tumour (OD)",
-    "correlation_second_stain_od": "correlation with the true stain on tumour",
-    "error_haematoxylin": "error of the haematoxylin concentration",
-    "correlation_haematoxylin": "correlation with the true haematoxylin concentration",
-    "error_white": "error of the white balance",
-}
-"""What the table shows, in this order; measures.json may hold more."""
-LOWER_IS_BETTER = ("colour_distance", "kid", "error_")
-RESAMPLES = 4000
 
 
 # ---- specification ------------------------------------------------------------------------------------------------
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Cohort(_Part):
-    """Which unannotated patients are drawn and measured."""
-
-    patients: int = 24
-    style_pictures: int = Field(default=10, description="style pictures a patient has to choose from, at most")
-    reference_pictures: int = 4
-    least_pictures: int = Field(default=12, description="patients with fewer pictures are not measured")
-
-
-class Spec(_Part):
+class Spec(Part):
     """A base configuration and named variants of it: {name: {"diffusion.style.aggregation": "max", ...}}.
 
     The key `from: NAME` in a variant takes the trained model of another one, so that only `synthesis` may differ.
@@ -210,54 +166,27 @@ class Ablation:
 
     def measure(self, pictures: PictureSet) -> dict[str, Measure]:
         """All measures of synthetic pictures whose masks are the layouts that were asked for."""
-        measures = self._appearance(pictures)
-        info = self.dataset.info
-        measures["layout_iou"] = layout_iou(self._segment, pictures, info.classes, info.ignore_index)
-        if self.phantom is not None:
-            judge, truth = self._phantom_judge, phantom_parameters(self.folder / "data")
-            measures |= parameter_error(judge.regressor, pictures, truth, len(info.classes))
-        return measures
+        return self.jury.measure(pictures)
 
     def bounds(self, reporter: Reporter) -> dict[str, dict[str, float]]:
         """{"real": ..., "chance": ...}: real pictures in the place of synthetic ones; guessing. Made once."""
-        path = self.folder / "judge" / "bounds.json"
-        with _locked(self.folder / ".judge.lock"):
-            if not path.is_file():
-                if problems := check_dataset(self.dataset.root, read_unlabeled_masks=False):
-                    raise StedmError("\n".join(problems))
-                with reporter.stage("judges and bounds"):
-                    write_json(path, self._bounds())
-        return json.loads(path.read_text(encoding="utf-8"))
+        return self.jury.bounds(reporter)
 
-    def _bounds(self) -> dict[str, dict[str, float]]:
-        info, pool = self.dataset.info, PictureSet.read(self.pool, self.picture_px)
-        annotated = PictureSet.read(self._judged_with.annotated, self.picture_px, with_masks=True)
-        real = self._appearance(pool)
-        real["layout_iou"] = layout_iou(self._segment, annotated, info.classes, info.ignore_index)
-        # Each patient's pictures under the next patient's name: what a model that ignores style could reach at best.
-        patients = np.unique(pool.patients)
-        swapped = np.roll(patients, 1)[np.searchsorted(patients, pool.patients)]
-        chance = {
-            **retrieval_chance(len(patients)),
-            "colour_distance": self._appearance(PictureSet(pool.pictures, swapped))["colour_distance"].value,
-            "layout_iou": layout_iou(
-                self._segment, with_shuffled_layouts(annotated), info.classes, info.ignore_index
-            ).value,
-        }
-        if self.phantom is not None:
-            judge, truth = self._phantom_judge, phantom_parameters(self.folder / "data").loc[patients]
-            own_truth = phantom_parameters(judge.folder)
-            real |= parameter_error(judge.regressor, judge.pictures("val"), own_truth, len(info.classes))
-            for name in judge.regressor.names:
-                chance[f"error_{name}"] = float((truth[name] - truth[name].mean()).abs().mean())
-                chance[f"correlation_{name}"] = 0.0
-        return {"real": {name: measure.value for name, measure in real.items()}, "chance": chance}
-
-    def _appearance(self, pictures: PictureSet) -> dict[str, Measure]:
-        style, content = self.encoders
-        reference = PictureSet.read(self.reference, self.picture_px)
-        return measure_appearance(
-            pictures, reference, style_encoder=style, content_encoder=content, colours=self.spec.colours
+    @cached_property
+    def jury(self) -> Jury:
+        """Judges that all runs share."""
+        segmentation = {**self._config.segmentation.model_dump(), **self.spec.judge}
+        return Jury(
+            self.dataset,
+            annotated_part(self.dataset, self._config),
+            self.folder / "judge",
+            picture_px=self.picture_px,
+            cohort=self.spec.cohort,
+            colours=self.spec.colours,
+            segmentation=SegmentationConfig.model_validate(segmentation),
+            phantom=self.phantom,
+            phantom_patients=self.spec.phantom_patients,
+            encoders=self._encoders,
         )
 
     # ---- data ---------------------------------------------------------------------------------------------------
@@ -276,49 +205,24 @@ class Ablation:
         if self.phantom is None:
             assert self._config.data.path is not None
             return DatasetFolder.open(self._config.data.path)
-        with _locked(self.folder / ".data.lock"):
+        with locked(self.folder / ".data.lock"):
             if not (self.folder / "data" / "metadata.csv").is_file():
                 make_phantom(self.phantom, self.folder / "data")
         return DatasetFolder.open(self.folder / "data")
 
-    @cached_property
+    @property
     def pool(self) -> DatasetFolder:
         """Real pictures of the measured patients that a plan may give as style pictures."""
-        return self._measured_pictures[0]
+        return self.jury.pool
 
-    @cached_property
+    @property
     def reference(self) -> DatasetFolder:
         """Real pictures of the measured patients that no plan gives."""
-        return self._measured_pictures[1]
-
-    @cached_property
-    def _measured_pictures(self) -> tuple[DatasetFolder, DatasetFolder]:
-        return split_cohort(self.dataset.split("unlabeled"), self.spec.cohort)
-
-    @cached_property
-    def encoders(self) -> tuple[PictureEncoder, PictureEncoder]:
-        """For style and for content."""
-        return self._encoders or style_and_content_encoders()
+        return self.jury.reference
 
     @cached_property
     def _config(self) -> RunConfig:
         return self.spec.config(BASE, self.spec.seeds[0])
-
-    @property
-    def _judged_with(self) -> Experiment:
-        return self._experiment(BASE, self.spec.seeds[0], Reporter(quiet=True))
-
-    @cached_property
-    def _segment(self):
-        config = SegmentationConfig.model_validate({**self._config.segmentation.model_dump(), **self.spec.judge})
-        return train_judge_segmenter(config, self.dataset, self.folder / "judge" / "segmenter", self.picture_px)
-
-    @cached_property
-    def _phantom_judge(self) -> PhantomJudge:
-        assert self.phantom is not None
-        judge = PhantomJudge(self.folder / "judge" / "phantom", self.phantom, self.spec.phantom_patients)
-        judge.cohort  # noqa: B018  made now, so that its parameters can be read
-        return judge
 
     # ---- folders ------------------------------------------------------------------------------------------------
 
@@ -332,15 +236,8 @@ class Ablation:
         return _PooledExperiment(config, self.run_folder(variant, seed), reporter, self.pool)
 
     def _claim(self) -> None:
-        """Write spec.yaml; variants and seeds may be added later, what all share may not change."""
-        path = self.folder / "spec.yaml"
-        values = self.spec.model_dump(mode="json")
-        if path.is_file():
-            there = yaml.safe_load(path.read_text(encoding="utf-8"))
-            differing = [key for key in values if key not in ("variants", "seeds") and values[key] != there.get(key)]
-            if differing:
-                raise StedmError(f"{self.folder}: was begun with another {', '.join(differing)}; give another -o")
-        write_text(path, yaml.safe_dump(values, sort_keys=False))
+        """Variants and seeds may be added later."""
+        claim(self.folder, self.spec, may_change=("variants", "seeds"))
 
 
 class _PooledExperiment(Experiment):
@@ -353,36 +250,6 @@ class _PooledExperiment(Experiment):
     @property
     def style_source(self) -> DatasetFolder:
         return self.pool
-
-
-def split_cohort(unlabeled: DatasetFolder, cohort: Cohort) -> tuple[DatasetFolder, DatasetFolder]:
-    """Style pictures and reference pictures of the measured patients; a fixed choice, disjoint.
-
-    Raises:
-        StedmError: fewer than two patients have enough pictures.
-    """
-    rows_of = unlabeled.table.groupby("patient_id").indices
-    enough = sorted(patient for patient, rows in rows_of.items() if len(rows) >= cohort.least_pictures)
-    if len(enough) < 2 or cohort.least_pictures <= cohort.reference_pictures:
-        raise StedmError(
-            f"{unlabeled.root}: {len(enough)} unannotated patients have {cohort.least_pictures} pictures; set "
-            "cohort.least_pictures lower (and above cohort.reference_pictures)"
-        )
-    pool, reference = [], []
-    for patient in sorted(numpy_generator(0, "cohort").permutation(enough)[: cohort.patients]):
-        rows = numpy_generator(0, "cohort", str(patient)).permutation(rows_of[patient])
-        reference += rows[: cohort.reference_pictures].tolist()
-        pool += rows[cohort.reference_pictures :][: cohort.style_pictures].tolist()
-    return unlabeled.select(sorted(pool)), unlabeled.select(sorted(reference))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock of a killed process is gone with it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 # ---- statistics ---------------------------------------------------------------------------------------------------
@@ -400,25 +267,6 @@ def collect(ablation: Ablation) -> pd.DataFrame:
     if not rows:
         raise StedmError(f"{ablation.folder}: nothing is measured yet; run `ablation.py run` first")
     return pd.DataFrame(rows, columns=["variant", "seed", "measure", "patient_id", "value"]).astype({"value": float})
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of values (seeds, patients).
-
-    Bootstrap of seeds and of patients, both drawn anew and independently (Owen 2007, "The pigeonhole bootstrap"). With
-    one column, a measure without values per patient: Student's t over seeds. NaN where there is too little to tell.
-    """
-    seeds, patients = values.shape
-    if patients > 1:
-        generator = numpy_generator(0, "ablation bootstrap", seeds, patients)
-        rows, columns = (generator.integers(n, size=(RESAMPLES, n)) for n in (seeds, patients))
-        means = np.nanmean(values[rows[:, :, None], columns[:, None, :]], axis=(1, 2))
-        low, high = np.quantile(means, [0.025, 0.975])
-        return float(low), float(high)
-    if seeds < 2:
-        return float("nan"), float("nan")
-    half = float(student_t.ppf(0.975, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def summarise(values: pd.DataFrame) -> pd.DataFrame:
@@ -526,7 +374,7 @@ def measures_figure(summary: pd.DataFrame, bounds: dict[str, dict[str, float]], 
         if BASE in rows.index:
             ax.axvline(rows.loc[BASE, "mean"], color=COLOURS[3], lw=0.8, alpha=0.5)
         better = "lower" if name.startswith(LOWER_IS_BETTER) else "higher"
-        ax.set_title(_wrapped(MEASURES[name]), fontsize=9)
+        ax.set_title(wrapped(MEASURES[name]), fontsize=9)
         ax.set_xlabel(f"{better} is better", fontsize=8, color=MUTED)
         ax.set_yticks(range(len(variants)), variants)
         ax.set_ylim(len(variants) - 0.5, -0.5)
@@ -569,15 +417,6 @@ def _same(made: DatasetFolder, planned: pd.Series) -> np.ndarray | None:
     """The picture that another variant made of the same row of the plan."""
     rows = np.flatnonzero((made.table["image_id"] == planned["image_id"]) & (made.table["seed"] == planned["seed"]))
     return made.read_picture(int(rows[0])) if len(rows) else None
-
-
-def _wrapped(text: str, width: int = 26) -> str:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
 
 
 # ---- command line -------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The ablation driver, end to end on a miniature phantom: resumable, shared models, tables with intervals."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +7,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from stedm.data.folder import DatasetFolder
+import ablation
 from stedm.errors import StedmError
 from stedm.synthesis.plan import LIST_SEPARATOR, read_plan
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def _driver():
-    spec = importlib.util.spec_from_file_location("ablation", BENCHMARKS / "ablation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ablation = _driver()
 
 
 def colour_encoder(pictures: np.ndarray) -> np.ndarray:
@@ -136,17 +125,6 @@ def test_a_folder_of_another_base_is_refused(tmp_path):
         _driven(tmp_path, judge={"steps": 3})._claim()
 
 
-def test_intervals_know_seeds_and_patients():
-    seeds = np.array([[0.0], [1.0], [2.0]]) + np.zeros((3, 20))
-    patients = np.linspace(0, 2, 20) + np.zeros((3, 1))
-    assert ablation.interval(np.ones((3, 20))) == (1.0, 1.0)
-    for values in (seeds, patients):  # either alone widens the interval
-        low, high = ablation.interval(values)
-        assert low < 0.8 < 1.2 < high
-    assert ablation.interval(np.array([[1.0], [2.0], [3.0]])) == pytest.approx((-0.484, 4.484), abs=1e-3)
-    assert np.isnan(ablation.interval(np.array([[1.0]]))).all()
-
-
 def test_the_difference_to_base_is_paired():
     generator = np.random.default_rng(0)
     rows = []
@@ -166,13 +144,3 @@ def test_the_committed_specifications_are_valid(name):
     spec = ablation.read_spec(BENCHMARKS / f"{name}.yaml")
     assert len(spec.variants) > 12
     assert len({spec.config(variant, 0).fingerprint for variant in spec.variants}) == len(spec.variants)
-
-
-def test_the_measured_patients_have_their_reference_pictures_apart(tiny_dataset):
-    unlabeled = DatasetFolder.open(tiny_dataset(pictures=5)).split("unlabeled")
-    cohort = ablation.Cohort(patients=3, style_pictures=2, reference_pictures=2, least_pictures=5)
-    pool, reference = ablation.split_cohort(unlabeled, cohort)
-    assert pool.patients() == reference.patients()
-    assert set(pool.table.groupby("patient_id").size()) == set(reference.table.groupby("patient_id").size()) == {2}
-    with pytest.raises(StedmError, match="least_pictures"):
-        ablation.split_cohort(unlabeled, cohort.model_copy(update={"least_pictures": 6}))

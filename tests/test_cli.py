@@ -26,6 +26,7 @@ FLAGS = {
     "segment": ["--output"],
     "evaluate": ["--output", "--split"],
     "compare": ["--output"],
+    "bench": ["--output", "-n", "--set"],
     "config show": ["--set", "--cost"],
     "config schema": [],
 }

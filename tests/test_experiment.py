@@ -16,7 +16,7 @@ from stedm.progress import Reporter
 from stedm.style.bank import StyleBank
 
 REPOSITORY = Path(__file__).parents[1]
-ARMS = ["real", "real+stain", "real+synthetic", "real+stain+synthetic", "upper"]
+ARMS = ["real", "real+stain", "ssl", "real+synthetic", "real+stain+synthetic", "real+stain+synthetic+ssl", "upper"]
 
 
 def _config(data: dict, **segmentation) -> RunConfig:
@@ -89,7 +89,7 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     root = tiny_dataset()
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
-    config = _config({"path": root}, arms=["real", "real+synthetic"], seeds=[0])
+    config = _config({"path": root}, arms=["real", "ssl", "real+synthetic"], seeds=[0])
     Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
     more = _config({"path": root}, arms=["real", "real+synthetic"], seeds=[0, 1])
     summary = Experiment(more, tmp_path / "run", Reporter(quiet=True)).run()
@@ -97,6 +97,12 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     upper = _config({"path": root}, arms=["upper"], seeds=[0])
     with pytest.raises(StedmError, match="unlabeled"):
         Experiment(upper, tmp_path / "upper", Reporter(quiet=True)).run()
+
+
+def test_ssl_arms_want_unlabeled_patients_before_anything_is_trained(tiny_dataset, tmp_path):
+    root = tiny_dataset(patients={"train": 2, "val": 1, "test": 2})
+    with pytest.raises(StedmError, match="leave the ssl arms out"):
+        Experiment(_config({"path": root}, arms=["ssl"]), tmp_path / "run", Reporter(quiet=True)).check()
 
 
 def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_dataset, tmp_path):

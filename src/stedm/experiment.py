@@ -26,7 +26,7 @@ import pandas as pd
 import yaml
 
 from stedm import __version__
-from stedm.config import Arm, RunConfig, parse_config, to_yaml
+from stedm.config import Arm, RunConfig, parse_config, to_yaml, uses_ssl, uses_synthetic
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
 from stedm.data.phantom import make_phantom
@@ -66,7 +66,7 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """All stages; returns the summary."""
         self.check()
-        if any("synthetic" in arm for arm in self.config.segmentation.arms):
+        if any(map(uses_synthetic, self.config.segmentation.arms)):
             self.train_diffusion()
             self.synthesize()
         self.train_segmenters()
@@ -110,6 +110,8 @@ class Experiment:
         problems = check_dataset(self.dataset.root, read_unlabeled_masks=needs_unlabeled, unseen_categories=unseen)
         if problems:
             raise StedmError("\n".join(problems))
+        if len(self.unlabeled) == 0 and any(map(uses_ssl, self.config.segmentation.arms)):
+            raise StedmError(f"{self.dataset.root}: no unlabeled patients; leave the ssl arms out of segmentation.arms")
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(self.dataset.info.classes))
         _check_unchanged(self.folder, self.dataset)
@@ -236,11 +238,12 @@ class Experiment:
                     self.config.segmentation,
                     arm,
                     self._upper_set() if arm == "upper" else self.annotated,
-                    self.synthesize() if "synthetic" in arm else None,
+                    self.synthesize() if uses_synthetic(arm) else None,
                     folder,
                     seed=seed_for(self.config.seed, "segmenter", seed),
                     picture_px=self.config.data.picture_px,
                     on_progress=tick,
+                    unlabeled=self.unlabeled,
                 )
             self._note_seconds()
         return folder / "model"

@@ -110,6 +110,10 @@ def test_guidance_outside_the_interval_is_none():
         ({"layout_guidance": 2.0, "guidance_interval": (0.25, 0.75)}, 24),
         ({"guidance_interval": (0.0, 0.0)}, 12),
         ({"guidance_rescale": 0.7}, 24),
+        ({"sampler": "dpm++3m"}, 24),
+        # Eleven steps of two evaluations and a last one of one, each with and without the style.
+        ({"sampler": "heun"}, 46),
+        ({"sampler": "heun", "guidance_interval": (0.0, 0.5)}, 6 * 2 * 2 + 5 * 2 + 1),
     ],
 )
 def test_the_configuration_knows_the_network_calls(changes, calls):

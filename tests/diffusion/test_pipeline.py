@@ -119,6 +119,20 @@ def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_p
         assert guidance.network_calls(5) == sum(calls_a_picture)
 
 
+def test_heun_evaluates_twice_a_step_under_the_guidance_of_that_step(model, style, monkeypatch):
+    seen = []
+    denoise = type(model.denoiser).denoise
+    monkeypatch.setattr(
+        type(model.denoiser),
+        "denoise",
+        lambda self, noisy, *rest: seen.append(len(noisy) // len(LAYOUTS)) or denoise(self, noisy, *rest),
+    )
+    guidance = Guidance(style=1.5, layout=2.0, interval=(0.2, 0.6))
+    model.generate(LAYOUTS, style, steps=5, guidance=guidance, sampler="heun")
+    assert seen == [1, 1, 3, 3, 3, 3, 1, 1, 1]
+    assert guidance.network_calls(5, "heun") == sum(seen)
+
+
 def test_style_vectors_draw_what_the_pictures_they_come_from_draw(model, style):
     vectors = model.style_vectors([style, style[:1], style[1:]])
     drawn = model.generate(LAYOUTS, style_vectors=vectors, steps=3, seed=4)

@@ -18,7 +18,8 @@ from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
-from stedm.segmentation.train import MixedSamples, train_segmenter
+from stedm.segmentation.samples import MixedSamples
+from stedm.segmentation.train import train_segmenter
 
 PX = 32
 TINY = SegmentationConfig(

@@ -16,9 +16,17 @@ from stedm.config.codec import (
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
 from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelConfig, RecolourConfig
 from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
-from stedm.config.segmentation import Arm, SegmentationConfig, StainAugmentConfig
+from stedm.config.segmentation import (
+    Arm,
+    SegmentationConfig,
+    SslConfig,
+    StainAugmentConfig,
+    uses_ssl,
+    uses_stain,
+    uses_synthetic,
+)
 from stedm.config.style import StyleConfig
-from stedm.config.synthesis import Guidance, LayoutKind, SynthesisConfig
+from stedm.config.synthesis import Guidance, LayoutKind, Sampler, SynthesisConfig
 
 __all__ = [
     "Arm",
@@ -40,7 +48,9 @@ __all__ = [
     "PseudoLabelConfig",
     "RecolourConfig",
     "RunConfig",
+    "Sampler",
     "SegmentationConfig",
+    "SslConfig",
     "StainAugmentConfig",
     "StyleConfig",
     "SynthesisConfig",
@@ -52,4 +62,7 @@ __all__ = [
     "load_phantom_config",
     "parse_config",
     "to_yaml",
+    "uses_ssl",
+    "uses_stain",
+    "uses_synthetic",
 ]

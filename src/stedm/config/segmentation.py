@@ -7,12 +7,40 @@ from pydantic import Field, model_validator
 
 from stedm.config.base import Fraction, Part, Positive, TrainingConfig
 
-Arm = Literal["real", "real+stain", "real+synthetic", "real+stain+synthetic", "upper"]
+Arm = Literal[
+    "real",
+    "real+stain",
+    "ssl",
+    "real+synthetic",
+    "real+stain+synthetic",
+    "real+synthetic+ssl",
+    "real+stain+synthetic+ssl",
+    "upper",
+]
+
+
+def uses_stain(arm: Arm) -> bool:
+    """Whether the annotated pictures of an arm are colour-augmented; `ssl` alone means on top of `real+stain`."""
+    return arm == "ssl" or "stain" in arm.split("+")
+
+
+def uses_synthetic(arm: Arm) -> bool:
+    return "synthetic" in arm.split("+")
+
+
+def uses_ssl(arm: Arm) -> bool:
+    """Whether an arm trains on pictures of the unlabeled patients, without their masks."""
+    return "ssl" in arm.split("+")
 
 
 class StainAugmentConfig(Part):
-    """Colour augmentation of the `+stain` arms."""
+    """Colour augmentation of the `+stain` and `ssl` arms."""
 
+    kind: Literal["hed", "randstainna", "both"] = "hed"
+    """`hed`: jitter of the stains; `randstainna`: colours of a random virtual template, drawn from the statistics of
+    annotated and unannotated pictures (Shen et al. 2022); `both`: the template, then the jitter."""
+    template_sd: Annotated[float, Field(ge=0)] = 1.0
+    """Spread of the virtual templates, in standard deviations between the pictures of the cohort."""
     hed_sigma: Annotated[float, Field(ge=0)] = 0.2
     """Strength of the haematoxylin-eosin-DAB jitter: each stain is scaled by 1 +- sigma (Tellez et al. 2018)."""
     hed_bias: Annotated[float, Field(ge=0)] = 0.02
@@ -26,6 +54,25 @@ class StainAugmentConfig(Part):
     """Largest Gaussian blur in pixels (applied to half of the samples)."""
     probability: Fraction = 0.9
     """Part of the samples that are augmented at all."""
+
+
+class SslConfig(Part):
+    """Consistency training of the `ssl` arms on pictures without masks (see stedm.segmentation.baselines)."""
+
+    confidence: Fraction = 0.95
+    """Pixels whose most probable class has a lower probability, by the teacher, teach nothing."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the loss on unannotated pictures, that on annotated ones being 1."""
+    ramp_up: Fraction = 0.25
+    """The weight rises from almost 0 in this part of the steps."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Largest decay of the teacher's weights."""
+    strong_factor: Annotated[float, Field(ge=0)] = 1.5
+    """The strong views' colour changes and blur, in strengths of `stain`."""
+    cutmix: Fraction = 0.5
+    """Part of the strong views that get a rectangle of another picture."""
+    feature_dropout: Fraction = 0.5
+    """Part of the unannotated pictures of which each strong view loses one half of the encoder's channels."""
 
 
 class SegmentationConfig(TrainingConfig):
@@ -49,6 +96,7 @@ class SegmentationConfig(TrainingConfig):
     synthetic_fraction: Fraction = 0.8
     """Part of the training samples that are synthetic, in the `+synthetic` arms (paper: 0.8)."""
     stain: StainAugmentConfig = StainAugmentConfig()
+    ssl: SslConfig = SslConfig()
     arms: list[Arm] = ["real", "real+stain", "real+synthetic", "real+stain+synthetic"]
     seeds: list[int] = [0, 1]
     checkpoint_every_steps: Positive = 400

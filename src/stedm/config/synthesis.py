@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from stedm.config.base import Fraction, Part, Positive
 
 LayoutKind = Literal["resample", "warp", "recombine", "procedural"]
+Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun"]
 
 
 class Guidance(Part):
@@ -34,10 +35,15 @@ class Guidance(Part):
         start, stop = (round(fraction * steps) for fraction in self.interval)
         return self if start <= step < stop else Guidance(style=1.0)
 
-    def network_calls(self, steps: int) -> int:
-        """Network evaluations for one picture; those that one pass computes together count one by one."""
+    def network_calls(self, steps: int, sampler: Sampler = "dpm++") -> int:
+        """Network evaluations for one picture; those that one pass computes together count one by one.
+
+        A step of `heun` evaluates twice, but for the last, which ends at sigma 0.
+        """
         guided = [self.at(step, steps) for step in range(steps)]
-        return sum(1 + (part.style != 1.0) + (part.layout != 1.0) for part in guided)
+        evaluations = [2 if sampler == "heun" and step < steps - 1 else 1 for step in range(steps)]
+        conditions = [1 + (part.style != 1.0) + (part.layout != 1.0) for part in guided]
+        return sum(n * times for n, times in zip(conditions, evaluations, strict=True))
 
 
 _DEFAULT_GUIDANCE = Guidance()
@@ -73,7 +79,9 @@ class SynthesisConfig(Part):
     """Part of the sampling steps that is guided: fractions of the number of steps, 0 = pure noise, 1 = finished."""
     guidance_rescale: Fraction = _DEFAULT_GUIDANCE.rescale
     """How far the spread of the guided prediction is brought back to that of the conditional one (Lin et al. 2024)."""
-    sampler: Literal["ddim", "dpm++", "unipc", "euler"] = "dpm++"
+    sampler: Sampler = "dpm++"
+    """Solver (see stedm.diffusion.sampler): `dpm++` of order 2, `dpm++3m` of order 3, `unipc`; `ddim` for the
+    objectives eps and v; `euler` and `heun` (two network evaluations a step) for flow."""
     steps: Positive = 12
     batch: Positive = 32
     seed: int = 0
@@ -97,7 +105,7 @@ class SynthesisConfig(Part):
     @property
     def network_calls(self) -> int:
         """Network evaluations for one picture (a conditional + unconditional pair counts as two)."""
-        return self.full_guidance.network_calls(self.steps)
+        return self.full_guidance.network_calls(self.steps, self.sampler)
 
     @property
     def full_guidance(self) -> Guidance:

@@ -102,7 +102,7 @@ class StyleDiffusion:
             style_vectors: instead of style pictures, a style vector `(style_dim,)` for all layouts, or one for each
                 `(n, style_dim)`, as `style_vectors()` or a style bank give them.
             guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout.
-            steps: sampler steps.
+            steps: sampler steps, of one network evaluation each (`heun`: two).
             seed: one seed for the call, or one for each picture (picture i then doesn't depend on the others).
             batch: pictures drawn at once.
             on_progress: called with the number of pictures done.
@@ -192,8 +192,8 @@ class StyleDiffusion:
         # All of `make_sampler`'s schedulers start from unit noise and leave the network's input unscaled.
         latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
-        for step, timestep in enumerate(scheduler.timesteps):
-            now = timestep.to(self.device)
+        for evaluation, timestep in enumerate(scheduler.timesteps):
+            now, step = timestep.to(self.device), evaluation // scheduler.order
             predicted = guided_prediction(
                 self.denoiser, latents, now, layout, style, guidance.at(step, steps), objective=self.objective
             )

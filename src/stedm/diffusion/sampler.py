@@ -1,9 +1,14 @@
-"""Samplers by name: diffusers' schedulers, set up for an objective."""
+"""Samplers by name: diffusers' schedulers, set up for an objective.
 
+Every one of them starts from unit noise, takes the network's input unscaled and ends at sigma 0. `scheduler.timesteps`
+has one entry a network evaluation, `scheduler.order` of them for each step (the last step of `heun` has one).
+"""
+
+import torch
 from diffusers import (
-    DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
@@ -11,38 +16,69 @@ from diffusers import (
 from stedm.diffusion.objective import BETAS, TRAIN_TIMESTEPS
 from stedm.errors import StedmError
 
-_MULTISTEP = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+_MULTISTEP = {
+    # DPM-Solver++ of order 1 is DDIM (Lu et al. 2022). diffusers' own DDIMScheduler goes down by 1000 // steps
+    # timesteps whatever their distance, so that it ends above sigma 0 unless `steps` divides 1000.
+    "ddim": (DPMSolverMultistepScheduler, {"solver_order": 1}),
+    "dpm++": (DPMSolverMultistepScheduler, {"solver_order": 2}),
+    "dpm++3m": (DPMSolverMultistepScheduler, {"solver_order": 3}),
+    "unipc": (UniPCMultistepScheduler, {}),
+}
+_FLOW_ONLY = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
+SAMPLERS = {
+    "flow": ("dpm++", "dpm++3m", "unipc", "euler", "heun"),
+    "eps": ("ddim", "dpm++", "dpm++3m", "unipc"),
+    "v": ("ddim", "dpm++", "dpm++3m", "unipc"),
+}
+"""Names of the samplers of each objective."""
 
 
 def make_sampler(name: str, objective: str, steps: int) -> SchedulerMixin:
-    """A scheduler with exactly `steps` timesteps set.
+    """A scheduler set up for exactly `steps` steps.
 
     Args:
-        name: `ddim`, `dpm++`, `unipc` or `euler`.
+        name: `dpm++` and `dpm++3m` (DPM-Solver++ of order 2 and 3, Lu et al. 2022), `unipc` (Zhao et al. 2023); `ddim`
+            (Song et al. 2021) for eps and v; `euler`, and `heun` with two evaluations a step, for flow.
         objective: `eps`, `v` or `flow`.
 
     Raises:
         StedmError: the sampler doesn't go with the objective, or is unknown.
     """
-    if objective == "flow":
-        if name == "euler":
-            scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS)
-        elif name in _MULTISTEP:
-            scheduler = _MULTISTEP[name](
-                num_train_timesteps=TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
-            )
-        else:
-            raise StedmError(f"sampler {name}: a flow model is sampled with dpm++, unipc or euler")
-    else:
-        prediction = {"eps": "epsilon", "v": "v_prediction"}[objective]
-        if name == "ddim":
-            # Trailing spacing starts at the last timestep, as in Lin et al. 2024, and gives exactly `steps` steps.
-            scheduler = DDIMScheduler(
-                **BETAS, prediction_type=prediction, clip_sample=False, timestep_spacing="trailing"
-            )
-        elif name in _MULTISTEP:
-            scheduler = _MULTISTEP[name](**BETAS, prediction_type=prediction, timestep_spacing="trailing")
-        else:
-            raise StedmError(f"sampler {name}: a model of objective {objective} is sampled with ddim, dpm++ or unipc")
+    if name not in SAMPLERS[objective]:
+        known = SAMPLERS[objective]
+        raise StedmError(
+            f"sampler {name}: a model of objective {objective} is sampled with {', '.join(known[:-1])} or {known[-1]}"
+        )
+    return _flow_sampler(name, steps) if objective == "flow" else _noise_sampler(name, objective, steps)
+
+
+def _flow_sampler(name: str, steps: int) -> SchedulerMixin:
+    if name in _FLOW_ONLY:
+        scheduler = _FLOW_ONLY[name](num_train_timesteps=TRAIN_TIMESTEPS)
+        # Steps of equal length, the last one from 1 / steps to 0. diffusers spaces them from 1 to 1 / 1000 and goes
+        # from there to 0 in one more, which is an evaluation for nothing.
+        scheduler.sigma_min = 1.0 / steps
+        scheduler.set_timesteps(steps)
+        return scheduler
+    kind, options = _MULTISTEP[name]
+    scheduler = kind(
+        num_train_timesteps=TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, **options
+    )
     scheduler.set_timesteps(steps)
+    # diffusers cuts them to whole numbers; the network has learned the times between.
+    scheduler.timesteps = TRAIN_TIMESTEPS * scheduler.sigmas[:-1]
+    return scheduler
+
+
+def _noise_sampler(name: str, objective: str, steps: int) -> SchedulerMixin:
+    kind, options = _MULTISTEP[name]
+    prediction = {"eps": "epsilon", "v": "v_prediction"}[objective]
+    # Trailing spacing starts at the last timestep, as in Lin et al. 2024.
+    scheduler = kind(**BETAS, prediction_type=prediction, timestep_spacing="trailing", **options)
+    scheduler.set_timesteps(steps)
+    if len(scheduler.timesteps) > steps:
+        # At some numbers (242 is the first) rounding leaves diffusers one more, at timestep -1.
+        scheduler.timesteps = scheduler.timesteps[:steps]
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
+        scheduler.num_inference_steps = steps
     return scheduler

@@ -32,6 +32,8 @@ ARM_COLOURS = {
     "ssl": "#cc79a7",
     "real+synthetic": "#0072b2",
     "real+stain+synthetic": "#009e73",
+    "real+synthetic+ssl": "#56b4e9",
+    "real+stain+synthetic+ssl": "#8c6d1f",
     "upper": "#d55e00",
 }
 # Class maps: background pale, other classes strong.

@@ -26,6 +26,7 @@ from stedm.files import replacing, write_json, write_text
 LIKE_FOR_LIKE = {
     ("real+synthetic", "real"): "synthetic pictures",
     ("real+stain+synthetic", "real+stain"): "synthetic pictures on top of stain augmentation",
+    ("real+stain+synthetic+ssl", "ssl"): "synthetic pictures on top of consistency training",
 }
 # Only arms that differ in one thing alone allow to say that this thing did it.
 CAUSAL_PHRASES = {

@@ -17,7 +17,16 @@ from stedm.evaluation.counts import SEEN, UNSEEN, pool_units
 from stedm.evaluation.metrics import class_iou, per_patient, per_patient_and_seed, pooled_iou
 from stedm.seeds import numpy_generator
 
-ARM_ORDER = ["real", "real+stain", "ssl", "real+synthetic", "real+stain+synthetic", "upper"]
+ARM_ORDER = [
+    "real",
+    "real+stain",
+    "ssl",
+    "real+synthetic",
+    "real+stain+synthetic",
+    "real+synthetic+ssl",
+    "real+stain+synthetic+ssl",
+    "upper",
+]
 BASELINES = ["real", "real+stain", "ssl"]
 Interval = list[float | None]
 

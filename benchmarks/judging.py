@@ -1,0 +1,258 @@
+"""What the drivers of this folder share: the measured cohort, the judges of one dataset, intervals over seeds."""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.stats import t as student_t
+
+from stedm.config import PhantomConfig, SegmentationConfig
+from stedm.data.check import check_dataset
+from stedm.data.folder import DatasetFolder
+from stedm.errors import StedmError
+from stedm.files import write_json, write_text
+from stedm.progress import Reporter
+from stedm.seeds import numpy_generator
+from stedm.synthesis.judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
+from stedm.synthesis.quality import (
+    ColourSpace,
+    Measure,
+    PictureEncoder,
+    PictureSet,
+    Segment,
+    layout_iou,
+    measure_appearance,
+    parameter_error,
+    retrieval_chance,
+    with_shuffled_layouts,
+)
+
+MEASURES = {
+    "retrieval_top1": "own patient retrieved, top 1",
+    "retrieval_mrr": "own patient retrieved, mean reciprocal rank",
+    "colour_distance": "stain distance to the own patient (SD between patients)",
+    "layout_iou": "layout IoU by an independent segmenter",
+    "kid": "KID",
+    "error_second_stain_od": "error of the stain on tumour (OD)",
+    "correlation_second_stain_od": "correlation with the true stain on tumour",
+    "error_haematoxylin": "error of the haematoxylin concentration",
+    "correlation_haematoxylin": "correlation with the true haematoxylin concentration",
+    "error_white": "error of the white balance",
+}
+"""What tables show, in this order; measures.json may hold more."""
+LOWER_IS_BETTER = ("colour_distance", "kid", "error_")
+RESAMPLES = 4000
+
+
+class Part(BaseModel):
+    """A part of a specification."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---- cohort -------------------------------------------------------------------------------------------------------
+
+
+class Cohort(Part):
+    """Which unannotated patients are drawn and measured."""
+
+    patients: int = 24
+    style_pictures: int = Field(default=10, description="style pictures a patient has to choose from, at most")
+    reference_pictures: int = 4
+    least_pictures: int = Field(default=12, description="patients with fewer pictures are not measured")
+
+
+def split_cohort(unlabeled: DatasetFolder, cohort: Cohort) -> tuple[DatasetFolder, DatasetFolder]:
+    """Style pictures and reference pictures of the measured patients; a fixed choice, disjoint.
+
+    Raises:
+        StedmError: fewer than two patients have enough pictures.
+    """
+    rows_of = unlabeled.table.groupby("patient_id").indices
+    enough = sorted(patient for patient, rows in rows_of.items() if len(rows) >= cohort.least_pictures)
+    if len(enough) < 2 or cohort.least_pictures <= cohort.reference_pictures:
+        raise StedmError(
+            f"{unlabeled.root}: {len(enough)} unannotated patients have {cohort.least_pictures} pictures; set "
+            "cohort.least_pictures lower (and above cohort.reference_pictures)"
+        )
+    pool, reference = [], []
+    for patient in sorted(numpy_generator(0, "cohort").permutation(enough)[: cohort.patients]):
+        rows = numpy_generator(0, "cohort", str(patient)).permutation(rows_of[patient])
+        reference += rows[: cohort.reference_pictures].tolist()
+        pool += rows[cohort.reference_pictures :][: cohort.style_pictures].tolist()
+    return unlabeled.select(sorted(pool)), unlabeled.select(sorted(reference))
+
+
+# ---- judges -------------------------------------------------------------------------------------------------------
+
+
+class Jury:
+    """Every judge of one dataset, and the bounds between which their measures lie.
+
+    Args:
+        dataset: train and val with masks, unlabeled pictures of the measured patients.
+        annotated: the pictures whose layouts are painted; bounds of the layout are measured on them.
+        folder: segmenter, phantom cohort and bounds.json are made here once.
+        phantom: configuration of the phantom that `dataset` is, for the judge of its true parameters.
+        encoders: for style and for content, instead of the usual ones.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetFolder,
+        annotated: DatasetFolder,
+        folder: Path,
+        *,
+        picture_px: int,
+        cohort: Cohort,
+        colours: ColourSpace,
+        segmentation: SegmentationConfig,
+        phantom: PhantomConfig | None = None,
+        phantom_patients: int = 96,
+        encoders: tuple[PictureEncoder, PictureEncoder] | None = None,
+    ):
+        self.dataset, self.annotated, self.folder = dataset, annotated, folder
+        self.picture_px, self.cohort, self.colours = picture_px, cohort, colours
+        self.segmentation, self.phantom, self.phantom_patients = segmentation, phantom, phantom_patients
+        self._encoders = encoders
+
+    def measure(self, pictures: PictureSet) -> dict[str, Measure]:
+        """All measures of synthetic pictures whose masks are the layouts that were asked for."""
+        measures = self._appearance(pictures)
+        info = self.dataset.info
+        measures["layout_iou"] = layout_iou(self._segment, pictures, info.classes, info.ignore_index)
+        if self.phantom is not None:
+            judge, truth = self._phantom_judge, phantom_parameters(self.dataset.root)
+            measures |= parameter_error(judge.regressor, pictures, truth, len(info.classes))
+        return measures
+
+    def bounds(self, reporter: Reporter) -> dict[str, dict[str, float]]:
+        """{"real": ..., "chance": ...}: real pictures in the place of synthetic ones; guessing. Made once."""
+        path = self.folder / "bounds.json"
+        with locked(self.folder.with_name(f".{self.folder.name}.lock")):
+            if not path.is_file():
+                if problems := check_dataset(self.dataset.root, read_unlabeled_masks=False):
+                    raise StedmError("\n".join(problems))
+                with reporter.stage("judges and bounds"):
+                    write_json(path, self._bounds())
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _bounds(self) -> dict[str, dict[str, float]]:
+        info, pool = self.dataset.info, PictureSet.read(self.pool, self.picture_px)
+        annotated = PictureSet.read(self.annotated, self.picture_px, with_masks=True)
+        real = self._appearance(pool)
+        real["layout_iou"] = layout_iou(self._segment, annotated, info.classes, info.ignore_index)
+        # Each patient's pictures under the next patient's name: what a model that ignores style could reach at best.
+        patients = np.unique(pool.patients)
+        swapped = np.roll(patients, 1)[np.searchsorted(patients, pool.patients)]
+        chance = {
+            **retrieval_chance(len(patients)),
+            "colour_distance": self._appearance(PictureSet(pool.pictures, swapped))["colour_distance"].value,
+            "layout_iou": layout_iou(
+                self._segment, with_shuffled_layouts(annotated), info.classes, info.ignore_index
+            ).value,
+        }
+        if self.phantom is not None:
+            judge, truth = self._phantom_judge, phantom_parameters(self.dataset.root).loc[patients]
+            own_truth = phantom_parameters(judge.folder)
+            real |= parameter_error(judge.regressor, judge.pictures("val"), own_truth, len(info.classes))
+            for name in judge.regressor.names:
+                chance[f"error_{name}"] = float((truth[name] - truth[name].mean()).abs().mean())
+                chance[f"correlation_{name}"] = 0.0
+        return {"real": {name: measure.value for name, measure in real.items()}, "chance": chance}
+
+    def _appearance(self, pictures: PictureSet) -> dict[str, Measure]:
+        style, content = self.encoders
+        reference = PictureSet.read(self.reference, self.picture_px)
+        return measure_appearance(
+            pictures, reference, style_encoder=style, content_encoder=content, colours=self.colours
+        )
+
+    @property
+    def pool(self) -> DatasetFolder:
+        """Real pictures of the measured patients that a plan may give as style pictures."""
+        return self._measured_pictures[0]
+
+    @property
+    def reference(self) -> DatasetFolder:
+        """Real pictures of the measured patients that no plan gives."""
+        return self._measured_pictures[1]
+
+    @cached_property
+    def _measured_pictures(self) -> tuple[DatasetFolder, DatasetFolder]:
+        return split_cohort(self.dataset.split("unlabeled"), self.cohort)
+
+    @cached_property
+    def encoders(self) -> tuple[PictureEncoder, PictureEncoder]:
+        """For style and for content."""
+        return self._encoders or style_and_content_encoders()
+
+    @cached_property
+    def _segment(self) -> Segment:
+        return train_judge_segmenter(self.segmentation, self.dataset, self.folder / "segmenter", self.picture_px)
+
+    @cached_property
+    def _phantom_judge(self) -> PhantomJudge:
+        assert self.phantom is not None
+        judge = PhantomJudge(self.folder / "phantom", self.phantom, self.phantom_patients)
+        judge.cohort  # noqa: B018  made now, so that its parameters can be read
+        return judge
+
+
+# ---- folders and statistics ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; the lock of a killed process is gone with it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def claim(folder: Path, spec: Part, may_change: tuple[str, ...]) -> None:
+    """Write spec.yaml; keys in `may_change` may be extended later, what all results share may not change."""
+    path, values = folder / "spec.yaml", spec.model_dump(mode="json")
+    if path.is_file():
+        there: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differing = [key for key in values if key not in may_change and values[key] != there.get(key)]
+        if differing:
+            raise StedmError(f"{folder}: was begun with another {', '.join(differing)}; give another -o")
+    write_text(path, yaml.safe_dump(values, sort_keys=False))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of values (seeds, patients).
+
+    Bootstrap of seeds and of patients, both drawn anew and independently (Owen 2007, "The pigeonhole bootstrap"). With
+    one column, a measure without values per patient: Student's t over seeds. NaN where there is too little to tell.
+    """
+    seeds, patients = values.shape
+    if patients > 1:
+        generator = numpy_generator(0, "ablation bootstrap", seeds, patients)
+        rows, columns = (generator.integers(n, size=(RESAMPLES, n)) for n in (seeds, patients))
+        means = np.nanmean(values[rows[:, :, None], columns[:, None, :]], axis=(1, 2))
+        low, high = np.quantile(means, [0.025, 0.975])
+        return float(low), float(high)
+    if seeds < 2:
+        return float("nan"), float("nan")
+    half = float(student_t.ppf(0.975, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def wrapped(text: str, width: int = 26) -> str:
+    """Text on lines of about `width` characters."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)

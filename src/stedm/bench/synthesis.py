@@ -1,0 +1,86 @@
+"""Execution of a plan: how much of its time is spent outside of the network, and on what."""
+
+import contextlib
+import time
+
+import stedm.synthesis.run
+from stedm.bench.effort import Effort
+from stedm.bench.measure import PhaseClock, counted_as, replaced
+from stedm.bench.result import Result, Row
+from stedm.bench.setting import Setting
+from stedm.data.samples import PictureCache
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.synthesis.plan import make_plan
+from stedm.synthesis.run import synthesize
+
+PHASES = {
+    "denoiser": "network: denoiser",
+    "style": "network: style encoder and aggregation",
+    "decode": "network: codec",
+    "sampler": "guidance, scheduler, noise",
+    "reading": "reading pictures and masks",
+    "layouts": "making layouts",
+    "writing": "writing PNG files",
+    "rest": "checks, fingerprints, tables",
+}
+NETWORK = ("denoiser", "style", "decode")
+
+
+def run(setting: Setting, effort: Effort) -> Result:
+    """Plan and draw `effort.pictures` pictures with `stedm.synthesis.run.synthesize` under a clock."""
+    config = setting.config.synthesis.model_copy(update={"n_pictures": effort.pictures, "style_choice": "random"})
+    if (largest := setting.model.largest_style_set) is not None:
+        config = config.model_copy(update={"style_pictures": min(config.style_pictures, largest)})
+    started = time.perf_counter()
+    plan = make_plan(config, setting.annotated, setting.unlabeled, picture_px=setting.picture_px)
+    plan_s = time.perf_counter() - started
+    _warm_up(setting)
+    clock = PhaseClock(setting.device)
+    with contextlib.ExitStack() as watch:
+        model, runs = setting.model, stedm.synthesis.run
+        for owner, name, phase in (
+            (model.denoiser, "denoise", "denoiser"),
+            (model, "style_vectors", "style"),
+            (model.codec, "decode", "decode"),
+            (StyleDiffusion, "_draw", "sampler"),
+            (PictureCache, "picture", "reading"),
+            (PictureCache, "mask", "reading"),
+            (runs, "build_layout", "layouts"),
+            (runs, "write_png", "writing"),
+        ):
+            watch.enter_context(replaced(owner, name, counted_as(clock, phase)))
+        with clock.within("rest"):
+            synthesize(model, plan, setting.folder / "bench-synthesis")
+    seconds = clock.take()
+    total = sum(seconds.values())
+    inside = sum(seconds.get(phase, 0.0) for phase in NETWORK)
+    figures = {
+        "pictures": effort.pictures,
+        "network_calls_per_picture": config.network_calls,
+        "total_s": total,
+        "ms_per_picture": 1e3 * total / effort.pictures,
+        "inside_network_s": inside,
+        "outside_network_s": total - inside,
+        "share_outside_network": (total - inside) / total,
+        "outside_ms_per_picture": 1e3 * (total - inside) / effort.pictures,
+        "plan_s": plan_s,
+    }
+    rows: list[Row] = [
+        {
+            "phase": phase,
+            "what": what,
+            "ms_per_picture": 1e3 * seconds.get(phase, 0.0) / effort.pictures,
+            "share": seconds.get(phase, 0.0) / total,
+        }
+        for phase, what in PHASES.items()
+    ]
+    notes = [
+        "The share outside falls with the size of the network: compare ms a picture. Making the plan comes before and "
+        "is not part of the total."
+    ]
+    return Result("synthesis", figures, {"phases": rows}, notes)
+
+
+def _warm_up(setting: Setting) -> None:
+    """The first call of a network allocates and chooses kernels."""
+    setting.model.generate(setting.layouts(1), list(setting.pictures(1)), steps=1)

@@ -1,0 +1,83 @@
+"""The sample streams of segmentation training: real, synthetic and unannotated pictures, by patient."""
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from stedm.data.folder import DatasetFolder
+from stedm.data.samples import PictureCache
+from stedm.errors import StedmError
+from stedm.seeds import numpy_generator
+from stedm.style.sampling import rows_by_patient
+
+
+class MixedSamples(Dataset):
+    """Sample i of a run, a pure function of (seed, i): synthetic with probability `synthetic_fraction`, else real.
+
+    Within a set the patient is drawn first, then one of the patient's annotated pictures, so that every patient
+    weighs the same however many pictures it has, as in the per-patient evaluation.
+
+    Items: {"picture": uint8 (H, W, 3), "mask": uint8 (H, W)}.
+    """
+
+    def __init__(
+        self,
+        real: DatasetFolder,
+        synthetic: DatasetFolder | None,
+        synthetic_fraction: float,
+        picture_px: int,
+        seed: int,
+    ):
+        for key in ("classes", "ignore_index"):
+            if synthetic is not None and getattr(synthetic.info, key) != getattr(real.info, key):
+                theirs, ours = getattr(synthetic.info, key), getattr(real.info, key)
+                raise StedmError(
+                    f"{synthetic.root}: has {key} {theirs}, {real.root} has {ours}; make it from this dataset"
+                )
+        self.synthetic_fraction = 0.0 if synthetic is None else synthetic_fraction
+        self.seed = seed
+        sets = [_with_masks(dataset) for dataset in (real, synthetic) if dataset is not None]
+        self._sets = [_PatientBalanced(dataset, picture_px) for dataset in sets]
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        generator = numpy_generator(self.seed, "segmentation sample", index)
+        which = int(generator.random() < self.synthetic_fraction)
+        cache, row = self._sets[which].draw(generator)
+        return {"picture": cache.picture(row), "mask": cache.mask(row)}
+
+
+class UnlabeledSamples(Dataset):
+    """`MixedSamples`, each item with a picture of an unlabeled patient besides, whose mask is never read.
+
+    The annotated part of sample i is that of the other arms. Items have, in addition, {"unlabeled": uint8 (H, W, 3)}.
+    """
+
+    def __init__(self, labelled: MixedSamples, unlabeled: DatasetFolder, picture_px: int):
+        if len(unlabeled) == 0:
+            raise StedmError(f"{unlabeled.root}: no picture of an unlabeled patient; leave out the ssl arms")
+        self._labelled = labelled
+        self._unlabeled = _PatientBalanced(unlabeled, picture_px)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        generator = numpy_generator(self._labelled.seed, "unlabeled sample", index)
+        cache, row = self._unlabeled.draw(generator)
+        return {**self._labelled[index], "unlabeled": cache.picture(row)}
+
+
+class _PatientBalanced:
+    def __init__(self, dataset: DatasetFolder, picture_px: int):
+        held_out = sorted(set(dataset.table["split"]) & {"val", "test"})
+        if held_out:
+            raise StedmError(f"{dataset.root}: pictures of split {held_out[0]} are not for training; select train")
+        self._cache = PictureCache(dataset, picture_px)
+        self._rows = list(rows_by_patient(dataset.table).values())
+
+    def draw(self, generator: np.random.Generator) -> tuple[PictureCache, int]:
+        rows = self._rows[generator.integers(len(self._rows))]
+        return self._cache, int(rows[generator.integers(len(rows))])
+
+
+def _with_masks(dataset: DatasetFolder) -> DatasetFolder:
+    annotated = dataset.select(dataset.table["mask_file_name"] != "")
+    if len(annotated) == 0:
+        raise StedmError(f"{dataset.root}: no annotated picture to train on")
+    return annotated
