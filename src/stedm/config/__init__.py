@@ -25,6 +25,7 @@ from stedm.config.segmentation import (
     uses_stain,
     uses_synthetic,
 )
+from stedm.config.slides import TilingConfig, TissueConfig
 from stedm.config.style import StyleConfig
 from stedm.config.synthesis import Guidance, LayoutKind, Sampler, SynthesisConfig
 
@@ -54,6 +55,8 @@ __all__ = [
     "StainAugmentConfig",
     "StyleConfig",
     "SynthesisConfig",
+    "TilingConfig",
+    "TissueConfig",
     "TrainedCodecConfig",
     "TrainingConfig",
     "VQCodecConfig",
