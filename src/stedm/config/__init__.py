@@ -25,7 +25,7 @@ from stedm.config.segmentation import (
     uses_stain,
     uses_synthetic,
 )
-from stedm.config.slides import TilingConfig, TissueConfig
+from stedm.config.slides import TilingConfig, TissueConfig, load_tiling_config
 from stedm.config.style import StyleConfig
 from stedm.config.synthesis import Guidance, LayoutKind, Sampler, SynthesisConfig
 
@@ -63,6 +63,7 @@ __all__ = [
     "checked",
     "load_config",
     "load_phantom_config",
+    "load_tiling_config",
     "parse_config",
     "to_yaml",
     "uses_ssl",

@@ -1,10 +1,11 @@
 """From slides to tiles: resolution, grid, tissue."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from stedm.config.base import Fraction, Part, Positive
+from stedm.config.base import Fraction, Part, Positive, checked, read_values
 
 
 class TissueConfig(Part):
@@ -27,6 +28,9 @@ class TilingConfig(Part):
     """Name of the dataset."""
     classes: list[str] = []
     """Class names in the order of the mask indices; needed where slides have annotations."""
+    class_mapping: Path | dict[str, Any] | None = None
+    """Names in the annotations -> classes: a YAML file or its content (see docs/annotations.md); null = the names are
+    those of the classes."""
     ignore_index: Annotated[int, Field(ge=1, le=255)] = 255
     licence: str = ""
     citation: str = ""
@@ -47,3 +51,18 @@ class TilingConfig(Part):
         if self.stride_px is not None and self.stride_px > self.tile_px:
             raise ValueError("stride_px must not be larger than tile_px: tissue between the tiles would be lost")
         return self
+
+
+def load_tiling_config(path: str | Path | None, overrides: list[str] | None = None) -> TilingConfig:
+    """Read a YAML file (or start from the defaults), apply `a.b=c` overrides, validate.
+
+    A class mapping that is a file is read (relative to the YAML file), so that the result is complete in itself; its
+    `classes` count where there are no others. Raises `StedmError` with one line per problem.
+    """
+    source = "--set" if path is None else str(path)
+    config = checked(TilingConfig, read_values(None if path is None else Path(path), overrides), source)
+    mapping = config.class_mapping
+    if isinstance(mapping, Path):
+        mapping = read_values((Path() if path is None else Path(path).parent) / mapping.expanduser(), None)
+    classes = config.classes or (mapping or {}).get("classes") or []
+    return checked(TilingConfig, {**config.model_dump(), "class_mapping": mapping, "classes": classes}, source)

@@ -134,7 +134,12 @@ def _power_of_two(value: int) -> int:
 
 
 def make_phantom_slides(
-    config: PhantomConfig, root: str | Path, size_px: tuple[int, int], *, kind: Literal["aperio", "ome"] = "aperio"
+    config: PhantomConfig,
+    root: str | Path,
+    size_px: tuple[int, int],
+    *,
+    kind: Literal["aperio", "ome"] = "aperio",
+    unit_px: int = 1024,
 ) -> list[PhantomSlide]:
     """Write a cohort, one slide a patient: `slides.csv`, `slides/`, and the truth of each as a label PNG of level 0.
 
@@ -144,7 +149,7 @@ def make_phantom_slides(
     root, rows, slides = Path(root), [], []
     for split, n_patients in config.patients.items():
         for number in range(n_patients):
-            slide = draw_phantom_slide(config, split, number, size_px)
+            slide = draw_phantom_slide(config, split, number, size_px, unit_px)
             name = f"{_LETTER_OF[split]}{number:02d}"
             image, annotation = f"slides/{name}{'.ome.tif' if kind == 'ome' else '.svs'}", f"annotations/{name}.png"
             write_phantom_slide(slide, root / image, kind)

@@ -54,9 +54,14 @@ def read_picture_file(root: Path, name: str, picture_px: int | None = None) -> n
             picture = picture.convert("RGB")
     except _UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
-    if picture_px is not None and picture.size != (picture_px, picture_px):
-        picture = picture.resize((picture_px, picture_px), Image.Resampling.BOX)
-    return np.array(picture)
+    return resized(np.array(picture), picture_px)
+
+
+def resized(picture: np.ndarray, picture_px: int | None) -> np.ndarray:
+    """uint8 RGB (H, W, 3) brought to a square of `picture_px` by area averaging; None = as it is."""
+    if picture_px is None or picture.shape[:2] == (picture_px, picture_px):
+        return picture
+    return np.array(Image.fromarray(picture).resize((picture_px, picture_px), Image.Resampling.BOX))
 
 
 def picture_size(root: Path, name: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ pickled, shared by threads and sent to worker processes, each of which opens its
 import math
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Slide:
         path = Path(path).absolute()
         if not path.exists():  # a DICOM slide may be a folder
             raise StedmError(f"{path}: no such slide; correct its path")
+        forget(path)  # the file may be another one by now
         reader, file = _first_that_reads(path)
         known = mpp if mpp is not None else file.mpp()
         if known is None:
@@ -141,7 +143,9 @@ class Slide:
                 image = _on_white(file.read(level, *inside[:2], inside[2] - inside[0], inside[3] - inside[1]))
             except Exception as error:  # each reader and codec has its own
                 forget(self.path)  # OpenSlide refuses everything after one error
-                raise StedmError(f"{self.path}: damaged at level {level} ({_one_line(error)}); scan it again") from error
+                raise StedmError(
+                    f"{self.path}: damaged at level {level} ({_one_line(error)}); scan it again"
+                ) from error
             if inside == (left, top, left + width, top + height):
                 return image
         canvas = Image.new("RGB", (width, height), "white")
@@ -198,6 +202,12 @@ class _OpenSlideFile:
 class _TiffSlideFile:
     def __init__(self, path: Path):
         self._file = _tiffslide().TiffSlide(path)
+        # Tiles behind the end of a file that was cut off would be read as black.
+        series = self._file.ts_tifffile.series[self._file.properties["tiffslide.series-index"]]
+        for page in (page for level in series.levels for page in level.pages):
+            ends = np.add(page.dataoffsets, page.databytecounts)
+            if len(ends) and ends.max() > path.stat().st_size:
+                raise ValueError("the file was cut off")
         self.level_sizes = list(self._file.level_dimensions)
         self.downsamples = list(self._file.level_downsamples)
 
@@ -214,6 +224,11 @@ class _TiffSlideFile:
         properties = self._file.properties
         found = _mean_mpp(properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y"))
         return found or _ome_mpp(properties.get("tiff.ImageDescription"))
+
+    def __del__(self) -> None:
+        # OpenSlide closes itself; TiffSlide's parts refer to each other and would wait for the garbage collector.
+        if file := self.__dict__.get("_file"):
+            file.close()
 
 
 class _PictureFile:
@@ -244,7 +259,7 @@ _inherited: list[object] = []
 def _open_file(path: Path, reader: str) -> _File:
     """The file of this process, opened if it isn't; the one not used for longest is let go where there are too many.
 
-    It is closed when the last thread that reads from it lets it go.
+    A file is closed when the last thread that reads from it lets it go.
     """
     key = (path, reader)
     with _lock:
@@ -292,11 +307,9 @@ def _first_that_reads(path: Path) -> tuple[str, _File]:
             file = _open_file(path, reader)
             for level in range(len(file.level_sizes)):  # some compressions are refused only by the decoder
                 file.read(level, 0, 0, 1, 1)
-        except ModuleNotFoundError as error:
-            problems.append(_one_line(error))
         except Exception as error:
             forget(path)
-            problems.append(f"{reader}: {_one_line(error)}")
+            problems.append(f"{reader}: {_one_line(error.__cause__ or error)}")
         else:
             found.append((reader, file))
             if not (isinstance(file, _OpenSlideFile) and file.vendor == "generic-tiff" and len(file.level_sizes) == 1):
@@ -319,12 +332,14 @@ def _candidates(path: Path) -> list[str]:
 
 
 def _is_tiled(path: Path) -> bool:
-    """Whether a TIFF file is stored in tiles; True also for what Pillow can't read."""
-    try:
-        with Image.open(path, formats=("TIFF",)) as image:
-            return 322 in image.tag_v2  # TileWidth
-    except (OSError, SyntaxError, ValueError, AttributeError, Image.DecompressionBombError):
-        return True
+    """Whether a TIFF file is stored in tiles; True also for what is damaged or too large for Pillow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with Image.open(path, formats=("TIFF",)) as image:
+                return 322 in image.tag_v2  # TileWidth
+        except (OSError, SyntaxError, ValueError, AttributeError, Warning, Image.DecompressionBombError):
+            return True
 
 
 def _openslide() -> Any:

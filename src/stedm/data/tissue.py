@@ -4,19 +4,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import binary_dilation, gaussian_filter, label
+from scipy.ndimage import binary_closing, binary_dilation, gaussian_filter, label, uniform_filter
 from skimage.color import rgb2hsv
 from skimage.filters import threshold_otsu
 
 from stedm.config import TissueConfig
 from stedm.data.slides import Slide
 
-_SATURATION = (0.05, 0.15)
-"""Bounds of the threshold. Below, glass and compression noise; above, Otsu would divide a slide that has little glass,
-or dark and faint stain, into two kinds of tissue."""
+_SATURATION = (0.04, 0.08)
+"""Bounds of the threshold. Below lie glass and compression noise; pale tissue (unstained stroma, fat) begins above."""
 _BLUR_UM = 12.0
 """Nuclei and the gaps between them become one tissue, compression noise disappears."""
-_GLASS_BRIGHTNESS, _GLASS_SATURATION = 0.7, 0.12
+_GLASS_BRIGHTNESS, _GLASS_SATURATION, _GLASS_UNEVENNESS, _GLASS_SHARE = 0.7, 0.12, 0.015, 0.005
+"""What glass is like, in RGB of 0..1, and the part of a slide from which its colour is believed."""
+_GAP_UM = 32.0
 _PEN_UM2 = 50_000.0
 """Pen strokes are larger than this (half a millimetre wide); what is smaller may be a nest of cells."""
 _PEN_BORDER_UM = 60.0
@@ -80,32 +81,52 @@ def _between(total: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarr
 def find_tissue(picture: np.ndarray, mpp: float, config: TissueConfig | None = None) -> np.ndarray:
     """Tissue in a picture of a slide, uint8 RGB `(H, W, 3)` at `mpp` microns per pixel; bool `(H, W)`.
 
-    Otsu's threshold on saturation (after the colour of the glass is taken out), kept within bounds, so that a slide with
-    nothing but glass has no tissue; small holes filled, small pieces removed, pen left out.
+    Otsu's threshold on saturation, after the colour of the glass is taken out; small holes filled, small pieces removed,
+    pen left out. A slide with nothing but glass has no tissue.
     """
     config = config or TissueConfig()
     smooth = gaussian_filter(picture.astype(np.float32) / 255, (_BLUR_UM / mpp / 2, _BLUR_UM / mpp / 2, 0))
     pen = _pen(smooth, mpp) if config.exclude_pen else np.zeros(picture.shape[:2], bool)
-    saturation = rgb2hsv(np.clip(smooth / _glass_colour(smooth[~pen]), 0, 1))[..., 1]
+    saturation = rgb2hsv(np.clip(smooth / _glass_colour(smooth, pen), 0, 1))[..., 1]
     seen = saturation[~pen]
     if seen.size == 0:
         return np.zeros(picture.shape[:2], bool)
-    # Otsu needs two values; glass alone has one, and falls below the lower bound anyway.
-    threshold = threshold_otsu(seen) if seen.max() > seen.min() else 1.0
-    tissue = (saturation > np.clip(threshold, *_SATURATION)) & ~pen
+    # Pale tissue is found in crumbs: what lies close together is one piece.
+    reach = max(1, round(_GAP_UM / 2 / mpp))
+    crumbs = np.pad(saturation > _threshold(seen), reach, mode="edge")
+    tissue = binary_closing(crumbs, iterations=reach)[reach:-reach, reach:-reach] & ~pen
     tissue = _without_small(tissue, config.smallest_piece_um2 / mpp**2)
     holes = ~tissue & ~pen
     return tissue | (holes & ~_without_small(holes, config.largest_hole_um2 / mpp**2))
 
 
-def _glass_colour(pixels: np.ndarray) -> np.ndarray:
-    """RGB of empty glass, 0..1 `(3,)`: the brightest hundredth, if it is pale enough; otherwise white."""
-    if len(pixels) == 0:
-        return np.ones(3)
-    brightness = pixels.mean(axis=-1)
-    glass = np.median(pixels[brightness >= np.quantile(brightness, 0.99)], axis=0)
-    pale = glass.min() > _GLASS_BRIGHTNESS and 1 - glass.min() / glass.max() < _GLASS_SATURATION
-    return glass if pale else np.ones(3)
+def _threshold(saturation: np.ndarray) -> float:
+    """Saturation above which a pixel is tissue.
+
+    Otsu's threshold may lie between dark and pale tissue; then the pixels below are divided again.
+    """
+    low, high = _SATURATION
+    threshold = 1.0
+    while threshold > high:
+        below = saturation[saturation <= threshold]
+        # Otsu needs two values; what has one is all glass or all tissue.
+        if below.size == 0 or below.max() <= high or below.min() == below.max():
+            break
+        threshold = threshold_otsu(below)
+    return float(np.clip(threshold, low, high))
+
+
+def _glass_colour(picture: np.ndarray, pen: np.ndarray) -> np.ndarray:
+    """RGB of empty glass, 0..1 `(3,)`: the colour of what is bright, pale and even; white where hardly anything is.
+
+    Scanners give glass a tint that may be as strong as that of pale tissue, but tissue is never even.
+    """
+    brightness = picture.mean(axis=-1)
+    variance = uniform_filter(brightness**2, 3) - uniform_filter(brightness, 3) ** 2
+    darkest = picture.min(axis=-1)
+    pale = 1 - darkest / np.maximum(picture.max(axis=-1), 1e-6) < _GLASS_SATURATION
+    glass = (variance < _GLASS_UNEVENNESS**2) & pale & (darkest > _GLASS_BRIGHTNESS) & ~pen
+    return np.median(picture[glass], axis=0) if glass.mean() > _GLASS_SHARE else np.ones(3)
 
 
 def _pen(picture: np.ndarray, mpp: float) -> np.ndarray:
