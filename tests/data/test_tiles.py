@@ -4,6 +4,7 @@ import gc
 import json
 import pickle
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ CONFIG = TilingConfig(tile_px=64, mpp=1.0, classes=classes(PHANTOM))
 class Truth:
     """Stands for an annotation: a label PNG of level 0."""
 
-    opened: list[str] = []
+    opened: ClassVar[list[str]] = []
 
     def __init__(self, path: Path):
         self.opened.append(path.stem)
@@ -243,11 +244,11 @@ def _files(root: Path) -> dict[str, int]:
 def test_an_interrupted_tiling_goes_on(cohort, tmp_path, monkeypatch):
     done, write = [], tiles.write_png
 
-    def interrupted(path, array):
+    def interrupted(path, array, **options):
         if len(done) == 20:
             raise KeyboardInterrupt
         done.append(path)
-        write(path, array)
+        write(path, array, **options)
 
     monkeypatch.setattr(tiles, "write_png", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """Phantom slides: tiled TIFF pyramids of phantom patients, of any size, in seconds and without holding one in memory.
 
-A slide is a patch of tissue, rendered once and continued by its mirror images, inside an outline with empty glass around.
-So each pixel of each level is known without the others: levels are written tile by tile.
+A slide is a patch of tissue, rendered once and continued by its mirror images, inside an outline with empty glass
+around. So each pixel of each level is known without the others: levels are written tile by tile.
 """
 
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def draw_phantom_slide(
     generator = numpy_generator(config.seed, "phantom slide", split, number)
     layout = draw_layout(patient, unit_px, config.mpp, generator)
     picture = render_patient_picture(patient, layout, config.mpp, generator)
-    glass = tuple(int(round(255 * value)) for value in patient.white)
+    glass = tuple(round(255 * value) for value in patient.white)
     return PhantomSlide(picture, layout, size_px, config.mpp, glass, SmoothField(1.0, 1.0, 0.25, generator))
 
 

@@ -1,8 +1,9 @@
 """Dataset folders whose pictures are regions of slides, read when they are needed.
 
-Such a folder has no pictures but, beside `metadata.csv` and `dataset.yaml`, a `slides.csv` (where the slides lie now) and a
-`tiling.yaml`. A row is read at its `x`, `y` (level 0), `tile_px` and `mpp` from the slide of its `slide_id`, its mask from the
-slide's annotation. Its file names are those that the written tile would have: they name the row, in plans for example.
+Such a folder has no pictures but, beside `metadata.csv` and `dataset.yaml`, a `slides.csv` (where the slides lie now)
+and a `tiling.yaml`. A row is read at its `x`, `y` (level 0), `tile_px` and `mpp` from the slide of its `slide_id`, its
+mask from the slide's annotation. Its file names are those that the written tile would have: they name the row, in plans
+for example.
 """
 
 import threading
@@ -106,7 +107,7 @@ class SlideRegions:
         return self.slide(row["slide_id"]).read(row["x"], row["y"], int(row["tile_px"]), row["mpp"])
 
     def mask(self, row: pd.Series) -> np.ndarray:
-        """uint8 `(tile_px, tile_px)` of class indices and `ignore_index`. Doesn't know of splits: see `DatasetFolder`."""
+        """uint8 `(tile_px, tile_px)` of class indices and `ignore_index`. `DatasetFolder` guards it."""
         slide, annotation = self.slide(row["slide_id"]), self.annotation(row["slide_id"])
         return annotation.rasterise(row["x"], row["y"], int(row["tile_px"]), row["mpp"] / slide.mpp)
 

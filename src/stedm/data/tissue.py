@@ -81,8 +81,8 @@ def _between(total: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarr
 def find_tissue(picture: np.ndarray, mpp: float, config: TissueConfig | None = None) -> np.ndarray:
     """Tissue in a picture of a slide, uint8 RGB `(H, W, 3)` at `mpp` microns per pixel; bool `(H, W)`.
 
-    Otsu's threshold on saturation, after the colour of the glass is taken out; small holes filled, small pieces removed,
-    pen left out. A slide with nothing but glass has no tissue.
+    Otsu's threshold on saturation, after the colour of the glass is taken out; small holes filled, small pieces
+    removed, pen left out. A slide with nothing but glass has no tissue.
     """
     config = config or TissueConfig()
     smooth = gaussian_filter(picture.astype(np.float32) / 255, (_BLUR_UM / mpp / 2, _BLUR_UM / mpp / 2, 0))
