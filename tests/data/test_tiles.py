@@ -57,8 +57,10 @@ def cohort(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def reader(monkeypatch):
-    """Annotations are read by `Truth`, whatever stedm.data.annotations can do."""
+def reader(request, monkeypatch):
+    """Annotations are read by `Truth`, but in the test of stedm.data.annotations."""
+    if request.function is test_with_the_reader_of_annotations:
+        return
     Truth.opened = []
     for module in ("stedm.data.tiles", "stedm.data.regions"):
         monkeypatch.setattr(f"{module}.annotation_reader", lambda *arguments: lambda path, slide: Truth(path))
@@ -160,6 +162,18 @@ def test_annotations_of_unlabeled_slides_stay_closed(tiled):
     assert "U00" not in Truth.opened
     upper = DatasetFolder.open(dataset.root, allow_unlabeled_masks=True).split("unlabeled")
     assert upper.read_mask(0).shape == (64, 64)
+
+
+def test_with_the_reader_of_annotations(cohort, tmp_path):
+    pytest.importorskip("stedm.data.annotations")
+    tile_slides(cohort / "slides.csv", tmp_path / "lazy", CONFIG, table_only=True)
+    dataset = DatasetFolder.open(tmp_path / "lazy").split("test")
+    truth = Truth(cohort / "annotations" / "T00.png")
+    for row in (0, 3):
+        tile = dataset.table.iloc[row]
+        np.testing.assert_array_equal(dataset.read_mask(row), truth.rasterise(tile["x"], tile["y"], 64, 2))
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy.read_mask(0), dataset.read_mask(0))
 
 
 def test_tiles_that_nobody_annotated(tiled, monkeypatch):

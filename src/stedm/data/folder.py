@@ -118,7 +118,7 @@ class DatasetFolder:
         """uint8 RGB (H, W, 3); with `picture_px` resized to that square by area averaging."""
         if self.regions is None:
             return read_picture_file(self.root, self.table["image_file_name"].iloc[row], picture_px)
-        return resized(self.regions.picture(self.table.iloc[row]), picture_px)
+        return resized(self.regions.picture(*self._place(row)), picture_px)
 
     def picture_size(self, row: int) -> tuple[int, int]:
         """(width, height) of a picture as stored; of a picture file only the head is read."""
@@ -143,12 +143,15 @@ class DatasetFolder:
         if self.regions is None:
             mask = read_mask_file(self.root, row_of["mask_file_name"])
         else:
-            mask = self.regions.mask(row_of)
+            mask = self.regions.mask(*self._place(row))
         if problem := self.info.mask_problem(mask):
             raise StedmError(f"{row_of['mask_file_name']}: {problem}")
         if picture_px is None or mask.shape == (picture_px, picture_px):
             return mask
         return np.array(Image.fromarray(mask).resize((picture_px, picture_px), Image.Resampling.NEAREST))
+
+    def _place(self, row: int) -> tuple:
+        return tuple(self.table.at[int(row), column] for column in ("slide_id", "x", "y", "tile_px", "mpp"))
 
     @property
     def fingerprint(self) -> str:

@@ -102,14 +102,13 @@ class SlideRegions:
                 self._annotations.popitem(last=False)
             return self._annotations[slide_id]
 
-    def picture(self, row: pd.Series) -> np.ndarray:
-        """uint8 RGB `(tile_px, tile_px, 3)` of a row of the metadata."""
-        return self.slide(row["slide_id"]).read(row["x"], row["y"], int(row["tile_px"]), row["mpp"])
+    def picture(self, slide_id: str, x: float, y: float, tile_px: int, mpp: float) -> np.ndarray:
+        """uint8 RGB `(tile_px, tile_px, 3)`."""
+        return self.slide(slide_id).read(x, y, int(tile_px), mpp)
 
-    def mask(self, row: pd.Series) -> np.ndarray:
+    def mask(self, slide_id: str, x: float, y: float, tile_px: int, mpp: float) -> np.ndarray:
         """uint8 `(tile_px, tile_px)` of class indices and `ignore_index`. `DatasetFolder` guards it."""
-        slide, annotation = self.slide(row["slide_id"]), self.annotation(row["slide_id"])
-        return annotation.rasterise(row["x"], row["y"], int(row["tile_px"]), row["mpp"] / slide.mpp)
+        return self.annotation(slide_id).rasterise(x, y, int(tile_px), mpp / self.slide(slide_id).mpp)
 
     def _clear(self) -> None:
         self._slides: dict[str, Slide] = {}
