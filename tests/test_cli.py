@@ -17,6 +17,7 @@ FLAGS = {
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
     "check": [],
+    "tile": ["--output", "--tile-px", "--mpp", "--config", "--set", "--table-only", "--workers"],
     "train codec": ["--output", "--set"],
     "train diffusion": ["--output", "--set"],
     "train segmenter": ["--output", "--set"],

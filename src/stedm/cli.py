@@ -99,6 +99,35 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Datas
     typer.echo(f"{dataset}: {len(opened)} pictures of {len(opened.patients())} patients, no problem found")
 
 
+@app.command()
+def tile(
+    slides: Annotated[Path, typer.Argument(metavar="SLIDES.csv", help="Table of slides.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DATASET", help="Dataset folder to write.")],
+    tile_px: Annotated[int | None, typer.Option(min=1, help="Side of the tiles; 512 unless configured.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Microns per pixel; 1.0 unless configured.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Stride, tissue, classes, class mapping: YAML.")] = None,
+    overrides: Overrides = None,
+    table_only: Annotated[bool, typer.Option("--table-only", help="No pictures: training reads the slides.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 = one a CPU.")] = 0,
+) -> None:
+    """Find the tissue of slides and cut it into tiles; run again to resume."""
+    import os
+
+    from stedm.config import load_tiling_config
+    from stedm.data.tiles import tile_slides
+    from stedm.progress import Reporter
+
+    given = [f"{key}={value}" for key, value in (("tile_px", tile_px), ("mpp", mpp)) if value is not None]
+    settings = load_tiling_config(config, [*(overrides or []), *given])
+    reporter, processes = Reporter(), workers or os.cpu_count() or 1
+    done = tile_slides(slides, output, settings, table_only=table_only, workers=processes, reporter=reporter)
+    for slide_id in done.without_tissue:
+        reporter.say(f"slide {slide_id}: no tile with enough tissue")
+    typer.echo(f"{output}: {done.tiles} tiles of {done.slides} slides")
+    if done.failures:
+        raise StedmError("\n".join(done.failures))
+
+
 @train_app.command("codec")
 def train_codec(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the autoencoder of a run (diffusion.codec: kl or vq); it is written to RUN/codec/model."""

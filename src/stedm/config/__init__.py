@@ -25,6 +25,7 @@ from stedm.config.segmentation import (
     uses_stain,
     uses_synthetic,
 )
+from stedm.config.slides import TilingConfig, TissueConfig, load_tiling_config
 from stedm.config.style import StyleConfig
 from stedm.config.synthesis import Guidance, LayoutKind, Sampler, SynthesisConfig
 
@@ -54,12 +55,15 @@ __all__ = [
     "StainAugmentConfig",
     "StyleConfig",
     "SynthesisConfig",
+    "TilingConfig",
+    "TissueConfig",
     "TrainedCodecConfig",
     "TrainingConfig",
     "VQCodecConfig",
     "checked",
     "load_config",
     "load_phantom_config",
+    "load_tiling_config",
     "parse_config",
     "to_yaml",
     "uses_ssl",

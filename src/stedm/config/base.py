@@ -1,5 +1,6 @@
 """What every part of the configuration is made of."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -50,3 +51,28 @@ def checked(model: type[_Model], values: dict[str, Any], source: str) -> _Model:
     except ValidationError as error:
         lines = [f"{source}: {'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()]
         raise StedmError("\n".join(lines)) from error
+
+
+def read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any]:
+    """Plain values of a YAML file (of nothing if None) with overrides."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if path is not None and not path.is_file():
+        raise StedmError(f"{path}: no such configuration file")
+    for text in overrides or []:
+        if "=" not in text:
+            raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
+    try:
+        read = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        values = OmegaConf.to_container(OmegaConf.merge(read, OmegaConf.from_dotlist(overrides or [])), resolve=True)
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise StedmError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise StedmError(f"{path}: a configuration is a mapping of keys to values")
+    return values
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

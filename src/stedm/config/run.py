@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stedm.config.base import Part, checked
+from stedm.config.base import Part, checked, read_values
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
 from stedm.config.diffusion import DiffusionConfig
 from stedm.config.segmentation import SegmentationConfig
@@ -38,7 +38,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     Relative paths inside the file are taken relative to the file. Raises `StedmError` with one line per problem.
     """
     path = Path(path)
-    return parse_config(_read_values(path, overrides), source=str(path), base=path.parent)
+    return parse_config(read_values(path, overrides), source=str(path), base=path.parent)
 
 
 def load_phantom_config(path: str | Path | None, overrides: list[str] | None = None) -> PhantomConfig:
@@ -48,28 +48,7 @@ def load_phantom_config(path: str | Path | None, overrides: list[str] | None = N
         if phantom is None:
             raise StedmError(f"{path}: has no data.phantom")
         return phantom
-    return checked(PhantomConfig, _read_values(None, overrides), "--set")
-
-
-def _read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any]:
-    """Plain values of a YAML file (of nothing if None) with overrides."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    if path is not None and not path.is_file():
-        raise StedmError(f"{path}: no such configuration file")
-    for text in overrides or []:
-        if "=" not in text:
-            raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
-    try:
-        read = OmegaConf.load(path) if path is not None else OmegaConf.create()
-        values = OmegaConf.to_container(OmegaConf.merge(read, OmegaConf.from_dotlist(overrides or [])), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise StedmError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from error
-    if not isinstance(values, dict):
-        raise StedmError(f"{path}: a configuration is a mapping of keys to values")
-    return values
+    return checked(PhantomConfig, read_values(None, overrides), "--set")
 
 
 def parse_config(values: dict[str, Any], source: str, base: Path | None = None) -> RunConfig:
@@ -100,7 +79,3 @@ def to_yaml(config: BaseModel) -> str:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -11,6 +11,7 @@ import pandas as pd
 
 from stedm.data.folder import DatasetInfo, hold_back, info_and_problems, read_table, table_problems
 from stedm.data.pictures import read_mask_file, read_picture_file
+from stedm.data.regions import holds_regions, region_problems
 from stedm.errors import StedmError
 
 
@@ -43,6 +44,10 @@ def _annotation_problems(table: pd.DataFrame) -> list[str]:
     if table.empty or not {"image_file_name", "split"} <= set(table):
         return []
     bare = table[(table["mask_file_name"] == "") & table["split"].isin(("train", "val", "test"))]
+    if "tissue_fraction" in table:
+        # Of slides that are annotated in part, the other tiles show the style.
+        annotated = table.loc[table["mask_file_name"] != "", "slide_id"]
+        bare = bare[(bare["split"] != "train") | ~bare["slide_id"].isin(annotated)]
     problems = [
         f"{row.image_file_name}: has no mask in split {row.split}; add one"
         + (" or move its patient to unlabeled" if row.split == "train" else " (it cannot be scored)")
@@ -56,6 +61,8 @@ def _annotation_problems(table: pd.DataFrame) -> list[str]:
 def _file_problems(root: Path, info: DatasetInfo | None, table: pd.DataFrame, unlabeled_masks: bool) -> list[str]:
     if "image_file_name" not in table:
         return []
+    if holds_regions(root):
+        return region_problems(root, info.classes, info.ignore_index, table) if info else []
     masks = table["mask_file_name"]
     if not unlabeled_masks:
         # Without a split column every row may be unlabeled.

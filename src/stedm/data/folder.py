@@ -4,7 +4,6 @@ A Hugging Face ImageFolder with a few rules on top: a row a picture, an empty `m
 patient in one split. `stedm.data.check` verifies a folder file by file; opening one reads only the two small files.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,12 +14,13 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from stedm.data.pictures import leaves_folder, read_mask_file, read_picture_file, write_png
+from stedm.data.pictures import leaves_folder, picture_size, read_mask_file, read_picture_file, resized, write_png
+from stedm.data.regions import SlideRegions
+from stedm.data.tables import SPLITS, patient_problems, read_csv
 from stedm.errors import StedmError
 from stedm.files import fingerprint, replacing, write_text
 from stedm.seeds import numpy_generator
 
-SPLITS = ("train", "unlabeled", "val", "test")
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
 __all__ = [
@@ -67,6 +67,8 @@ class DatasetFolder:
     table: pd.DataFrame
     allow_unlabeled_masks: bool = False
     unseen_categories: tuple[str, ...] = ()
+    regions: SlideRegions | None = None
+    """Where pictures and masks come from if the rows are regions of slides (the folder has a `slides.csv`)."""
 
     @classmethod
     def open(
@@ -87,7 +89,8 @@ class DatasetFolder:
         unseen = tuple(unseen_categories or ())
         if unknown := sorted(set(unseen) - set(table["category"])):
             raise StedmError(f"{root}: no picture of category {', '.join(unknown)}; correct data.unseen_categories")
-        return cls(root, info, hold_back(table, unseen), allow_unlabeled_masks, unseen)
+        regions = SlideRegions.of(root, info.classes, info.ignore_index)
+        return cls(root, info, hold_back(table, unseen), allow_unlabeled_masks, unseen, regions)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -113,7 +116,15 @@ class DatasetFolder:
 
     def read_picture(self, row: int, picture_px: int | None = None) -> np.ndarray:
         """uint8 RGB (H, W, 3); with `picture_px` resized to that square by area averaging."""
-        return read_picture_file(self.root, self.table["image_file_name"].iloc[row], picture_px)
+        if self.regions is None:
+            return read_picture_file(self.root, self.table["image_file_name"].iloc[row], picture_px)
+        return resized(self.regions.picture(*self._place(row)), picture_px)
+
+    def picture_size(self, row: int) -> tuple[int, int]:
+        """(width, height) of a picture as stored; of a picture file only the head is read."""
+        if self.regions is None:
+            return picture_size(self.root, self.table["image_file_name"].iloc[row])
+        return (int(self.table["tile_px"].iloc[row]),) * 2
 
     def read_mask(self, row: int, picture_px: int | None = None) -> np.ndarray:
         """uint8 (H, W) of class indices, `ignore_index` kept; with `picture_px` resized by nearest neighbour.
@@ -129,12 +140,18 @@ class DatasetFolder:
             )
         if not row_of["mask_file_name"]:
             raise StedmError(f"{row_of['image_file_name']}: this picture has no mask; select annotated rows")
-        mask = read_mask_file(self.root, row_of["mask_file_name"])
+        if self.regions is None:
+            mask = read_mask_file(self.root, row_of["mask_file_name"])
+        else:
+            mask = self.regions.mask(*self._place(row))
         if problem := self.info.mask_problem(mask):
             raise StedmError(f"{row_of['mask_file_name']}: {problem}")
         if picture_px is None or mask.shape == (picture_px, picture_px):
             return mask
         return np.array(Image.fromarray(mask).resize((picture_px, picture_px), Image.Resampling.NEAREST))
+
+    def _place(self, row: int) -> tuple:
+        return tuple(self.table.at[int(row), column] for column in ("slide_id", "x", "y", "tile_px", "mpp"))
 
     @property
     def fingerprint(self) -> str:
@@ -215,21 +232,14 @@ def read_table(root: Path) -> pd.DataFrame:
         raise StedmError(f"{root / 'metadata.csv'}: missing; a dataset folder has a metadata.csv or metadata.parquet")
     if paths[1:]:
         raise StedmError(f"{root}: has metadata.csv and metadata.parquet; remove one of them")
-    try:
-        if paths[0].suffix == ".csv":
-            with warnings.catch_warnings():
-                # Pandas only warns of rows longer than the header, and drops their end.
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                table = pd.read_csv(paths[0], dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-        else:
-            table = pd.read_parquet(paths[0])
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        raise StedmError(f"{paths[0]}: not readable ({' '.join(str(error).split())})") from error
-    table = _with_text_columns(table)
-    if paths[0].suffix == ".csv":
-        others = [column for column in table if not _is_text(column)]
-        table = table.assign(**{column: _numbers_if_all_are(table[column]) for column in others})
-    return table
+    if paths[0].suffix == ".parquet":
+        try:
+            return _with_text_columns(pd.read_parquet(paths[0]))
+        except (OSError, ValueError) as error:
+            raise StedmError(f"{paths[0]}: not readable ({' '.join(str(error).split())})") from error
+    table = _with_text_columns(read_csv(paths[0]))
+    others = [column for column in table if not _is_text(column)]
+    return table.assign(**{column: _numbers_if_all_are(table[column]) for column in others})
 
 
 def _with_text_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -270,22 +280,7 @@ def table_problems(table: pd.DataFrame) -> list[str]:
         for name in pd.unique(pd.concat([names, table["mask_file_name"]])):
             if name and (problem := leaves_folder(name)):
                 problems.append(f"{name}: {problem}")
-    if "patient_id" in table:
-        empty = np.flatnonzero(table["patient_id"] == "")
-        problems += [f"metadata: row {row + 1} has no patient_id; fill it" for row in empty]
-    if "split" in table:
-        for split, rows in table[~table["split"].isin(SPLITS)].groupby("split"):
-            problems.append(
-                f"metadata: unknown split {split!r} in {len(rows)} rows, first row {rows.index[0] + 1}; "
-                f"use one of {', '.join(SPLITS)}"
-            )
-    if {"patient_id", "split"} <= set(table):
-        named = (table["patient_id"] != "") & table["split"].isin(SPLITS)
-        for patient, splits in table[named].groupby("patient_id")["split"]:
-            if splits.nunique() > 1:
-                where = ", ".join(sorted(set(splits)))
-                problems.append(f"metadata: patient {patient} is in several splits ({where}); keep it in one")
-    return problems
+    return problems + patient_problems(table, "metadata")
 
 
 def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> None:

@@ -54,9 +54,14 @@ def read_picture_file(root: Path, name: str, picture_px: int | None = None) -> n
             picture = picture.convert("RGB")
     except _UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
-    if picture_px is not None and picture.size != (picture_px, picture_px):
-        picture = picture.resize((picture_px, picture_px), Image.Resampling.BOX)
-    return np.array(picture)
+    return resized(np.array(picture), picture_px)
+
+
+def resized(picture: np.ndarray, picture_px: int | None) -> np.ndarray:
+    """uint8 RGB (H, W, 3) brought to a square of `picture_px` by area averaging; None = as it is."""
+    if picture_px is None or picture.shape[:2] == (picture_px, picture_px):
+        return picture
+    return np.array(Image.fromarray(picture).resize((picture_px, picture_px), Image.Resampling.BOX))
 
 
 def picture_size(root: Path, name: str) -> tuple[int, int]:
@@ -84,9 +89,9 @@ def read_mask_file(root: Path, name: str) -> np.ndarray:
         raise StedmError(f"{name}: not a readable PNG mask ({error}); replace the file") from error
 
 
-def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically."""
+def write_png(path: str | Path, array: np.ndarray, *, compress_level: int = 6) -> None:
+    """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically; level 1 is the fastest, 9 the smallest."""
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {array.dtype} {array.shape}")
     with replacing(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG")
+        Image.fromarray(array).save(temporary, format="PNG", compress_level=compress_level)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from stedm.data.folder import DatasetFolder
-from stedm.data.pictures import picture_size
 
 
 class SlidePositions:
@@ -59,7 +58,7 @@ class SlidePositions:
     def _side(self, rows: np.ndarray) -> np.ndarray:
         """Width and height `(k, 2)` in level-0 pixels."""
         for row in rows[np.isnan(self._size[rows, 0]) & ~np.isnan(self._corner[rows, 0])]:
-            self._size[row] = picture_size(self._dataset.root, self._dataset.table["image_file_name"].iloc[row])
+            self._size[row] = self._dataset.picture_size(int(row))
         return self._size[rows] * self._scale[rows, None]
 
     def _rounding(self, row: int) -> float:
