@@ -16,6 +16,7 @@ FLAGS = {
     "run": ["--output", "--set"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
+    "data catch": ["--annotated"],
     "check": [],
     "train codec": ["--output", "--set"],
     "train diffusion": ["--output", "--set"],

@@ -18,6 +18,7 @@ import numpy as np
 
 from stedm.data.annotation_files import Region, read_regions
 from stedm.data.class_mapping import IGNORE, ClassMapping, as_mapping
+from stedm.data.pictures import UNREADABLE
 from stedm.errors import StedmError
 
 # Rasterising costs as much as the polygon has vertices, on every tile that it touches: pieces keep tiles fast.
@@ -25,7 +26,8 @@ _VERTICES_OF_A_PIECE = 512
 _SMALLEST_PIECE_PX = 64.0
 # Label pictures up to so many pixels are kept in memory, larger TIFFs are read window by window.
 _IN_MEMORY_PX = 2**28
-_PICTURE_STARTS = {b"\x89PNG": "PNG", b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff"}
+_PNG_START = b"\x89PNG"
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 
 
 class Annotation(Protocol):
@@ -83,9 +85,10 @@ def read_annotation(
         rules = rules.model_copy(update={"unannotated": unannotated})
     if not classes or len(classes) > ignore_index or ignore_index > 255 or IGNORE in classes:
         raise StedmError(f"{path}: needs 1 to {ignore_index} classes, none of them called {IGNORE!r}")
-    if driver := _picture_driver(path):
-        scale = _label_downsample(path, driver, slide_px, label_downsample)
-        return LabelPicture(list(classes), ignore_index, rules, path, driver, scale).checked()
+    if _is_picture(path):
+        scale = _label_downsample(path, slide_px, label_downsample)
+        rules.class_indices(list(classes), ignore_index)
+        return LabelPicture(list(classes), ignore_index, rules, path, scale).opened()
     return _polygon_annotation(path, list(classes), ignore_index, rules, read_regions(path, image_name))
 
 
@@ -95,7 +98,6 @@ def geometry_libraries() -> tuple[Any, Any]:
         import rasterio
         import rasterio.errors
         import rasterio.features
-        import rasterio.windows
         import shapely
     except ImportError as error:
         raise StedmError(f'annotations of slides need {error.name}: pip install "stedm[slides]"') from error
@@ -157,7 +159,8 @@ def _polygon_annotation(
     values = values[of_region]
     outlines = shapely.area(shapely.polygons(shapely.get_exterior_ring(polygons)))
     painting = np.lexsort((np.arange(len(values)), -outlines, _ranks(rules, classes, ignore_index)[values]))
-    pieces = [_cut(polygons[i]) for i in painting]
+    many = shapely.get_num_coordinates(polygons) > _VERTICES_OF_A_PIECE
+    pieces = [_cut(polygons[i]) if many[i] else [polygons[i]] for i in painting]
     return PolygonAnnotation(
         classes,
         ignore_index,
@@ -275,52 +278,42 @@ class LabelPicture:
     ignore_index: int
     rules: ClassMapping
     path: Path
-    driver: str
     downsample: float
-    _opened: Any = field(default=None, repr=False)
+    _source: Any = field(default=None, repr=False)
     _pixels: np.ndarray | None = field(default=None, repr=False)
 
-    def checked(self) -> "LabelPicture":
-        """Itself; `StedmError` if the picture is not one of class indices (a huge TIFF is checked as it is read)."""
-        dataset = self._dataset()
-        if dataset.width * dataset.height <= _IN_MEMORY_PX or self.driver == "PNG":
-            self._pixels = self._mapped(self._read())
+    def opened(self) -> "LabelPicture":
+        """Itself, with the file open and, unless it is a huge TIFF, its pixels in memory and checked."""
+        if self._source is None:
+            self._source = _open_labels(self.path)
+            width, height = self._source.size
+            if width * height <= _IN_MEMORY_PX or not self._source.has_windows:
+                self._pixels = self._mapped(self._source.read())
         return self
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """See `Annotation.bounds`; a label picture says something of all that it covers."""
-        dataset = self._dataset()
-        return (0.0, 0.0, dataset.width * self.downsample, dataset.height * self.downsample)
+        width, height = self.opened()._source.size
+        return (0.0, 0.0, width * self.downsample, height * self.downsample)
 
     def rasterise(self, x: float, y: float, tile_px: int | tuple[int, int], downsample: float) -> np.ndarray:
         """See `Annotation.rasterise`."""
-        dataset, (rows, columns) = self._dataset(), _shape(tile_px)
-        if self._pixels is None and dataset.width * dataset.height <= _IN_MEMORY_PX:
-            self.checked()
+        (width, height), (rows, columns) = self.opened()._source.size, _shape(tile_px)
         row = np.floor((y + (np.arange(rows) + 0.5) * downsample) / self.downsample).astype(np.intp)
         column = np.floor((x + (np.arange(columns) + 0.5) * downsample) / self.downsample).astype(np.intp)
-        inside_row, inside_column = (row >= 0) & (row < dataset.height), (column >= 0) & (column < dataset.width)
+        inside_row, inside_column = (row >= 0) & (row < height), (column >= 0) & (column < width)
         unannotated = self.rules.index_of(self.rules.unannotated, self.classes, self.ignore_index)
         tile = np.full((rows, columns), unannotated, np.uint8)
         if inside_row.any() and inside_column.any():
-            labels = self._labels_at(row[inside_row], column[inside_column])
-            tile[np.ix_(inside_row, inside_column)] = labels
+            tile[np.ix_(inside_row, inside_column)] = self._labels_at(row[inside_row], column[inside_column])
         return tile
 
     def _labels_at(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
         if self._pixels is not None:
             return self._pixels[np.ix_(row, column)]
-        rasterio, _ = geometry_libraries()
-        window = rasterio.windows.Window.from_slices((row[0], row[-1] + 1), (column[0], column[-1] + 1))
-        return self._mapped(self._read(window))[np.ix_(row - row[0], column - column[0])]
-
-    def _read(self, window: Any = None) -> np.ndarray:
-        rasterio, _ = geometry_libraries()
-        try:
-            return self._dataset().read(1, window=window)
-        except rasterio.errors.RasterioError as error:
-            raise StedmError(f"{self.path}: damaged label picture ({error}); write it again") from error
+        window = ((int(row[0]), int(row[-1]) + 1), (int(column[0]), int(column[-1]) + 1))
+        return self._mapped(self._source.read(window))[np.ix_(row - row[0], column - column[0])]
 
     def _mapped(self, values: np.ndarray) -> np.ndarray:
         """Stored values -> uint8 class indices."""
@@ -336,68 +329,110 @@ class LabelPicture:
                     table[int(name)] = index
         mapped = table[values]
         if (mapped < 0).any():
-            strangers = ", ".join(map(str, np.unique(values[mapped < 0])))
+            strangers = np.unique(values[mapped < 0])
+            listed = ", ".join(map(str, strangers[:9])) + (" and more" if strangers[9:].size else "")
             raise StedmError(
-                f"{self.path}: values {strangers} are no class; without a mapping values are 0 to "
+                f"{self.path}: values {listed} are no class; without a mapping values are 0 to "
                 f"{len(self.classes) - 1} and ignore_index {self.ignore_index}: map them, or write class indices"
             )
         return mapped.astype(np.uint8)
 
-    def _dataset(self) -> Any:
-        if self._opened is None:
-            self._opened = _open_labels(self.path, self.driver)
-        return self._opened
-
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None, "_pixels": None}
+        return self.__dict__ | {"_source": None, "_pixels": None}
 
 
-def _picture_driver(path: Path) -> str | None:
+class _PngLabels:
+    """Read whole. By Pillow: GDAL gives memory as it was where a PNG file is cut off."""
+
+    has_windows = False
+
+    def __init__(self, path: Path) -> None:
+        from PIL import PngImagePlugin
+
+        self.path = path
+        with path.open("rb") as file:
+            # Image.open refuses as an attack what is only a large map; the limit here is that of memory.
+            image = PngImagePlugin.PngImageFile(file)
+            self.size = image.size
+            # Grey of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
+            if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
+                raise StedmError(f"{path}: a label picture has one 8-bit channel of class indices, this one {image.mode}")
+            if image.width * image.height > 2**31:
+                raise StedmError(f"{path}: too large for a PNG; write the label picture as a tiled TIFF")
+
+    def read(self, window: Any = None) -> np.ndarray:
+        from PIL import PngImagePlugin
+
+        try:
+            with self.path.open("rb") as file:
+                return np.asarray(PngImagePlugin.PngImageFile(file))
+        except UNREADABLE as error:
+            raise StedmError(f"{self.path}: damaged label picture ({error}); write it again") from error
+
+
+class _TiffLabels:
+    """Read by windows ((top, bottom), (left, right)), so that it may be of any size."""
+
+    has_windows = True
+
+    def __init__(self, path: Path) -> None:
+        import warnings
+
+        rasterio, _ = geometry_libraries()
+        self.path = path
+        with warnings.catch_warnings():
+            # Pictures of tissue lie nowhere on Earth.
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            self.file = rasterio.open(path.resolve(), driver="GTiff")
+        self.size = (self.file.width, self.file.height)
+        if self.file.count != 1 or self.file.dtypes[0] != "uint8":
+            found = f"{self.file.count} of {self.file.dtypes[0]}"
+            raise StedmError(f"{path}: a label picture has one 8-bit channel of class indices, this one {found}")
+
+    def read(self, window: Any = None) -> np.ndarray:
+        rasterio, _ = geometry_libraries()
+        try:
+            return self.file.read(1, window=window)
+        except rasterio.errors.RasterioError as error:
+            raise StedmError(f"{self.path}: damaged label picture ({error}); write it again") from error
+
+
+def _is_picture(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return _PICTURE_STARTS.get(file.read(4))
+            return file.read(4) in (_PNG_START, *_TIFF_STARTS)
     except FileNotFoundError as error:
         raise StedmError(f"{path}: missing; correct the path of the annotation") from error
     except OSError as error:
         raise StedmError(f"{path}: not readable ({error})") from error
 
 
-def _open_labels(path: Path, driver: str) -> Any:
-    """An open rasterio dataset of one 8-bit channel."""
-    import warnings
-
+def _open_labels(path: Path) -> _PngLabels | _TiffLabels:
     rasterio, _ = geometry_libraries()
     try:
-        with warnings.catch_warnings():
-            # Pictures of tissue lie nowhere on Earth.
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            dataset = rasterio.open(path.resolve(), driver=driver)
-    except rasterio.errors.RasterioError as error:
+        with path.open("rb") as file:
+            is_png = file.read(4) == _PNG_START
+        return _PngLabels(path) if is_png else _TiffLabels(path)
+    except (*UNREADABLE, rasterio.errors.RasterioError) as error:
         raise StedmError(f"{path}: not a readable label picture ({error}); write it again") from error
-    if dataset.count != 1 or dataset.dtypes[0] != "uint8":
-        found = f"{dataset.count} channels of {dataset.dtypes[0]}"
-        raise StedmError(f"{path}: a label picture has one 8-bit channel of class indices, this one has {found}")
-    return dataset
 
 
-def _label_downsample(
-    path: Path, driver: str, slide_px: tuple[int, int] | None, label_downsample: float | None
-) -> float:
+def _label_downsample(path: Path, slide_px: tuple[int, int] | None, label_downsample: float | None) -> float:
     """Level-0 pixels a label pixel; `StedmError` if it is not known or the picture doesn't cover the slide."""
-    dataset = _open_labels(path, driver)
-    size = (dataset.width, dataset.height)
     if label_downsample is not None and not 0 < label_downsample < np.inf:
         raise StedmError(f"{path}: label_downsample is {label_downsample}; it is a number above 0")
     if slide_px is None:
         if label_downsample is None:
             raise StedmError(f"{path}: say how large the slide is (slide_px) or a label pixel is (label_downsample)")
         return float(label_downsample)
+    size = _open_labels(path).size
     scale = label_downsample or slide_px[0] / size[0]
     whole_number = max(1, round(scale))
     if label_downsample is None and abs(slide_px[0] / whole_number - size[0]) < 1:
         # Sizes are rounded: 10,007 px against 625 means 16, not 16.011.
         scale = float(whole_number)
-    if any(abs(whole / scale - side) >= 1.5 for whole, side in zip(slide_px, size, strict=True)):
+    # A pixel of rounding, and 0.2 % for an mpp of few digits.
+    if any(abs(whole / scale - side) > 1 + 0.002 * side for whole, side in zip(slide_px, size, strict=True)):
         raise StedmError(
             f"{path}: the label picture is {size[0]} x {size[1]} px, which doesn't cover the slide of "
             f"{slide_px[0]} x {slide_px[1]} px at one scale; write it anew from the same slide"
