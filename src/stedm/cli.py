@@ -87,7 +87,9 @@ def data_flowers102(
 
 @data_app.command("catch")
 def data_catch(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the published slides, COCO and CSV file.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of the published slides, COCO and CSV file.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     annotated: Annotated[
         int | None, typer.Option(min=1, help="Annotated train patients a tumour type; the others become unlabeled.")

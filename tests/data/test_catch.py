@@ -126,7 +126,10 @@ def test_command_line(published, tmp_path, capsys):
 
 
 def without(content: dict, slide: str) -> dict:
-    return content | {"images": [image for image in content["images"] if image["file_name"] != slide], "annotations": []}
+    return content | {
+        "images": [image for image in content["images"] if image["file_name"] != slide],
+        "annotations": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -135,12 +138,25 @@ def without(content: dict, slide: str) -> dict:
         "no coco": ("CATCH.json", "{}", "no COCO file"),
         "damaged coco": ("CATCH.json", "{", "CATCH.json: not complete JSON"),
         "no split": ("datasets.csv", "a;b\n1;2\n", "no table with columns Slide and Dataset"),
-        "patient twice": ("datasets.csv", split_csv(SPLIT | {"Melanoma_01_2.svs": "test"}), "patient Melanoma_01 is in"),
+        "patient twice": (
+            "datasets.csv",
+            split_csv(SPLIT | {"Melanoma_01_2.svs": "test"}),
+            "patient Melanoma_01 is in",
+        ),
         "slide twice": ("datasets.csv", split_csv() + "SCC_04_1.svs;test;x\n", "SCC_04_1.svs is there twice"),
         "other split": ("datasets.csv", split_csv(SPLIT | {"SCC_04_1.svs": "holdout"}), "has split 'holdout'"),
         "other name": ("datasets.csv", split_csv() + "Lipoma_01_1.svs;train;x\n", "'Lipoma_01_1.svs' is not TYPE_CASE"),
+        "table with the older names": (
+            "datasets.csv",
+            "Slide;Dataset\n4495_13b_Melanoma_MF.svs;train\n",
+            "'4495_13b_Melanoma_MF.svs' is not TYPE_CASE",
+        ),
         "slide without a row": ("SCC_09_1.svs", "II*", "has no row for SCC_09_1.svs"),
-        "slide without annotation": ("CATCH.json", json.dumps(without(coco(), "MCT_02_1.svs")), "no image MCT_02_1.svs"),
+        "slide without annotation": (
+            "CATCH.json",
+            json.dumps(without(coco(), "MCT_02_1.svs")),
+            "no image MCT_02_1.svs",
+        ),
         "same slide twice": ("copy/MCT_02_1.svs", "II*", "there is another slide of this name"),
         "unknown category": (
             "CATCH.json",

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from stedm.data.annotations import read_annotation
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
-from stedm.segmentation.polygons import _Joiner, write_geojson
+from stedm.segmentation.polygons import _connected, _coverage, _Joiner, write_geojson
 
 CLASSES = ["background", "tumour", "stroma"]
 
@@ -64,6 +64,20 @@ def test_simplified_outlines_give_back_the_map_with_iou_099(tmp_path, downsample
     whole = array.size * downsample**2
     assert sum(g.area for g in found) == pytest.approx(whole, rel=1e-5)
     assert shapely.union_all(found).area == pytest.approx(whole, rel=1e-5)
+
+
+def test_neighbours_share_every_corner():
+    """Where three regions meet at a straight border too: otherwise shapely doesn't see a coverage."""
+    import shapely
+
+    y, x = np.mgrid[:120, :120]
+    centres = numpy_generator(2, "cells").uniform(0, 120, (25, 2))
+    labels = ((y[..., None] - centres[:, 0]) ** 2 + (x[..., None] - centres[:, 1]) ** 2).argmin(-1).astype(np.int32)
+    labels[:40, 60:] = labels[:40, 60:].min()
+    labels, _ = _connected(labels.astype(np.uint8))
+    cells = _coverage(labels, 7, 1.0)
+    assert shapely.coverage_is_valid(cells)
+    assert shapely.total_bounds(cells).tolist() == [0, 7, 120, 127]
 
 
 def test_bands_leave_no_trace_in_exact_outlines(tmp_path):
@@ -126,7 +140,10 @@ def test_small_regions_and_skipped_classes_are_left_out(tmp_path):
     array[2:4, 2:4], array[8:18, 8:18], array[0, 19] = 1, 1, 2
     path = tmp_path / "out.geojson"
     write_geojson(path, [array], CLASSES, downsample=1, mpp=2.0, smallest_um2=17, skip=["stroma"])
-    assert sorted((name, geometry.area) for name, geometry in geometries(path)) == [("background", 295), ("tumour", 100)]
+    assert sorted((name, geometry.area) for name, geometry in geometries(path)) == [
+        ("background", 295),
+        ("tumour", 100),
+    ]
 
 
 def test_a_map_without_regions_is_an_empty_collection(tmp_path):

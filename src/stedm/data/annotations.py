@@ -1,11 +1,11 @@
-"""Annotations of a slide, as class indices of any tile of it: `read_annotation(...).rasterise(x, y, tile_px, downsample)`.
+"""Annotations of a slide as class indices of any tile of it: `read_annotation(...).rasterise(...)`.
 
-Polygons come from QuPath GeoJSON or MS COCO JSON (`stedm.data.annotation_files`), label pictures from PNG or TIFF; their
-names become classes by `stedm.data.class_mapping`. A pixel belongs to the region in which its centre lies.
+Polygons come from QuPath GeoJSON or MS COCO JSON (`stedm.data.annotation_files`), label pictures from PNG or TIFF;
+their names become classes by `stedm.data.class_mapping`. A pixel belongs to the region in which its centre lies.
 
-Overlapping regions: by default the one with the smaller outline (holes filled) is on top. People draw necrosis, vessels or
-an island of stroma onto the region around it, and neither QuPath nor COCO promises an order of the file; size is the one
-order that survives an export. Where that is wrong, `order` of the mapping ranks the classes.
+Overlapping regions: by default the one with the smaller outline (holes filled) is on top. People draw necrosis,
+vessels or an island of stroma onto the region around it, and neither QuPath nor COCO promises an order of the file;
+size is the one order that survives an export. Where that is wrong, `order` of the mapping ranks the classes.
 """
 
 from collections import Counter
@@ -68,8 +68,8 @@ def read_annotation(
 
     Args:
         classes: class names in the order of their indices.
-        mapping: names in the file -> classes (`ClassMapping`, its YAML file, or the content of it); None = the names are
-            those of the classes.
+        mapping: names in the file -> classes (`ClassMapping`, its YAML file, or the content of it); None = the names
+            are those of the classes.
         unannotated: class of what lies outside all regions, or "ignore"; None = as the mapping says, which is "ignore".
         image_name: file name of the slide, which chooses the picture in a COCO file of several.
         slide_px: width and height of the slide at level 0. A label picture must cover it (checked), and without
@@ -111,8 +111,8 @@ def geometry_libraries() -> tuple[Any, Any]:
 class PolygonAnnotation:
     """Polygons in painting order: what comes later lies on top. Made by `read_annotation`.
 
-    `pieces`: shapely polygons in level-0 pixels, the regions cut into parts of few vertices; `values`: uint8, class index
-    of each; `without_area`: how many objects of the file paint nothing (points, lines, polygons folded flat).
+    `pieces`: shapely polygons in level-0 pixels, the regions cut into parts of few vertices; `values`: uint8, class
+    index of each; `without_area`: how many objects of the file paint nothing (points, lines, polygons folded flat).
     """
 
     classes: list[str]
@@ -270,8 +270,8 @@ def _shape(tile_px: int | tuple[int, int]) -> tuple[int, int]:
 class LabelPicture:
     """A picture of class indices that covers the slide at its own resolution; nearest neighbour at any other.
 
-    Without a mapping the values are class indices; with one, their decimal text ("0", "1", ...) is the name. Outside the
-    picture everything is as unannotated. A pickled one reads its file anew.
+    Without a mapping the values are class indices; with one, their decimal text ("0", "1", ...) is the name. Outside
+    the picture everything is as unannotated. A pickled one reads its file anew.
     """
 
     classes: list[str]
@@ -356,7 +356,9 @@ class _PngLabels:
             self.size = image.size
             # Grey of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
             if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
-                raise StedmError(f"{path}: a label picture has one 8-bit channel of class indices, this one {image.mode}")
+                raise StedmError(
+                    f"{path}: a label picture has one 8-bit channel of class indices, this one {image.mode}"
+                )
             if image.width * image.height > 2**31:
                 raise StedmError(f"{path}: too large for a PNG; write the label picture as a tiled TIFF")
 

@@ -1,14 +1,16 @@
 """CATCH, the canine cutaneous cancer histology of Wilm et al. 2022 (Scientific Data 9:588), as a table of slides.
 
-The slides and `CATCH.json` are published by The Cancer Imaging Archive, `datasets.csv` (the split) in the repository of the
-paper, DeepMicroscopy/CanineCutaneousTumors.
+The slides and `CATCH.json` are published by The Cancer Imaging Archive, `datasets.csv` (the split) in the repository
+of the paper, DeepMicroscopy/CanineCutaneousTumors.
 
-Verified, in that repository's own files: `datasets.csv` (`Slide;Dataset;Scanner`, in older versions without Scanner; 350
-slides named `TYPE_CASE_SLIDE.svs`, with train, val or test); the code that writes and reads the COCO file (13 category
-names, `segmentation` as one flat list of x, y in level-0 pixels, a polygon before those that lie inside of it, no holes).
-Not verified: `CATCH.json` and the slides themselves, which we have not downloaded. That the number in the middle of a name
-is the patient is read from the names: the 282 of them have one to six slides each, which are always in the same split; a
-table in which they are not is refused.
+Verified, in that repository's own files: `datasets.csv` (`Slide;Dataset;Scanner`; 350 slides, 50 a type, named
+`TYPE_CASE_SLIDE.svs`, each train, val or test; 282 cases of one to six slides, none of them in two splits); the code
+that writes and reads the COCO file (13 category names, `segmentation` as one flat list of x, y in level-0 pixels, a
+polygon before those that lie inside of it, no holes). An older version of the table has other slide names and slides
+of one case in several splits: it is refused.
+
+Not verified: `CATCH.json` and the slides themselves, which we have not downloaded. That a case is a patient is inferred
+from the older names, which are numbered by case, year and block.
 """
 
 import csv
@@ -48,23 +50,23 @@ def make_catch(
 ) -> pd.DataFrame:
     """Write `slides.csv`, `classes.yaml` and one GeoJSON a slide into a new folder `root`; slides stay where they are.
 
-    A slide of the split that isn't in the folder is left out, so that a part of the collection can be used. `mpp` is left
-    empty: the slides say it, and two scanners made them.
+    A slide of the split that isn't in the folder is left out, so that a part of the collection can be used. `mpp` is
+    left empty: the slides say it, and two scanners made them.
 
     Args:
         folder: somewhere inside it the slides (`*.svs`), `CATCH.json` (or the one COCO file that is there) and
             `datasets.csv` (or the one CSV with columns Slide and Dataset).
-        annotated_patients: so many train patients of each tumour type count as annotated, the other train patients become
-            `unlabeled` (the paper's k slides a type); None = all, and nobody is `unlabeled`. Nested: those for k are among
-            those for k + 1.
+        annotated_patients: so many train patients of each tumour type count as annotated, the other train patients
+            become `unlabeled` (the paper's k slides a type); None = all, and nobody is `unlabeled`. Nested: those for
+            k are among those for k + 1.
         draw: which random choice of them.
 
     Returns:
         The table as written.
 
     Raises:
-        StedmError: `root` holds files; a file is missing or not as described above; a slide has no split or no picture in
-            the COCO file; a patient is in two splits. The folder appears whole or not at all.
+        StedmError: `root` holds files; a file is missing or not as described above; a slide has no split or no
+            picture in the COCO file; a patient is in two splits. The folder appears whole or not at all.
     """
     folder, root = Path(folder), Path(root)
     if root.is_dir() and any(root.iterdir()):
@@ -183,7 +185,9 @@ def _label_budget(table: pd.DataFrame, n_patients: int | None, draw: int, source
     for category, rows in train.groupby("category"):
         patients = sorted(set(rows["patient_id"]))
         if not 1 <= n_patients <= len(patients):
-            raise StedmError(f"{source}: {n_patients} annotated patients a type asked for, {category} has {len(patients)}")
+            raise StedmError(
+                f"{source}: {n_patients} annotated patients a type asked for, {category} has {len(patients)}"
+            )
         annotated |= set(numpy_generator(draw, "catch", category).permutation(patients)[:n_patients].tolist())
     return table["split"].mask((table["split"] == "train") & ~table["patient_id"].isin(annotated), "unlabeled")
 
@@ -207,8 +211,8 @@ def _mapping_yaml(names: set[str], source: Path) -> str:
     if strangers := sorted(names - set(targets)):
         raise StedmError(f"{source}: unknown categories {', '.join(strangers)}; is it the CATCH file?")
     text = (
-        "# CATCH: tumour of any type against other tissue. For the 13 published classes give each its own name here and\n"
-        "# in classes; `ignore` takes one out. Glass and tissue that nobody annotated count nowhere.\n"
+        "# CATCH: tumour of any type against other tissue. For the 13 published classes give each its own name here\n"
+        "# and in classes; `ignore` takes one out. Glass and tissue that nobody annotated count nowhere.\n"
     )
     values = {"classes": list(CATCH_CLASSES), "mapping": dict(targets), "unannotated": "ignore"}
     return text + yaml.safe_dump(values, sort_keys=False)

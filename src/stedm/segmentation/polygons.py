@@ -1,9 +1,9 @@
 """Label maps to QuPath: `write_geojson` turns rows of class indices, however many, into polygons with holes.
 
-The map comes in bands of rows and no more than one band is held, beside the regions that reach into the next band. Within
-a band all regions together are a coverage, which is simplified as one (shapely's `coverage_simplify`, after
-Visvalingam & Whyatt 1993): neighbours keep the same border, so that no gap and no overlap opens between classes. Where two
-bands meet nothing is moved, and the halves of a region join exactly.
+The map comes in bands of rows and no more than one band is held, beside the regions that reach into the next band.
+Within a band all regions together are a coverage, which is simplified as one (shapely's `coverage_simplify`, after
+Visvalingam & Whyatt 1993): neighbours keep the same border, so that no gap and no overlap opens between classes.
+Where two bands meet nothing is moved, and the halves of a region join exactly.
 """
 
 import json
