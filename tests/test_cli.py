@@ -16,6 +16,7 @@ FLAGS = {
     "run": ["--output", "--set"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
+    "data catch": ["--annotated"],
     "check": [],
     "tile": ["--output", "--tile-px", "--mpp", "--config", "--set", "--table-only", "--workers"],
     "train codec": ["--output", "--set"],

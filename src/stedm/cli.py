@@ -85,6 +85,23 @@ def data_flowers102(
     typer.echo(str(output))
 
 
+@data_app.command("catch")
+def data_catch(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of the published slides, COCO and CSV file.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    annotated: Annotated[
+        int | None, typer.Option(min=1, help="Annotated train patients a tumour type; the others become unlabeled.")
+    ] = None,
+) -> None:
+    """CATCH (canine skin tumours): slides.csv, classes.yaml and one GeoJSON a slide, from the published files."""
+    from stedm.data.catch import make_catch
+
+    table = make_catch(folder, output, annotated_patients=annotated)
+    typer.echo(f"{output / 'slides.csv'}: {len(table)} slides of {table['patient_id'].nunique()} patients")
+
+
 @app.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")]) -> None:
     """Verify a dataset before you train: files, sizes, classes, patient leakage; exit status 0 or 1."""

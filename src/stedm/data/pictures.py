@@ -12,7 +12,7 @@ from stedm.files import replacing
 
 _EXIF_ORIENTATION = 0x0112
 # What Pillow's decoders raise on damaged files.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def leaves_folder(name: str) -> str:
@@ -52,7 +52,7 @@ def read_picture_file(root: Path, name: str, picture_px: int | None = None) -> n
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture = picture.convert("RGB")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
     return resized(np.array(picture), picture_px)
 
@@ -71,7 +71,7 @@ def picture_size(root: Path, name: str) -> tuple[int, int]:
         with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
             width, height = image.size
             lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
     return (height, width) if lies_on_its_side else (width, height)
 
@@ -85,7 +85,7 @@ def read_mask_file(root: Path, name: str) -> np.ndarray:
             if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
                 raise StedmError(f"{name}: is not single-channel 8-bit ({image.mode}); write masks as class indices")
             return np.array(image)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG mask ({error}); replace the file") from error
 
 
