@@ -11,7 +11,7 @@ from skimage.filters import threshold_otsu
 from stedm.config import TissueConfig
 from stedm.data.slides import Slide
 
-_SATURATION = (0.04, 0.08)
+_SATURATION = (0.035, 0.06)
 """Bounds of the threshold. Below lie glass and compression noise; pale tissue (unstained stroma, fat) begins above."""
 _BLUR_UM = 12.0
 """Nuclei and the gaps between them become one tissue, compression noise disappears."""
