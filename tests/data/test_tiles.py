@@ -25,6 +25,7 @@ from stedm.data.tiles import tile_grid, tile_slides
 from stedm.data.tissue import TissueMask
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
+from stedm.segmentation.polygons import write_geojson
 from stedm.style.sampling import StyleSampler
 
 PHANTOM = PhantomConfig(mpp=0.5, patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1})
@@ -58,8 +59,8 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def reader(request, monkeypatch):
-    """Annotations are read by `Truth`, but in the test of stedm.data.annotations."""
-    if request.function is test_with_the_reader_of_annotations:
+    """Annotations are read by `Truth`, but in the tests of stedm.data.annotations."""
+    if request.function in (test_with_the_reader_of_annotations, test_geojson_gives_the_masks_of_the_truth):
         return
     Truth.opened = []
     for module in ("stedm.data.tiles", "stedm.data.regions"):
@@ -165,7 +166,6 @@ def test_annotations_of_unlabeled_slides_stay_closed(tiled):
 
 
 def test_with_the_reader_of_annotations(cohort, tmp_path):
-    pytest.importorskip("stedm.data.annotations")
     tile_slides(cohort / "slides.csv", tmp_path / "lazy", CONFIG, table_only=True)
     dataset = DatasetFolder.open(tmp_path / "lazy").split("test")
     truth = Truth(cohort / "annotations" / "T00.png")
@@ -174,6 +174,26 @@ def test_with_the_reader_of_annotations(cohort, tmp_path):
         np.testing.assert_array_equal(dataset.read_mask(row), truth.rasterise(tile["x"], tile["y"], 64, 2))
     copy = pickle.loads(pickle.dumps(dataset))
     np.testing.assert_array_equal(copy.read_mask(0), dataset.read_mask(0))
+
+
+def test_geojson_gives_the_masks_of_the_truth(cohort, tmp_path):
+    """slides.csv + GeoJSON, as QuPath writes it, to tiles and to rows that are read from the slides."""
+    slides = pd.read_csv(cohort / "slides.csv", keep_default_na=False)
+    for row in slides.itertuples():
+        labels = Truth(cohort / row.annotation).labels
+        outlines = tmp_path / f"{row.slide_id}.geojson"
+        write_geojson(outlines, [labels[:300], labels[300:]], CONFIG.classes, downsample=1, mpp=0.5, skip=[])
+        slides.loc[row.Index, ["image", "annotation"]] = [str(cohort / row.image), str(outlines)]
+    slides.to_csv(tmp_path / "slides.csv", index=False)
+    for name, table_only in (("written", False), ("lazy", True)):
+        tile_slides(tmp_path / "slides.csv", tmp_path / name, CONFIG, table_only=table_only)
+        dataset = DatasetFolder.open(tmp_path / name).split("test")
+        truth = Truth(cohort / "annotations" / "T00.png")
+        for row, tile in enumerate(dataset.table.itertuples()):
+            # A pixel of a tile is two of the slide wide: where a border runs between these, either class is right.
+            read, true = dataset.read_mask(row), truth.rasterise(tile.x, tile.y, 64, 2)
+            assert (read != true).mean() < 0.02
+        assert len(dataset) > 3
 
 
 def test_tiles_that_nobody_annotated(tiled, monkeypatch):
