@@ -137,7 +137,7 @@ class DatasetFolder:
         if not (np.isfinite(mpp).all() and (mpp > 0).all()):
             return None
         if "tile_px" in self.table:
-            sides = np.asarray([self.table["tile_px"]] * 2, float)
+            sides = pd.to_numeric(self.table["tile_px"], errors="coerce").to_numpy(float)[None]
         else:
             sides = np.asarray([self.picture_size(row) for row in range(len(self))], float).T
         resized_mpp = mpp * sides / picture_px
