@@ -46,7 +46,8 @@ def measure(path: Path) -> dict[str, float]:
             self.threshold = torch.nn.Parameter(torch.tensor(0.25))
 
         def forward(self, pictures):
-            smooth = torch.nn.functional.avg_pool2d(pictures.mean(1, keepdim=True), 31, 1, 15, count_include_pad=False)
+            coarse = torch.nn.functional.avg_pool2d(pictures.mean(1, keepdim=True), 32)
+            smooth = torch.nn.functional.interpolate(coarse, scale_factor=32, mode="bilinear")
             return torch.cat([smooth - self.threshold, self.threshold - smooth], dim=1) * 10
 
     info = SegmenterInfo("unet", "none", 5, [16], ["pale", "dark"], picture_px=512, mpp=1.0)
