@@ -1,6 +1,6 @@
 """Peak memory of segmenting a large slide against a small one, each in a process of its own; the ratio is printed.
 
-python benchmarks/slide_memory.py            8,192 against 32,768 px (a minute and a half on one core)
+python benchmarks/slide_memory.py            8,192 against 32,768 px (two minutes on one core)
 python benchmarks/slide_memory.py 4096 8192  other sizes
 
 Phantom slides at 0.5 mpp, looked at by a network of one smoothing layer at 1 mpp in tiles of 512 px: what a real
