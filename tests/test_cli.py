@@ -25,7 +25,7 @@ FLAGS = {
     "plan": ["-n", "--output", "--set"],
     "synthesize": ["--output", "--shard"],
     "generate": ["--layout", "--style", "--output", "--guidance", "--steps", "--seed"],
-    "segment": ["--output"],
+    "segment": ["--output", "--mpp", "--tolerance-um", "--label-map", "--set"],
     "evaluate": ["--output", "--split"],
     "compare": ["--output"],
     "bench": ["--output", "-n", "--set"],

@@ -240,13 +240,34 @@ def generate(
 @app.command()
 def segment(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Segmenter folder.")],
-    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="A picture or a folder of pictures.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the masks.")],
+    pictures: Annotated[
+        Path, typer.Argument(metavar="PICTURES|SLIDE", help="A picture, a slide, a folder of either, or slides.csv.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Folder, or FILE.geojson for one slide.")
+    ],
+    mpp: Annotated[float | None, typer.Option(help="Slides: microns per pixel; the model's unless given.")] = None,
+    tolerance_um: Annotated[float | None, typer.Option(help="Slides: detail of the outlines to give up.")] = None,
+    label_map: Annotated[bool, typer.Option("--label-map", help="Slides: an OME-TIFF of class indices too.")] = False,
+    overrides: Overrides = None,
 ) -> None:
-    """Segment pictures: 8-bit PNG masks of class indices."""
+    """Segment pictures (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV)."""
     from stedm.segmentation.predict import segment_folder
+    from stedm.segmentation.slide import load_slide_config, segment_slides, slides_in
 
-    typer.echo(f"{output}: {len(segment_folder(model, pictures, output))} masks")
+    flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    config = load_slide_config([*(overrides or []), *given])
+    slides = slides_in(pictures, output)
+    if slides is None:
+        if given or overrides:
+            raise StedmError(f"{pictures}: no slides; --mpp, --tolerance-um, --label-map and --set are for slides")
+        typer.echo(f"{output}: {len(segment_folder(model, pictures, output))} masks")
+        return
+    done = segment_slides(model, slides, output, config)
+    typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides")
+    if done.failures:
+        raise StedmError("\n".join(done.failures))
 
 
 @app.command()

@@ -356,3 +356,31 @@ def test_annotated_pictures_per_category_are_nested_and_repeatable(draw):
 def test_annotated_pictures_differ_between_draws():
     dataset = cohort([["a"]] * 20)
     assert len({tuple(choose_annotated_pictures(dataset, 3, draw)) for draw in range(10)}) > 5
+
+
+def _with_columns(root, **columns):
+    """Two pictures of 64 x 64 px."""
+    names = ["a.png", "b.png"]
+    for name in names:
+        write_png(root / name, np.zeros((64, 64, 3), np.uint8))
+    table = pd.DataFrame({"image_file_name": names, "patient_id": "P1", "split": "train", **columns})
+    write_metadata(root, INFO, table)
+    return DatasetFolder.open(root)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"mpp": 2.0}, 4.0),  # 64 px shown as 32
+        ({"mpp": [2.0, 4.0], "tile_px": [64, 32]}, 4.0),
+        ({"mpp": [0.25, 0.2527]}, 0.5027),
+        ({"mpp": [2.0, 1.0]}, None),
+        ({"mpp": [2.0, ""]}, None),
+        ({"mpp": ["?", "x"]}, None),
+        ({"mpp": 0.0}, None),
+        ({"mpp": 2.0, "tile_px": [64, ""]}, None),
+        ({}, None),
+    ],
+)
+def test_resolution_that_all_pictures_have_in_common(tmp_path, columns, expected):
+    assert _with_columns(tmp_path, **columns).common_mpp(32) == pytest.approx(expected)

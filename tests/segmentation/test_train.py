@@ -104,6 +104,12 @@ def test_discs_are_learned(real, tmp_path):
     assert (info.classes, info.picture_px, info.ignore_index) == (["ground", "disc"], PX, 255)
 
 
+def test_the_model_knows_the_resolution_of_its_pictures(real, tmp_path):
+    assert load_segmenter(train_segmenter(TINY, "real", real, None, tmp_path / "a", 0, PX))[1].mpp is None
+    known = replace(real, table=real.table.assign(mpp=0.5))
+    assert load_segmenter(train_segmenter(TINY, "real", known, None, tmp_path / "b", 0, PX // 2))[1].mpp == 1.0
+
+
 def test_arms_differ_by_what_they_name(real, synthetic, tmp_path):
     arms = ("real", "real+stain", "real+synthetic", "real+stain+synthetic")
     weights = {

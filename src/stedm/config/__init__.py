@@ -25,7 +25,7 @@ from stedm.config.segmentation import (
     uses_stain,
     uses_synthetic,
 )
-from stedm.config.slides import TilingConfig, TissueConfig, load_tiling_config
+from stedm.config.slides import SlideSegmentationConfig, TilingConfig, TissueConfig, load_tiling_config
 from stedm.config.style import StyleConfig
 from stedm.config.synthesis import Guidance, LayoutKind, Sampler, SynthesisConfig
 
@@ -51,6 +51,7 @@ __all__ = [
     "RunConfig",
     "Sampler",
     "SegmentationConfig",
+    "SlideSegmentationConfig",
     "SslConfig",
     "StainAugmentConfig",
     "StyleConfig",

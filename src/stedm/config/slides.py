@@ -1,4 +1,4 @@
-"""From slides to tiles: resolution, grid, tissue."""
+"""From slides to tiles, and from a segmenter to maps of slides: resolution, grid, tissue."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +51,30 @@ class TilingConfig(Part):
         if self.stride_px is not None and self.stride_px > self.tile_px:
             raise ValueError("stride_px must not be larger than tile_px: tissue between the tiles would be lost")
         return self
+
+
+class SlideSegmentationConfig(Part):
+    """`stedm segment` on slides (see stedm.segmentation.slide)."""
+
+    mpp: Annotated[float, Field(gt=0)] | None = None
+    """Microns per pixel at which the network looks; null = that of its training pictures."""
+    tile_px: Positive | None = None
+    """Side of the tiles that the network sees; null = that of its training pictures."""
+    overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.25
+    """Part of a tile's side that it shares with the next one; there both are blended."""
+    batch: Positive = 8
+    """Tiles that go through the network at once."""
+    workers: Positive = 2
+    """Threads that read tiles while the network works."""
+    tolerance_um: Annotated[float, Field(ge=0)] | None = None
+    """Detail of the outlines to give up (see docs/annotations.md); 0 = none; null = three quarters of a pixel."""
+    smallest_um2: Annotated[float, Field(ge=0)] = 0.0
+    """Regions below this area are not exported."""
+    skip: list[str] | None = None
+    """Classes that are not exported; null = the first, the background. They are counted all the same."""
+    label_map: bool = False
+    """Also write the class indices as a pyramidal OME-TIFF."""
+    tissue: TissueConfig = TissueConfig()
 
 
 def load_tiling_config(path: str | Path | None, overrides: list[str] | None = None) -> TilingConfig:

@@ -126,6 +126,25 @@ class DatasetFolder:
             return picture_size(self.root, self.table["image_file_name"].iloc[row])
         return (int(self.table["tile_px"].iloc[row]),) * 2
 
+    def common_mpp(self, picture_px: int) -> float | None:
+        """Microns per pixel of all pictures when resized to `picture_px`; None where they differ or don't say.
+
+        From the column `mpp` and the pictures' own size; two percent are forgiven.
+        """
+        if "mpp" not in self.table or not len(self):
+            return None
+        mpp = pd.to_numeric(self.table["mpp"], errors="coerce").to_numpy(float)
+        if not (np.isfinite(mpp).all() and (mpp > 0).all()):
+            return None
+        if "tile_px" in self.table:
+            sides = pd.to_numeric(self.table["tile_px"], errors="coerce").to_numpy(float)[None]
+        else:
+            sides = np.asarray([self.picture_size(row) for row in range(len(self))], float).T
+        resized_mpp = mpp * sides / picture_px
+        found = float(np.median(resized_mpp))
+        # Not: all equal. Pictures of 0.2527 and 0.25 are of one resolution.
+        return round(found, 6) if (abs(resized_mpp / found - 1) <= 0.02).all() else None
+
     def read_mask(self, row: int, picture_px: int | None = None) -> np.ndarray:
         """uint8 (H, W) of class indices, `ignore_index` kept; with `picture_px` resized by nearest neighbour.
 

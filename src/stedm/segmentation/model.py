@@ -34,6 +34,8 @@ class SegmenterInfo:
     picture_px: int
     """Side of the square pictures that the network was trained on."""
     ignore_index: int = 255
+    mpp: float | None = None
+    """Microns per pixel of those pictures; None where they have no resolution in common or it isn't known."""
 
 
 def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -> nn.Module:
@@ -95,9 +97,17 @@ class SegmentationLoss(nn.Module):
 
 
 def save_segmenter(
-    folder: str | Path, network: nn.Module, config: SegmentationConfig, dataset: DatasetInfo, picture_px: int
+    folder: str | Path,
+    network: nn.Module,
+    config: SegmentationConfig,
+    dataset: DatasetInfo,
+    picture_px: int,
+    mpp: float | None = None,
 ) -> Path:
-    """Write `config.json` and `model.safetensors`, the whole folder atomically. `dataset` is what it was trained on."""
+    """Write `config.json` and `model.safetensors`, the whole folder atomically.
+
+    `dataset` is what it was trained on, at `mpp` microns per pixel where that is known.
+    """
     info = SegmenterInfo(
         architecture=config.architecture,
         encoder=config.encoder,
@@ -106,6 +116,7 @@ def save_segmenter(
         classes=list(dataset.classes),
         picture_px=picture_px,
         ignore_index=dataset.ignore_index,
+        mpp=mpp,
     )
     folder = Path(folder)
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}

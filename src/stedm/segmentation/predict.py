@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from stedm.data.pictures import read_picture_file, write_png
 from stedm.data.transforms import to_signed
@@ -26,18 +26,24 @@ def predict_masks(network: nn.Module, pictures: np.ndarray, batch: int = 64) -> 
     """
     was_training = network.training
     network.eval()
+    masks = np.empty(pictures.shape[:3], np.uint8)
+    for start in range(0, len(pictures), batch):
+        logits = predict_logits(network, pictures[start : start + batch])
+        masks[start : start + batch] = logits.argmax(dim=1).to("cpu", torch.uint8).numpy()
+    network.train(was_training)
+    return masks
+
+
+@torch.inference_mode()
+def predict_logits(network: nn.Module, pictures: np.ndarray) -> Tensor:
+    """uint8 RGB (n, H, W, 3), n > 0 -> logits (n, classes, H, W) on the network's device, in one batch."""
     device = next(network.parameters()).device
     height, width = pictures.shape[1:3]
     stride = network.encoder.output_stride
-    masks = np.empty(pictures.shape[:3], np.uint8)
-    for start in range(0, len(pictures), batch):
-        part = to_signed(torch.from_numpy(pictures[start : start + batch]).permute(0, 3, 1, 2).to(device))
-        # replicate, not reflect: the padding may be wider than a small picture
-        part = F.pad(part, (0, -width % stride, 0, -height % stride), mode="replicate")
-        logits = network(part.contiguous(memory_format=torch.channels_last))
-        masks[start : start + batch] = logits[:, :, :height, :width].argmax(dim=1).to("cpu", torch.uint8).numpy()
-    network.train(was_training)
-    return masks
+    part = to_signed(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device))
+    # replicate, not reflect: the padding may be wider than a small picture
+    part = F.pad(part, (0, -width % stride, 0, -height % stride), mode="replicate")
+    return network(part.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
 
 
 def segment_folder(model_folder: str | Path, pictures: str | Path, output: str | Path) -> list[Path]:

@@ -65,7 +65,8 @@ def train_segmenter(
     model = Path(folder) / "model"
     if engine.accelerator.is_main_process:
         trained = engine.accelerator.unwrap_model(engine.network)
-        save_segmenter(model, trained.student if uses_ssl(arm) else trained, config, real.info, picture_px)
+        network = trained.student if uses_ssl(arm) else trained
+        save_segmenter(model, network, config, real.info, picture_px, real.common_mpp(picture_px))
     engine.accelerator.wait_for_everyone()
     return model
 
