@@ -7,26 +7,18 @@ between trainings is given beside them (`seed_sd`, `delta_seed_sd`).
 
 import math
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
 
-from stedm.config import EvaluationConfig
+from stedm.config import Arm, EvaluationConfig
 from stedm.evaluation.counts import SEEN, UNSEEN, pool_units
 from stedm.evaluation.metrics import class_iou, per_patient, per_patient_and_seed, pooled_iou
 from stedm.seeds import numpy_generator
 
-ARM_ORDER = [
-    "real",
-    "real+stain",
-    "ssl",
-    "real+synthetic",
-    "real+stain+synthetic",
-    "real+synthetic+ssl",
-    "real+stain+synthetic+ssl",
-    "upper",
-]
+ARM_ORDER = list(get_args(Arm))
 BASELINES = ["real", "real+stain", "ssl"]
 Interval = list[float | None]
 
