@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import stedm
 from stedm.cli import app, expand_lists, main
 from stedm.data.folder import write_png
 
@@ -63,6 +64,11 @@ def test_help_answers_without_importing_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     shown = subprocess.run([sys.executable, "-m", "stedm.cli", "--help"], capture_output=True, text=True, check=True)
     assert "synthesize" in shown.stdout
+
+
+def test_the_package_runs_as_a_module():
+    shown = subprocess.run([sys.executable, "-m", "stedm", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == stedm.__version__
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from stedm import StyleDiffusion
 from stedm.config import DenoiserConfig, DiffusionConfig, Guidance, StyleConfig, SynthesisConfig
 from stedm.data.check import check_dataset
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, write_png
 from stedm.data.transforms import symmetry
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
@@ -142,6 +142,23 @@ def test_rows_with_other_guidance_are_drawn_with_it(model, dataset, tmp_path):
         if guidance is guided:
             plain = model.generate(made.read_mask(row), style, steps=2, seed=[planned["seed"]])
             assert np.abs(plain[0].astype(int) - made.read_picture(row)).max() > 1
+
+
+def test_an_error_of_writing_ends_the_run(model, plan, tmp_path, monkeypatch):
+    """Pictures are written in a thread, where an error could get lost; of the last batch too."""
+    last = f"{plan['image_id'].iloc[-1]}.png"
+
+    def full_disk(path, array):
+        if path.name == last:
+            raise OSError("No space left on device")
+        write_png(path, array)
+
+    monkeypatch.setattr("stedm.synthesis.run.write_png", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        synthesize(model, plan, tmp_path / "set")
+    assert not (tmp_path / "set" / "metadata.csv").exists()
+    monkeypatch.undo()
+    assert synthesize(model, plan, tmp_path / "set")
 
 
 def test_shards_together_make_the_same_set(model, plan, tmp_path):
