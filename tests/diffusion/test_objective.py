@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stedm.diffusion.objective import BETAS, Objective
+from stedm.diffusion.objective import BETAS, Objective, _scheduler, clean_picture_weights
 
 
 def test_the_schedule_is_the_papers_square_root_spacing():
@@ -26,3 +26,19 @@ def test_times_lie_between_picture_and_noise(timesteps):
     times = Objective("flow", "l2", timesteps).sample_times(2000, torch.Generator().manual_seed(0))
     assert 0 < times.min() < times.max() < 1
     assert abs(times.mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+def test_min_snr_weighs_the_error_of_the_clean_picture(kind):
+    """Weight times squared error of the prediction = min(SNR, 5) times squared error of the picture that it implies."""
+    objective = Objective(kind, "l2", "uniform", "min-snr")
+    latent, noise = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), -1.0)
+    for time in (0.1, 0.4, 0.9):
+        noisy, target, timestep = objective.corrupt(latent, noise, torch.tensor([time]))
+        predicted = target + 0.01
+        keep, weight = clean_picture_weights(kind, float(timestep))
+        error = (keep * noisy + weight * predicted - latent).square().mean()
+        signal = 1 - time if kind == "flow" else _scheduler().alphas_cumprod[int(timestep)] ** 0.5
+        spread = time if kind == "flow" else (1 - signal**2) ** 0.5
+        expected = min((signal / spread) ** 2, 5.0) * error
+        torch.testing.assert_close(objective(predicted, target, timestep), expected, rtol=1e-3, atol=0)

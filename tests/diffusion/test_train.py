@@ -65,6 +65,25 @@ def test_a_sample_is_a_pure_function_of_its_index(diffusion_config, cohort):
     assert not torch.equal(first[3]["picture"], first[4]["picture"])
 
 
+def test_patients_or_pictures_are_drawn_alike(diffusion_config, tiny_dataset):
+    dataset = DatasetFolder.open(tiny_dataset(name="uneven", picture_px=16))
+    train = dataset.split("train")
+    first = train.table["patient_id"].iloc[0]
+    rows = np.flatnonzero((train.table["patient_id"] != first) | ~train.table["patient_id"].duplicated())
+    uneven = train.select(rows.tolist())  # one picture of the first patient, all of the others
+    seen = {}
+    for balance in ("patients", "pictures"):
+        samples = DiffusionSamples(
+            diffusion_config(balance=balance, unlabeled_fraction=0, steps=100), uneven, None, 16, 0
+        )
+        drawn = uneven.table["patient_id"].iloc[[int(samples[i]["row"]) for i in range(300)]]
+        seen[balance] = (drawn == first).mean()
+    n_patients = uneven.table["patient_id"].nunique()
+    assert seen["patients"] == pytest.approx(1 / n_patients, abs=0.1)
+    assert seen["pictures"] == pytest.approx(1 / len(uneven), abs=0.1)
+    assert seen["patients"] > seen["pictures"] + 0.1
+
+
 def test_what_training_draws_for_a_sample_is_a_pure_function_of_its_index(diffusion_config, cohort):
     samples = DiffusionSamples(diffusion_config(), *cohort, 16, seed=5)
     objective = Objective("flow", "l2", "uniform")

@@ -190,3 +190,26 @@ def test_activation_checkpointing_is_asked_for_by_the_configuration(diffusion_co
         config = diffusion_config(steps=1, activation_checkpointing=on)
         train_diffusion(config, *cohort, tmp_path / str(on), picture_px=16)
         assert len(asked) == on
+
+
+def test_skip_adds_the_linear_estimate_of_the_flow():
+    """Of unit noise and pictures of unit variance: what an untrained network's zeros leave is least, and of variance
+    `scale` squared."""
+    denoiser = tiny_denoiser(skip=True)
+    for parameter in denoiser.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    generator = torch.Generator().manual_seed(0)
+    latent, noise = torch.randn(2, 64, 12, 8, 8, generator=generator)
+    layout, style = torch.zeros(64, 16, 16, dtype=torch.long), torch.zeros(64, 16)
+    for time in (0.1, 0.5, 0.8):
+        noisy, target = (1 - time) * latent + time * noise, noise - latent
+        with torch.no_grad():
+            predicted = denoiser.denoise(noisy, torch.full((64,), 1000 * time), layout, style)
+        left = (target - predicted).square().mean()
+        assert left == pytest.approx(1 / ((1 - time) ** 2 + time**2), rel=0.03)
+        assert left < min((target - factor * predicted).square().mean() for factor in (0.8, 1.2)) or time == 0.5
+
+
+def test_skip_is_refused_for_other_objectives_than_flow():
+    with pytest.raises(ValueError, match="skip"):
+        DiffusionConfig(objective="v", denoiser={"skip": True})

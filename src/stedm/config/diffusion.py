@@ -32,6 +32,9 @@ class DenoiserConfig(Part):
     norm_groups: Positive = 16
     layout_channels: Positive = 16
     """Channels that the layout embedding adds to the noisy latent."""
+    skip: bool = False
+    """Flow only: the best prediction that needs no network, which is linear in the noisy latent, is added to that of
+    the U-Net, whose own output is scaled to unit variance (Karras et al. 2022, for the straight path)."""
 
 
 class PseudoLabelConfig(Part):
@@ -58,6 +61,11 @@ class DiffusionConfig(TrainingConfig):
     loss: Literal["l1", "l2"] = "l2"
     timesteps: Literal["uniform", "logit-normal"] = "logit-normal"
     """Distribution of training times; logit-normal as in Esser et al. 2024."""
+    weighting: Literal["none", "min-snr"] = "none"
+    """Weights of training times in the loss: none, or min-SNR with gamma 5 (Hang et al. 2023)."""
+    balance: Literal["patients", "pictures"] = "patients"
+    """What is drawn uniformly for a sample: a patient and then one of the patient's pictures, so that patients with
+    many pictures don't drown the others; or a picture."""
     layout_dropout: Fraction = 0.1
     """Probability that an annotated sample is shown with its layout unknown."""
     unlabeled_fraction: Fraction = 0.5
@@ -90,6 +98,12 @@ class DiffusionConfig(TrainingConfig):
                 raise ValueError(
                     "style.injection: cross-attention at a level needs it in the mid block (last entry) too"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _skip_of_the_straight_path(self) -> "DiffusionConfig":
+        if self.denoiser.skip and self.objective != "flow":
+            raise ValueError("denoiser.skip: is made for the objective flow; set it to false")
         return self
 
     @property

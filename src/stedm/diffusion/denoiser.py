@@ -9,6 +9,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from stedm.diffusion.objective import TRAIN_TIMESTEPS
 from stedm.diffusion.unet import injection_per_level, make_unet, run_unet
 from stedm.layout.embedding import LayoutEmbedding
 from stedm.style.aggregation import AGGREGATIONS
@@ -27,6 +28,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         layout_factor: picture side divided by latent side.
         channels: U-Net widths per level.
         attention: self-attention per level (the mid block always has it).
+        skip: add the linear prediction of the flow (see `_flow_skip`) to the U-Net's.
         style_backbone: `conv` or a timm name; `style_channels` are the widths of `conv`, `pooling` is for timm's.
         aggregation: a name in stedm.style.aggregation.AGGREGATIONS.
         injection: `mid`, `own-block`, `all`, `cross`, or one of none, scale-shift, cross, both for each level and the
@@ -47,6 +49,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         attention: tuple[bool, ...] | None = None,
         norm_groups: int = 16,
         layout_channels: int = 16,
+        skip: bool = False,
         style_dim: int = 256,
         style_backbone: str = "conv",
         style_channels: tuple[int, ...] = (24, 48, 96),
@@ -153,4 +156,19 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         tokens = (
             self.style_to_tokens(style).unflatten(1, (-1, style.shape[1])) if self.style_to_tokens is not None else None
         )
-        return run_unet(self.unet, conditioned, timestep, added, tokens, self.injected)
+        predicted = run_unet(self.unet, conditioned, timestep, added, tokens, self.injected)
+        if not self.config.skip:
+            return predicted
+        keep, scale = _flow_skip(timestep)
+        return keep * noisy + scale * predicted
+
+
+def _flow_skip(timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a, c), each `(b, 1, 1, 1)`, for a * noisy + c * output.
+
+    Of noisy = (1 - t) x + t e with x and e of unit variance, a * noisy is the linear least-squares estimate of e - x,
+    and c the deviation of what it leaves.
+    """
+    t = (timestep.float() / TRAIN_TIMESTEPS).view(-1, 1, 1, 1)
+    variance = (1.0 - t) ** 2 + t**2
+    return (2.0 * t - 1.0) / variance, variance.rsqrt()

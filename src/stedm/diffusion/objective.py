@@ -19,6 +19,7 @@ BETAS = {
     "beta_end": 0.0205,
 }
 """The paper's schedule, spaced by square roots: `linear` of latent-diffusion is diffusers' `scaled_linear`."""
+_MIN_SNR_GAMMA = 5.0
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Objective:
 
     kind: `eps` (noise, Ho et al. 2020), `v` (velocity, Salimans & Ho 2022) or `flow` (rectified flow, Liu et al.
     2022: the straight path from picture to noise). loss: `l1` (the paper's) or `l2`. timesteps: `uniform` or
-    `logit-normal` (Esser et al. 2024).
+    `logit-normal` (Esser et al. 2024). weighting: of the times in the loss, `none` or `min-snr` (Hang et al. 2023,
+    gamma 5: the error of the clean picture that the prediction implies counts by the signal-to-noise ratio, 5 at most).
     """
 
     kind: str
     loss: str
     timesteps: str
+    weighting: str = "none"
 
     def sample_times(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Draw `n` training times in (0, 1)."""
@@ -53,9 +56,23 @@ class Objective:
         target = noise if self.kind == "eps" else scheduler.get_velocity(latent, noise, timestep)
         return noisy, target, timestep
 
-    def __call__(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean loss."""
-        return F.l1_loss(predicted, target) if self.loss == "l1" else F.mse_loss(predicted, target)
+    def __call__(self, predicted: torch.Tensor, target: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Mean loss; timestep as `corrupt` gives it."""
+        loss = F.l1_loss if self.loss == "l1" else F.mse_loss
+        if self.weighting == "none":
+            return loss(predicted, target)
+        each = loss(predicted, target, reduction="none").flatten(1).mean(dim=1)
+        return (self.weights(timestep) * each).mean()
+
+    def weights(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Min-SNR weight of each time `(b,)`, for this objective's own error (squared)."""
+        if self.kind == "flow":
+            # The implied clean picture is noisy - t * prediction, so that its error is t times the prediction's.
+            t = (timestep / TRAIN_TIMESTEPS).clamp(1e-3, 1.0)
+            return (((1.0 - t) / t) ** 2).clamp(max=_MIN_SNR_GAMMA) * t**2
+        alpha_squared = _scheduler().alphas_cumprod.to(timestep.device)[timestep]
+        ratio = alpha_squared / (1.0 - alpha_squared)
+        return ratio.clamp(max=_MIN_SNR_GAMMA) / (ratio if self.kind == "eps" else ratio + 1.0)
 
 
 def clean_picture_weights(kind: str, timestep: float) -> tuple[float, float]:

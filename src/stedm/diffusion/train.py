@@ -54,7 +54,7 @@ def train_diffusion(
     codec = open_codec(config.codec, folder, some_pictures)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
     denoiser.measure(some_pictures)
-    objective = Objective(config.objective, config.loss, config.timesteps)
+    objective = Objective(config.objective, config.loss, config.timesteps, config.weighting)
     if config.activation_checkpointing:
         denoiser.checkpoint_activations()
     engine = Engine(
@@ -77,7 +77,7 @@ def train_diffusion(
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with engine.autocast():
             predicted = engine.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
-        engine.step(objective(predicted.float(), target))
+        engine.step(objective(predicted.float(), target, timestep))
     with engine.averaged_weights() as network:
         model = StyleDiffusion(
             network,
@@ -99,8 +99,7 @@ class DiffusionSamples(Dataset):
 
     A sample has `picture` uint8 (3, px, px), `layout` uint8 (px, px) in 0..n_classes with n_classes = unknown, `style`
     uint8 (n, 3, px, px) and `present` bool (n,), all False where the null style is shown; `row` (in `names`) and `turn`
-    (of the 8 symmetries) tell which picture it is. Patients are drawn uniformly, then one of their pictures, so that a
-    patient with many pictures doesn't drown the others.
+    (of the 8 symmetries) tell which picture it is.
     """
 
     def __init__(
@@ -206,7 +205,8 @@ class _Pool:
                 raise StedmError(f"{layouts.root}: {len(layouts)} layouts for {len(dataset)} pictures; remove it")
             self.layouts = self.cache if layouts is dataset else PictureCache(layouts, picture_px)
         self.styles = StyleSampler(self.cache, config.style.sampling, config.style.n_pictures)
-        self._rows = list(rows_by_patient(dataset.table).values())
+        by_patient = list(rows_by_patient(dataset.table).values())
+        self._rows = by_patient if config.balance == "patients" else [np.arange(len(dataset))]
 
     def draw(self, generator: np.random.Generator) -> int:
         rows = self._rows[generator.integers(len(self._rows))]
@@ -240,6 +240,7 @@ def make_denoiser(
             attention=tuple(unet.attention) if unet.attention else None,
             norm_groups=unet.norm_groups,
             layout_channels=unet.layout_channels,
+            skip=unet.skip,
             style_dim=style.dim,
             style_backbone=style.encoder,
             style_channels=tuple(style.channels),
