@@ -47,7 +47,7 @@ from stedm.synthesis.run import parse_shard, synthesize
 
 QUALITY = ("kid", "retrieval_mrr", "colour_distance", "layout_iou")
 """The measures that a setting has to hold."""
-KEYS = ["sampler", "guidance", "steps"]
+KEYS = ["sampler", "guidance", "steps", "time_shift"]
 _TICKS = (1, 2, 3, 6, 12, 24, 50, 100, 250, 500)
 
 
@@ -61,9 +61,11 @@ class Setting(Part):
     guidance: str
     """A name in the specification's `guidance`."""
     steps: int = Field(ge=1)
+    time_shift: float = 1.0
 
     def __str__(self) -> str:
-        return f"{self.sampler}, {self.steps} steps, guidance {self.guidance}"
+        shift = f", time shift {self.time_shift:g}" if self.time_shift != 1.0 else ""
+        return f"{self.sampler}, {self.steps} steps{shift}, guidance {self.guidance}"
 
 
 class Spec(Part):
@@ -151,7 +153,8 @@ class Cell:
 
     def folder(self, root: Path) -> Path:
         setting = self.setting
-        return root / setting.sampler / setting.guidance / f"steps-{setting.steps}" / f"seed-{self.seed}"
+        steps = f"steps-{setting.steps}" + (f"-shift-{setting.time_shift:g}" if setting.time_shift != 1.0 else "")
+        return root / setting.sampler / setting.guidance / steps / f"seed-{self.seed}"
 
 
 class Comparison:
@@ -216,6 +219,7 @@ class Comparison:
         return plan.assign(
             sampler=setting.sampler,
             steps=setting.steps,
+            time_shift=setting.time_shift,
             guidance=guidance.style,
             layout_guidance=guidance.layout,
             guidance_start=guidance.interval[0],
@@ -264,7 +268,7 @@ def collect(comparison: Comparison) -> pd.DataFrame:
             found = json.loads(path.read_text(encoding="utf-8"))
             values = {name: measure["value"] for name, measure in found["measures"].items()}
             seconds = found["seconds"]["draw"] / found["pictures"]
-            kept = {key: found[key] for key in (*KEYS, "network_calls", "seed")}
+            kept = {**cell.setting.model_dump(), "network_calls": found["network_calls"], "seed": cell.seed}
             rows.append({**kept, "seconds_per_picture": seconds, **values})
     if not rows:
         raise StedmError(f"{comparison.folder}: nothing is measured yet; run `samplers.py run` first")
@@ -353,20 +357,21 @@ def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, floa
     names = [name for name in QUALITY if name in summary]
     arrows = [f"{MEASURES[name]} {'↓' if name.startswith(LOWER_IS_BETTER) else '↑'}" for name in names]
     lines = [
-        f"| sampler | guidance | steps | network calls | seeds | {' | '.join(arrows)} | holds |",
-        "|---" * (len(names) + 6) + "|",
+        f"| sampler | guidance | steps | time shift | network calls | seeds | {' | '.join(arrows)} | holds |",
+        "|---" * (len(names) + 7) + "|",
     ]
     for label in ("real", "chance"):
         known = [bounds[label].get(name) for name in names]
         shown = " | ".join("–" if value is None else f"{value:.3f}" for value in known)
-        lines.append(f"| *{label}* | | | | | {shown} | |")
+        lines.append(f"| *{label}* | | | | | | {shown} | |")
     for _, row in summary.iterrows():
         cells = " | ".join(_cell(row, name) for name in names)
-        head = f"| {row['sampler']} | {row['guidance']} | {row['steps']} | {row['network_calls']} | {row['seeds']}"
+        steps = f"{row['steps']} | {row['time_shift']:g}"
+        head = f"| {row['sampler']} | {row['guidance']} | {steps} | {row['network_calls']} | {row['seeds']}"
         lines.append(f"{head} | {cells} | {'yes' if row['holds'] else 'no'} |")
     best, reference = judged["cheapest"], judged["reference"]
     words = (
-        f"Cheapest setting that holds: **{best['sampler']}, {best['steps']} steps, guidance {best['guidance']}: "
+        f"Cheapest setting that holds: **{Setting(**{key: best[key] for key in KEYS})}: "
         f"{best['network_calls']} network calls** a picture. Reference: {spec.reference}, "
         f"{reference['network_calls']} calls, {judged['seeds']} seeds; that is {judged['times_cheaper']:.1f} times as "
         "many."
@@ -391,25 +396,28 @@ def _cell(row: pd.Series, name: str) -> str:
 def figure(summary: pd.DataFrame, reference: Setting, bounds: dict[str, dict[str, float]]) -> Figure:
     """A panel a measure against network calls; band: the reference's interval; dashed: real pictures."""
     names = [name for name in QUALITY if name in summary]
-    samplers, guidances = (sorted(set(summary[key])) for key in ("sampler", "guidance"))
-    guidances.sort(key=lambda name: name != reference.guidance)
+    samplers = sorted(set(summary["sampler"]))
+    ways = sorted({(row["guidance"], row["time_shift"]) for _, row in summary.iterrows()})
+    ways.sort(key=lambda way: way != (reference.guidance, reference.time_shift))
     own = summary[(summary[KEYS] == pd.Series(reference.model_dump())[KEYS]).all(axis=1)].iloc[0]
     made = Figure(figsize=(3.6 * len(names), 4.2), layout="constrained")
     for ax, name in zip(made.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         ax.axhspan(own[f"{name}_low"], own[f"{name}_high"], color=MUTED, alpha=0.2, lw=0)
         for sampler in samplers:
-            for guidance in guidances:
-                rows = summary[(summary["sampler"] == sampler) & (summary["guidance"] == guidance)]
-                rows = rows.sort_values("network_calls")
+            for guidance, shift in ways:
+                same = (summary["guidance"] == guidance) & (summary["time_shift"] == shift)
+                rows = summary[(summary["sampler"] == sampler) & same].sort_values("network_calls")
+                if rows.empty:
+                    continue
                 style = {"color": COLOURS[samplers.index(sampler) % len(COLOURS)], "lw": 1.4, "ms": 4}
-                style |= {"ls": ("-", "--", ":", "-.")[guidances.index(guidance) % 4], "marker": "o"}
+                style |= {"ls": ("-", "--", ":", "-.")[ways.index((guidance, shift)) % 4], "marker": "o"}
                 errors = [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
                 ax.errorbar(
                     rows["network_calls"],
                     rows[name],
                     yerr=errors,
                     elinewidth=0.7,
-                    label=f"{sampler}, {guidance}",
+                    label=f"{sampler}, {guidance}" + (f", shift {shift:g}" if shift != 1.0 else ""),
                     **style,
                 )
         if bounds["real"].get(name) is not None:

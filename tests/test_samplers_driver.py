@@ -132,6 +132,7 @@ def _values(**settings) -> pd.DataFrame:
                     "sampler": sampler,
                     "guidance": "full",
                     "steps": steps,
+                    "time_shift": 1.0,
                     "network_calls": calls,
                     "seed": seed,
                     "seconds_per_picture": 1.0,
@@ -175,7 +176,8 @@ def test_the_verdict_is_the_cheapest_that_is_nowhere_worse_than_the_interval():
     assert rows.loc["euler", "kid_delta_low"] == pytest.approx(0.5)
     assert rows.loc["euler", "kid_delta_high"] == pytest.approx(0.5)
     judged = samplers.verdict(summary, REFERENCE)
-    assert judged["cheapest"] == {"sampler": "unipc", "guidance": "full", "steps": 12, "network_calls": 24}
+    cheapest = {"sampler": "unipc", "guidance": "full", "steps": 12, "time_shift": 1.0, "network_calls": 24}
+    assert judged["cheapest"] == cheapest
     assert judged["times_cheaper"] == pytest.approx(500 / 24)
 
 

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from stedm.config import Guidance
 from stedm.diffusion.objective import BETAS
-from stedm.diffusion.sampler import SAMPLERS, make_sampler
+from stedm.diffusion.sampler import SAMPLERS, make_sampler, shifted
 from stedm.errors import StedmError
 
 PAIRS = [(objective, name) for objective, names in SAMPLERS.items() for name in names]
@@ -28,8 +28,10 @@ def _prediction(objective: str, noisy, timestep, mean: torch.Tensor | float, sd:
     return {"flow": noise - clean, "eps": noise, "v": a * noise - b * clean}[objective]
 
 
-def _draw(objective: str, name: str, steps: int, noise: torch.Tensor, mean, sd: float) -> torch.Tensor:
-    latents, scheduler = noise.clone(), make_sampler(name, objective, steps)
+def _draw(
+    objective: str, name: str, steps: int, noise: torch.Tensor, mean, sd: float, shift: float = 1.0
+) -> torch.Tensor:
+    latents, scheduler = noise.clone(), make_sampler(name, objective, steps, shift)
     for timestep in scheduler.timesteps:
         predicted = _prediction(objective, latents, timestep, mean, sd)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
@@ -39,8 +41,9 @@ def _draw(objective: str, name: str, steps: int, noise: torch.Tensor, mean, sd: 
 # 242 is a number at which diffusers' rounding gives one step too many; the released reference made 143 of 128.
 @pytest.mark.parametrize("steps", [1, 2, 4, 12, 128, 242, 250])
 @pytest.mark.parametrize(("objective", "name"), PAIRS)
-def test_network_calls_are_exactly_those_promised(objective, name, steps):
-    scheduler = make_sampler(name, objective, steps)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_network_calls_are_exactly_those_promised(objective, name, steps, shift):
+    scheduler = make_sampler(name, objective, steps, shift)
     assert len(scheduler.timesteps) == (2 * steps - 1 if name == "heun" else steps)
     assert len(scheduler.timesteps) == Guidance(style=1.0).network_calls(steps, name)
     assert [k // scheduler.order for k in range(len(scheduler.timesteps))][-1] == steps - 1
@@ -52,11 +55,12 @@ def test_network_calls_are_exactly_those_promised(objective, name, steps):
 
 @pytest.mark.parametrize("steps", [4, 12, 125, 128, 242])
 @pytest.mark.parametrize(("objective", "name"), PAIRS)
-def test_the_one_picture_that_a_network_knows_is_found(objective, name, steps):
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_one_picture_that_a_network_knows_is_found(objective, name, steps, shift):
     """Only a path that ends at sigma 0 leaves no noise in it."""
     generator = torch.Generator().manual_seed(0)
     picture, noise = torch.randn(2, 1, 3, 4, 4, generator=generator)
-    drawn = _draw(objective, name, steps, noise, picture, 0.0)
+    drawn = _draw(objective, name, steps, noise, picture, 0.0, shift)
     torch.testing.assert_close(drawn, picture, atol=1e-3, rtol=1e-3)
 
 
@@ -99,6 +103,21 @@ def test_flow_is_told_the_time_it_is_at():
         torch.testing.assert_close(scheduler.timesteps[-1] / 1000, torch.tensor(1 / 60), rtol=0.06, atol=0)
         if name not in ("heun", "euler"):
             torch.testing.assert_close(scheduler.timesteps, 1000 * scheduler.sigmas[:-1])
+
+
+@pytest.mark.parametrize("name", SAMPLERS["flow"])
+def test_a_shift_multiplies_the_ratio_of_noise_to_picture(name):
+    even, moved = (make_sampler(name, "flow", 8, shift).sigmas[:-1].double() for shift in (1.0, 3.0))
+    if name == "heun":
+        even, moved = even[::2], moved[::2]
+    torch.testing.assert_close(moved[1:] / (1 - moved[1:]), 3 * even[1:] / (1 - even[1:]), rtol=2e-3, atol=0)
+
+
+def test_a_shift_goes_to_its_place_in_the_noise_of_eps_and_v():
+    even, moved = (make_sampler("dpm++", "v", 8, shift).timesteps for shift in (1.0, 3.0))
+    torch.testing.assert_close((moved + 1) / 1000, shifted((even + 1) / 1000, 3.0), rtol=0, atol=0.0006)
+    with pytest.raises(StedmError, match="fall together"):
+        make_sampler("dpm++", "v", 250, 9.0)
 
 
 def test_samplers_that_do_not_fit_are_refused():

@@ -83,6 +83,9 @@ class SynthesisConfig(Part):
     """Solver (see stedm.diffusion.sampler): `dpm++` of order 2, `dpm++3m` of order 3, `unipc`; `ddim` for the
     objectives eps and v; `euler` and `heun` (two network evaluations a step) for flow."""
     steps: Positive = 12
+    time_shift: Annotated[float, Field(gt=0)] = 1.0
+    """More than 1 puts more of the steps near noise, where layout and colours are decided (Esser et al. 2024); 1 =
+    evenly spaced in time."""
     batch: Positive = 32
     seed: int = 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from torch.nn import functional as F
 
 from stedm import __version__
@@ -88,6 +89,7 @@ class StyleDiffusion:
         style_vectors: np.ndarray | torch.Tensor | None = None,
         guidance: float | Guidance = 1.5,
         steps: int = 12,
+        time_shift: float = 1.0,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
         batch: int = 32,
@@ -103,6 +105,7 @@ class StyleDiffusion:
                 `(n, style_dim)`, as `style_vectors()` or a style bank give them.
             guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout.
             steps: sampler steps, of one network evaluation each (`heun`: two).
+            time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.sampler.shifted).
             seed: one seed for the call, or one for each picture (picture i then doesn't depend on the others).
             batch: pictures drawn at once.
             on_progress: called with the number of pictures done.
@@ -126,7 +129,8 @@ class StyleDiffusion:
             part = slice(start, start + batch)
             with autocast(self.precision, self.device):
                 chosen = self.style_vectors(styles[part]) if vectors is None else vectors[part]
-                done.append(self._draw(layouts[part], chosen, seeds[part], guidance, steps, sampler or self.sampler))
+                scheduler = make_sampler(sampler or self.sampler, self.objective, steps, time_shift)
+                done.append(self._draw(layouts[part], chosen, seeds[part], guidance, scheduler, steps))
             if on_progress:
                 on_progress(min(start + batch, len(layouts)))
         return np.concatenate(done)
@@ -181,14 +185,13 @@ class StyleDiffusion:
         style: torch.Tensor,
         seeds: Sequence[int],
         guidance: Guidance,
+        scheduler: SchedulerMixin,
         steps: int,
-        sampler: str,
     ) -> np.ndarray:
         height, width = layouts.shape[1:]
         shape = (self.codec.latent_channels, height // self.codec.factor, width // self.codec.factor)
         # One generator a picture: the same seed gives the same noise alone or in any batch.
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
-        scheduler = make_sampler(sampler, self.objective, steps)
         # All of `make_sampler`'s schedulers start from unit noise and leave the network's input unscaled.
         latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)

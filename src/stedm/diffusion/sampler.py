@@ -33,36 +33,49 @@ SAMPLERS = {
 """Names of the samplers of each objective."""
 
 
-def make_sampler(name: str, objective: str, steps: int) -> SchedulerMixin:
+def shifted(times: torch.Tensor, shift: float) -> torch.Tensor:
+    """Times in [0, 1], 1 = noise, moved towards noise by shift > 1: noise to picture in the ratio t / (1 - t) becomes
+    `shift` times as much (Esser et al. 2024, section 5.3.2)."""
+    return shift * times / (1.0 + (shift - 1.0) * times)
+
+
+def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0) -> SchedulerMixin:
     """A scheduler set up for exactly `steps` steps.
 
     Args:
         name: `dpm++` and `dpm++3m` (DPM-Solver++ of order 2 and 3, Lu et al. 2022), `unipc` (Zhao et al. 2023); `ddim`
             (Song et al. 2021) for eps and v; `euler`, and `heun` with two evaluations a step, for flow.
         objective: `eps`, `v` or `flow`.
+        shift: 1 = steps evenly spaced in time; more puts more of them near noise (see `shifted`).
 
     Raises:
-        StedmError: the sampler doesn't go with the objective, or is unknown.
+        StedmError: the sampler doesn't go with the objective, or is unknown; or some of its steps fall together.
     """
     if name not in SAMPLERS[objective]:
         known = SAMPLERS[objective]
         raise StedmError(
             f"sampler {name}: a model of objective {objective} is sampled with {', '.join(known[:-1])} or {known[-1]}"
         )
-    return _flow_sampler(name, steps) if objective == "flow" else _noise_sampler(name, objective, steps)
+    if objective == "flow":
+        return _flow_sampler(name, steps, shift)
+    return _noise_sampler(name, objective, steps, shift)
 
 
-def _flow_sampler(name: str, steps: int) -> SchedulerMixin:
+def _flow_sampler(name: str, steps: int, shift: float) -> SchedulerMixin:
     if name in _FLOW_ONLY:
-        scheduler = _FLOW_ONLY[name](num_train_timesteps=TRAIN_TIMESTEPS)
-        # Steps of equal length, the last one from 1 / steps to 0. diffusers spaces them from 1 to 1 / 1000 and goes
-        # from there to 0 in one more, which is an evaluation for nothing.
+        scheduler = _FLOW_ONLY[name](num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
+        # Steps of equal length (before the shift), the last one from 1 / steps to 0. diffusers spaces them from 1 to
+        # 1 / 1000 and goes from there to 0 in one more, which is an evaluation for nothing.
         scheduler.sigma_min = 1.0 / steps
         scheduler.set_timesteps(steps)
         return scheduler
     kind, options = _MULTISTEP[name]
     scheduler = kind(
-        num_train_timesteps=TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True, **options
+        num_train_timesteps=TRAIN_TIMESTEPS,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+        **options,
     )
     scheduler.set_timesteps(steps)
     # diffusers cuts them to whole numbers; the network has learned the times between.
@@ -70,7 +83,7 @@ def _flow_sampler(name: str, steps: int) -> SchedulerMixin:
     return scheduler
 
 
-def _noise_sampler(name: str, objective: str, steps: int) -> SchedulerMixin:
+def _noise_sampler(name: str, objective: str, steps: int, shift: float) -> SchedulerMixin:
     kind, options = _MULTISTEP[name]
     prediction = {"eps": "epsilon", "v": "v_prediction"}[objective]
     # Trailing spacing starts at the last timestep, as in Lin et al. 2024.
@@ -81,4 +94,19 @@ def _noise_sampler(name: str, objective: str, steps: int) -> SchedulerMixin:
         scheduler.timesteps = scheduler.timesteps[:steps]
         scheduler.sigmas = torch.cat([scheduler.sigmas[:steps], scheduler.sigmas[-1:]])
         scheduler.num_inference_steps = steps
+    if shift != 1.0:
+        _shift_timesteps(scheduler, shift)
     return scheduler
+
+
+def _shift_timesteps(scheduler: SchedulerMixin, shift: float) -> None:
+    """Bring the timesteps of a scheduler, whole numbers of 0..999, nearer to noise."""
+    times = shifted((scheduler.timesteps + 1.0) / TRAIN_TIMESTEPS, shift)
+    timesteps = (TRAIN_TIMESTEPS * times).round().long() - 1
+    if len(timesteps.unique()) < len(timesteps):
+        raise StedmError(
+            f"time_shift {shift}: {len(timesteps)} steps of {TRAIN_TIMESTEPS} fall together; lower it or the steps"
+        )
+    kept = scheduler.alphas_cumprod[timesteps]
+    scheduler.timesteps = timesteps
+    scheduler.sigmas = torch.cat([((1.0 - kept) / kept).sqrt(), scheduler.sigmas[-1:]])

@@ -36,11 +36,18 @@ COLUMNS = [
     "guidance_start",
     "guidance_stop",
     "guidance_rescale",
+    "time_shift",
     "sampler",
     "steps",
 ]
 # What plans were drawn with before they had these columns.
-ADDED_COLUMNS = {"layout_guidance": 1.0, "guidance_start": 0.0, "guidance_stop": 1.0, "guidance_rescale": 0.0}
+ADDED_COLUMNS = {
+    "layout_guidance": 1.0,
+    "guidance_start": 0.0,
+    "guidance_stop": 1.0,
+    "guidance_rescale": 0.0,
+    "time_shift": 1.0,
+}
 LAYOUT_COLUMNS = {"layout_kind": "resample", "layout_seed": 0, "layout_second_image": "", "layout_texture": ""}
 """How a layout is made from its source (see `LayoutRecipe`), and what a plan without these columns means."""
 
@@ -130,6 +137,7 @@ def _sampling_columns(config: SynthesisConfig) -> dict[str, Any]:
         "guidance_rescale": float(config.guidance_rescale),
         "sampler": config.sampler,
         "steps": config.steps,
+        "time_shift": float(config.time_shift),
     }
 
 

@@ -148,6 +148,7 @@ class _Painter:
                 [styles[i] for i in same],
                 guidance=guidance_of(first),
                 steps=int(first["steps"]),
+                time_shift=float(first["time_shift"]),
                 sampler=first["sampler"],
                 seed=rows["seed"].iloc[same].tolist(),
                 batch=len(rows),
