@@ -82,6 +82,10 @@ class Spec(Part):
     samplers: dict[Sampler, list[int]]
     """Name: numbers of steps."""
     guidance: dict[str, Guidance]
+    everywhere: list[str] | None = None
+    """The guidances that every sampler draws with; null = all of them."""
+    also: list[Setting] = []
+    """Single settings besides; the guidances that are not in `everywhere` are meant for these."""
     reference: Setting
     seeds: list[int] = [0, 1, 2, 3, 4]
     cohort: Cohort = Cohort()
@@ -97,10 +101,10 @@ class Spec(Part):
         every = [
             Setting(sampler=sampler, guidance=guidance, steps=n)
             for sampler, steps in self.samplers.items()
-            for guidance in self.guidance
+            for guidance in (self.guidance if self.everywhere is None else self.everywhere)
             for n in steps
         ]
-        every += [] if self.reference in every else [self.reference]
+        every += [setting for setting in (*self.also, self.reference) if setting not in every]
         return sorted(every, key=lambda setting: (self.network_calls(setting), str(setting)))
 
     def network_calls(self, setting: Setting) -> int:
@@ -115,8 +119,9 @@ class Spec(Part):
         """What can be known to be wrong before anything is drawn."""
         self.plan_config()
         SegmentationConfig.model_validate(self.judge)
-        if self.reference.guidance not in self.guidance:
-            raise StedmError(f"reference.guidance: {self.reference.guidance} is not one of {', '.join(self.guidance)}")
+        named = [self.reference.guidance, *(setting.guidance for setting in self.also), *(self.everywhere or [])]
+        if unknown := [name for name in named if name not in self.guidance]:
+            raise StedmError(f"guidance: {unknown[0]} is not one of {', '.join(self.guidance)}")
         if self.data.path is None:
             raise StedmError("data.path: give the dataset folder that the model was trained on")
 
@@ -170,7 +175,7 @@ class Comparison:
                 raise StedmError(
                     f"samplers: {setting.sampler} doesn't draw from a model of objective {self.model.objective}"
                 )
-        claim(self.folder, self.spec, may_change=("samplers", "seeds"))
+        claim(self.folder, self.spec, may_change=("samplers", "also", "seeds"))
         reporter = Reporter(quiet=quiet)
         self.jury.bounds(reporter)
         for cell in self.cells[shard[0] :: shard[1]]:
