@@ -1,0 +1,101 @@
+"""The driver of downstream comparisons, end to end on a miniature phantom: shared parts, resuming, pooled draws."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import downstream
+from stedm.config import PhantomConfig
+from stedm.data.phantom import make_phantom
+from stedm.errors import StedmError
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("downstream") / "data"
+    patients = {"train": 3, "unlabeled": 3, "val": 3, "test": 0}
+    make_phantom(PhantomConfig(picture_px=32, patients=patients, pictures_per_patient=3), root)
+    return root
+
+
+def _spec_file(folder: Path, data: Path, **changes) -> Path:
+    spec = {
+        "name": "tiny",
+        "budgets": [2],
+        "draws": [0, 1],
+        "baseline": "real",
+        "base": {
+            "data": {"path": str(data), "picture_px": 32},
+            "diffusion": {
+                "steps": 2,
+                "batch": 2,
+                "checkpoint_every_steps": 2,
+                "denoiser": {"channels": [16, 16], "norm_groups": 8},
+                "style": {"dim": 16, "channels": [8], "n_pictures": 2},
+            },
+            "synthesis": {"n_pictures": 4, "batch": 4, "steps": 2, "style_pictures": 1},
+            "segmentation": {
+                "encoder": "tu-test_resnet",
+                "encoder_depth": 3,
+                "decoder_channels": [16, 8, 8],
+                "steps": 2,
+                "batch": 2,
+                "seeds": [0],
+                "arms": ["real", "real+synthetic"],
+            },
+            "evaluation": {"split": "val", "bootstrap": 50},
+        },
+        "variants": {
+            "base": {},
+            "guided": {"synthesis.guidance": 2},
+            "half": {"segmentation.synthetic_fraction": 0.5},
+        },
+        **changes,
+    }
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
+    return folder / "spec.yaml"
+
+
+def test_runs_share_what_they_have_in_common(tmp_path, phantom):
+    spec = downstream.read_spec(_spec_file(tmp_path, phantom))
+    runs = tmp_path / "runs"
+    driven = downstream.Comparison(spec, runs)
+    driven.run(quiet=True)
+    # One model and two sets a draw; the segmenters of `real` once a draw, whatever the variant.
+    assert len(list((runs / "shared/models").glob("*/model"))) == 2
+    assert len(list((runs / "shared/sets").glob("*/synthetic"))) == 4
+    assert len(list((runs / "shared/segmenters").glob("*/segmenters/real"))) == 2
+    base, guided, half = (runs / name / "patients-2/draw-1" for name in ("base", "guided", "half"))
+    assert (base / "synthetic").resolve() == (half / "synthetic").resolve() != (guided / "synthetic").resolve()
+    assert (base / "model").resolve() == (guided / "model").resolve()
+    assert not (half / "segmenters/real+synthetic").is_symlink()
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
+    driven.run(quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")} == before
+
+    downstream.write_table(driven, tmp_path / "table")
+    summary = json.loads((tmp_path / "table/patients-2/summary.json").read_text())
+    assert summary["arms"]["guided/real+synthetic"]["seeds"] == [0, 1000]
+    compared = {(entry["a"], entry["b"]) for entry in summary["comparisons"]}
+    assert ("guided/real+synthetic", "base/real+synthetic") in compared
+    assert ("base/real+synthetic", "base/real") in compared
+    # The same networks under another variant's name.
+    scores = pd.DataFrame(summary["arms"]).T["iou_mean"]
+    assert scores["base/real"] == scores["guided/real"] == scores["half/real"]
+    assert "| guided | real+synthetic |" in (tmp_path / "table/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variants": {"other": {}}}, "needs one called base"),
+        ({"baseline": "ssl"}, "ssl is not an arm"),
+        ({"variants": {"base": {}, "wrong": {"synthesis.gidance": 2}}}, "gidance"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(tmp_path, phantom, changes, said):
+    with pytest.raises(StedmError, match=said):
+        downstream.read_spec(_spec_file(tmp_path, phantom, **changes))
