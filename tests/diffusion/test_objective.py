@@ -28,6 +28,14 @@ def test_times_lie_between_picture_and_noise(timesteps):
     assert abs(times.mean() - 0.5) < 0.03
 
 
+def test_a_time_shift_multiplies_the_ratio_of_noise_to_picture():
+    even, moved = (
+        Objective("flow", "l2", "uniform", time_shift=shift).sample_times(9, torch.Generator().manual_seed(0))
+        for shift in (1.0, 3.0)
+    )
+    torch.testing.assert_close(moved / (1 - moved), 3 * even / (1 - even))
+
+
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])
 def test_min_snr_weighs_the_error_of_the_clean_picture(kind):
     """Weight times squared error of the prediction = min(SNR, 5) times squared error of the picture that it implies."""

@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from stedm.config import Guidance
-from stedm.diffusion.objective import BETAS
-from stedm.diffusion.sampler import SAMPLERS, make_sampler, shifted
+from stedm.diffusion.objective import BETAS, shifted
+from stedm.diffusion.sampler import SAMPLERS, make_sampler
 from stedm.errors import StedmError
 
 PAIRS = [(objective, name) for objective, names in SAMPLERS.items() for name in names]

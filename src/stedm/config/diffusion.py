@@ -61,6 +61,9 @@ class DiffusionConfig(TrainingConfig):
     loss: Literal["l1", "l2"] = "l2"
     timesteps: Literal["uniform", "logit-normal"] = "logit-normal"
     """Distribution of training times; logit-normal as in Esser et al. 2024."""
+    time_shift: Annotated[float, Field(gt=0)] = 1.0
+    """More than 1 draws training times nearer to noise, as `synthesis.time_shift` does with the steps of the sampler;
+    what those steps never come near needn't be learned."""
     weighting: Literal["none", "min-snr"] = "none"
     """Weights of training times in the loss: none, or min-SNR with gamma 5 (Hang et al. 2023)."""
     balance: Literal["patients", "pictures"] = "patients"

@@ -30,18 +30,20 @@ class Objective:
     2022: the straight path from picture to noise). loss: `l1` (the paper's) or `l2`. timesteps: `uniform` or
     `logit-normal` (Esser et al. 2024). weighting: of the times in the loss, `none` or `min-snr` (Hang et al. 2023,
     gamma 5: the error of the clean picture that the prediction implies counts by the signal-to-noise ratio, 5 at most).
+    time_shift: of the training times (see `shifted`).
     """
 
     kind: str
     loss: str
     timesteps: str
     weighting: str = "none"
+    time_shift: float = 1.0
 
     def sample_times(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Draw `n` training times in (0, 1)."""
         if self.timesteps == "logit-normal":
-            return torch.sigmoid(torch.randn(n, generator=generator))
-        return torch.rand(n, generator=generator)
+            return shifted(torch.sigmoid(torch.randn(n, generator=generator)), self.time_shift)
+        return shifted(torch.rand(n, generator=generator), self.time_shift)
 
     def corrupt(
         self, latent: torch.Tensor, noise: torch.Tensor, times: torch.Tensor
@@ -73,6 +75,12 @@ class Objective:
         alpha_squared = _scheduler().alphas_cumprod.to(timestep.device)[timestep]
         ratio = alpha_squared / (1.0 - alpha_squared)
         return ratio.clamp(max=_MIN_SNR_GAMMA) / (ratio if self.kind == "eps" else ratio + 1.0)
+
+
+def shifted(times: torch.Tensor, shift: float) -> torch.Tensor:
+    """Times in [0, 1], 1 = noise, moved towards noise by shift > 1: noise to picture in the ratio t / (1 - t) becomes
+    `shift` times as much (Esser et al. 2024, section 5.3.2)."""
+    return shift * times / (1.0 + (shift - 1.0) * times)
 
 
 def clean_picture_weights(kind: str, timestep: float) -> tuple[float, float]:

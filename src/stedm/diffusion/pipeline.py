@@ -105,7 +105,7 @@ class StyleDiffusion:
                 `(n, style_dim)`, as `style_vectors()` or a style bank give them.
             guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout.
             steps: sampler steps, of one network evaluation each (`heun`: two).
-            time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.sampler.shifted).
+            time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.objective.shifted).
             seed: one seed for the call, or one for each picture (picture i then doesn't depend on the others).
             batch: pictures drawn at once.
             on_progress: called with the number of pictures done.

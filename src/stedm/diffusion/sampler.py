@@ -13,7 +13,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from stedm.diffusion.objective import BETAS, TRAIN_TIMESTEPS
+from stedm.diffusion.objective import BETAS, TRAIN_TIMESTEPS, shifted
 from stedm.errors import StedmError
 
 _MULTISTEP = {
@@ -33,12 +33,6 @@ SAMPLERS = {
 """Names of the samplers of each objective."""
 
 
-def shifted(times: torch.Tensor, shift: float) -> torch.Tensor:
-    """Times in [0, 1], 1 = noise, moved towards noise by shift > 1: noise to picture in the ratio t / (1 - t) becomes
-    `shift` times as much (Esser et al. 2024, section 5.3.2)."""
-    return shift * times / (1.0 + (shift - 1.0) * times)
-
-
 def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0) -> SchedulerMixin:
     """A scheduler set up for exactly `steps` steps.
 
@@ -46,7 +40,7 @@ def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0) -> S
         name: `dpm++` and `dpm++3m` (DPM-Solver++ of order 2 and 3, Lu et al. 2022), `unipc` (Zhao et al. 2023); `ddim`
             (Song et al. 2021) for eps and v; `euler`, and `heun` with two evaluations a step, for flow.
         objective: `eps`, `v` or `flow`.
-        shift: 1 = steps evenly spaced in time; more puts more of them near noise (see `shifted`).
+        shift: 1 = steps evenly spaced in time; more puts more of them near noise (see stedm.diffusion.objective.shifted).
 
     Raises:
         StedmError: the sampler doesn't go with the objective, or is unknown; or some of its steps fall together.

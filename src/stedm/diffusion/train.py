@@ -54,7 +54,7 @@ def train_diffusion(
     codec = open_codec(config.codec, folder, some_pictures)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
     denoiser.measure(some_pictures)
-    objective = Objective(config.objective, config.loss, config.timesteps, config.weighting)
+    objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
     if config.activation_checkpointing:
         denoiser.checkpoint_activations()
     engine = Engine(
