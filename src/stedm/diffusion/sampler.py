@@ -40,7 +40,7 @@ def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0) -> S
         name: `dpm++` and `dpm++3m` (DPM-Solver++ of order 2 and 3, Lu et al. 2022), `unipc` (Zhao et al. 2023); `ddim`
             (Song et al. 2021) for eps and v; `euler`, and `heun` with two evaluations a step, for flow.
         objective: `eps`, `v` or `flow`.
-        shift: 1 = steps evenly spaced in time; more puts more of them near noise (see stedm.diffusion.objective.shifted).
+        shift: 1 = steps evenly spaced in time; more puts more of them near noise (`objective.shifted`).
 
     Raises:
         StedmError: the sampler doesn't go with the objective, or is unknown; or some of its steps fall together.
