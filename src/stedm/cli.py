@@ -223,7 +223,7 @@ def generate(
     style: Annotated[list[Path], typer.Option(help="Style picture; give it several times for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
     guidance: float = 1.5,
-    steps: Annotated[int, typer.Option(min=1)] = 12,
+    steps: Annotated[int, typer.Option(min=1)] = 8,
     seed: int = 0,
 ) -> None:
     """Paint one layout in the style of given pictures."""

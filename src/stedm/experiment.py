@@ -461,6 +461,9 @@ def _claim(folder: Path, config: RunConfig) -> None:
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """The values of an older run with keys that have come since at their defaults, which mean what was before."""
+    # The steps of samplers were evenly spaced before there was a shift, whose default is another.
+    if isinstance(values.get("synthesis"), dict):
+        values["synthesis"].setdefault("time_shift", 1.0)
     try:
         return yaml.safe_load(to_yaml(parse_config(values, "config.yaml")))
     except StedmError:

@@ -103,17 +103,18 @@ def test_guidance_outside_the_interval_is_none():
 @pytest.mark.parametrize(
     ("changes", "calls"),
     [
-        ({}, 24),
-        ({"guidance": 1.0}, 12),
-        ({"layout_guidance": 2.0}, 36),
-        ({"guidance": 1.0, "layout_guidance": 0.0}, 24),
-        ({"layout_guidance": 2.0, "guidance_interval": (0.25, 0.75)}, 24),
-        ({"guidance_interval": (0.0, 0.0)}, 12),
-        ({"guidance_rescale": 0.7}, 24),
-        ({"sampler": "dpm++3m"}, 24),
-        # Eleven steps of two evaluations and a last one of one, each with and without the style.
-        ({"sampler": "heun"}, 46),
-        ({"sampler": "heun", "guidance_interval": (0.0, 0.5)}, 6 * 2 * 2 + 5 * 2 + 1),
+        ({}, 16),
+        ({"steps": 12}, 24),
+        ({"guidance": 1.0}, 8),
+        ({"layout_guidance": 2.0}, 24),
+        ({"guidance": 1.0, "layout_guidance": 0.0}, 16),
+        ({"layout_guidance": 2.0, "guidance_interval": (0.25, 0.75)}, 16),
+        ({"guidance_interval": (0.0, 0.0)}, 8),
+        ({"guidance_rescale": 0.7}, 16),
+        ({"sampler": "dpm++3m"}, 16),
+        # Seven steps of two evaluations and a last one of one, each with and without the style.
+        ({"sampler": "heun"}, 30),
+        ({"sampler": "heun", "guidance_interval": (0.0, 0.5)}, 4 * 2 * 2 + 3 * 2 + 1),
     ],
 )
 def test_the_configuration_knows_the_network_calls(changes, calls):

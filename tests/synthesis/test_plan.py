@@ -120,12 +120,12 @@ def test_unseen_categories_give_styles_and_no_layouts(tiny_dataset, tmp_path):
 
 
 def test_plans_from_before_the_guidance_columns_read_as_what_they_were(dataset, tmp_path):
-    plan = _plan(dataset, 3)
+    plan = _plan(dataset, 3, time_shift=1.0)
     plan.drop(columns=list(ADDED_COLUMNS)).to_parquet(tmp_path / "old.parquet", index=False)
     old = read_plan(tmp_path / "old.parquet")
     pd.testing.assert_frame_equal(old[COLUMNS], plan[COLUMNS])
     assert plan_fingerprint(old) == plan_fingerprint(plan)
-    other = _plan(dataset, 3, layout_guidance=2.0)
+    other = _plan(dataset, 3, time_shift=1.0, layout_guidance=2.0)
     assert plan_fingerprint(other) != plan_fingerprint(plan)
 
 

@@ -20,7 +20,7 @@ PHASES = {
     "sampler": "guidance, scheduler, noise",
     "reading": "reading pictures and masks",
     "layouts": "making layouts",
-    "writing": "writing PNG files",
+    "writing": "waiting for PNG files to be written",
     "rest": "checks, fingerprints, tables",
 }
 NETWORK = ("denoiser", "style", "decode")
@@ -46,7 +46,7 @@ def run(setting: Setting, effort: Effort) -> Result:
             (PictureCache, "picture", "reading"),
             (PictureCache, "mask", "reading"),
             (runs, "build_layout", "layouts"),
-            (runs, "write_png", "writing"),
+            (runs._Writer, "_wait", "writing"),
         ):
             watch.enter_context(replaced(owner, name, counted_as(clock, phase)))
         with clock.within("rest"):

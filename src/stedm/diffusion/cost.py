@@ -176,7 +176,8 @@ class _Run:
         with torch.no_grad():
             latent = self.codec.encode(self._pictures(batch))
         predicted = self.denoise(batch, self.style(batch, self.config.style.n_pictures))
-        return Objective(self.config.objective, self.config.loss, self.config.timesteps)(predicted.float(), latent)
+        objective = Objective(self.config.objective, self.config.loss, self.config.timesteps)
+        return objective(predicted.float(), latent, torch.full((batch,), 500))
 
     def style(self, batch: int, n: int) -> Tensor:
         """Style vectors `(batch, style_dim)` of n pictures each, or of the most that the aggregation takes."""

@@ -12,6 +12,7 @@ from diffusers import SchedulerMixin
 from torch.nn import functional as F
 
 from stedm import __version__
+from stedm.config import SynthesisConfig
 from stedm.data.transforms import to_signed
 from stedm.diffusion.codec import Codec, load_codec
 from stedm.diffusion.denoiser import StyleDenoiser
@@ -24,6 +25,9 @@ from stedm.seeds import torch_generator
 
 ENCODED_AT_ONCE = 256
 """Style pictures that the encoder sees in one pass."""
+
+
+_DEFAULT = SynthesisConfig()
 
 
 class StyleDiffusion:
@@ -52,7 +56,7 @@ class StyleDiffusion:
         objective: str,
         classes: list[str],
         picture_px: int,
-        sampler: str = "dpm++",
+        sampler: str = _DEFAULT.sampler,
         style_sampling: str = "cohort",
     ):
         self.denoiser = denoiser.eval()
@@ -87,9 +91,9 @@ class StyleDiffusion:
         style: Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]] | None = None,
         *,
         style_vectors: np.ndarray | torch.Tensor | None = None,
-        guidance: float | Guidance = 1.5,
-        steps: int = 12,
-        time_shift: float = 1.0,
+        guidance: float | Guidance = _DEFAULT.guidance,
+        steps: int = _DEFAULT.steps,
+        time_shift: float = _DEFAULT.time_shift,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
         batch: int = 32,

@@ -85,7 +85,6 @@ def train_diffusion(
             objective=config.objective,
             classes=annotated.info.classes,
             picture_px=picture_px,
-            sampler="dpm++",
             style_sampling=config.style.sampling,
         )
         if engine.accelerator.is_main_process:

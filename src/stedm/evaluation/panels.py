@@ -65,6 +65,7 @@ def style_grid(
         [style for style in styles for _ in layouts],
         guidance=synthesis.full_guidance,
         steps=synthesis.steps,
+        time_shift=synthesis.time_shift,
         sampler=synthesis.sampler,
         seed=[GRID_SEED + column for _ in patients for column in range(len(layouts))],
     )
@@ -96,6 +97,7 @@ def style_strip(
         style_vectors=bank.interpolate(first, last, STRIP_PICTURES),
         guidance=synthesis.full_guidance,
         steps=synthesis.steps,
+        time_shift=synthesis.time_shift,
         sampler=synthesis.sampler,
         seed=[GRID_SEED] * STRIP_PICTURES,
     )
