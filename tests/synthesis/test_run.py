@@ -20,8 +20,9 @@ from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS
+from stedm.scale.engine import parse_shard
 from stedm.synthesis.plan import LIST_SEPARATOR, layout_recipe, make_plan, read_plan, write_plan
-from stedm.synthesis.run import parse_shard, synthesize
+from stedm.synthesis.run import synthesize
 
 CONFIG = DiffusionConfig(
     denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16, channels=[8])
