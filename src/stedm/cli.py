@@ -259,23 +259,32 @@ def segment(
     mpp: Annotated[float | None, typer.Option(help="Slides: microns per pixel; the model's unless given.")] = None,
     tolerance_um: Annotated[float | None, typer.Option(help="Slides: detail of the outlines to give up.")] = None,
     label_map: Annotated[bool, typer.Option("--label-map", help="Slides: an OME-TIFF of class indices too.")] = False,
+    engine: EngineName = "local",
+    shard: Shard = "1/1",
     overrides: Overrides = None,
 ) -> None:
-    """Segment pictures (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV)."""
+    """Segment pictures (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
+
+    Slides that are done in the folder are skipped: run again to resume.
+    """
+    from stedm.scale.engine import make_engine, parse_shard
     from stedm.segmentation.predict import segment_folder
     from stedm.segmentation.slide import load_slide_config, segment_slides, slides_in
 
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_slide_config([*(overrides or []), *given])
-    slides = slides_in(pictures, output)
+    part, slides = parse_shard(shard), slides_in(pictures, output)
     if slides is None:
-        if given or overrides:
-            raise StedmError(f"{pictures}: no slides; --mpp, --tolerance-um, --label-map and --set are for slides")
+        if given or overrides or engine != "local" or part != (0, 1):
+            flags = "--mpp, --tolerance-um, --label-map, --engine, --shard and --set"
+            raise StedmError(f"{pictures}: no slides; {flags} are for slides")
         typer.echo(f"{output}: {len(segment_folder(model, pictures, output))} masks")
         return
-    done = segment_slides(model, slides, output, config)
-    typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides")
+    with make_engine(engine) as pool:
+        done = segment_slides(model, slides, output, config, engine=pool, shard=part)
+    rest = "" if done.complete else f"; shard {shard} done, others are missing"
+    typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides{rest}")
     if done.failures:
         raise StedmError("\n".join(done.failures))
 
