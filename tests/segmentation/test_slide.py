@@ -21,7 +21,6 @@ from stedm.data.slides import Slide
 from stedm.data.tissue import TissueMask
 from stedm.errors import StedmError
 from stedm.progress import Reporter
-from stedm.scale.engine import LocalEngine
 from stedm.segmentation import slide as module
 from stedm.segmentation.label_map import LabelMapWriter
 from stedm.segmentation.model import SegmenterInfo, build_segmenter, load_segmenter, save_segmenter
@@ -361,14 +360,16 @@ def test_shards_together_do_all_slides(tmp_path, model, path):
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
-def test_worker_processes_give_the_same(tmp_path, model, path):
+def test_an_engine_gives_the_same(tmp_path, model, path, pickling_engine):
     slides = _table(tmp_path, path)
-    with LocalEngine(2) as engine:
-        several = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=engine)
+    by_engine = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=pickling_engine)
     alone = segment_slides(model, slides, tmp_path / "whole", reporter=QUIET)
-    assert several.failures == alone.failures
-    assert [file.name for file in several.written] == ["one.geojson", "two.geojson", "three.geojson"]
+    assert by_engine.failures == alone.failures
+    assert [file.name for file in by_engine.written] == ["one.geojson", "two.geojson", "three.geojson"]
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+    assert pickling_engine.pieces == 4
+    segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=pickling_engine)
+    assert pickling_engine.pieces == 5, "more than the slide that failed"
 
 
 # ---- what is a slide, and mistakes --------------------------------------------------------------------------------

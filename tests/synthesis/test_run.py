@@ -170,6 +170,19 @@ def test_shards_together_make_the_same_set(model, plan, tmp_path):
     assert _content(tmp_path / "parts") == _content(tmp_path / "whole")
 
 
+def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_engine):
+    model.save_pretrained(tmp_path / "model")
+    synthesize(model, plan, tmp_path / "whole")
+    options = {"engine": pickling_engine, "model_folder": tmp_path / "model"}
+    assert not synthesize(model, plan, tmp_path / "out", shard=(1, 2), **options)
+    assert pickling_engine.pieces == 3
+    seen = []
+    assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
+    assert pickling_engine.pieces == 6
+    assert seen[-1] == (22, 22)
+    assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+
+
 def test_a_killed_synthesis_resumes_to_the_same_set(model, plan, tmp_path):
     """A real process, killed with SIGKILL while it draws."""
     model.save_pretrained(tmp_path / "model")

@@ -39,17 +39,20 @@ class RayEngine(Engine):
         # max_calls 0: a process stays for the next piece and keeps its model, also with a GPU.
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=0, max_retries=_RETRIES)(do_piece)
         queue, waiting = iter(enumerate(pieces)), {}
+        finished: list[tuple[int, Any]] = []
         try:
             while True:
+                # Before the results are handed out: nodes don't wait for what is done with these.
                 for number, piece in islice(queue, max(0, self._slots(gpus) - len(waiting))):
                     waiting[task.remote(name, job, piece)] = number
+                yield from finished
                 if not waiting:
                     return
                 done, _ = ray.wait(list(waiting), timeout=_LOOK_AGAIN_SECONDS)
-                for reference in done:
-                    yield waiting.pop(reference), self._result(reference)
+                finished = [(waiting.pop(reference), self._result(reference)) for reference in done]
         finally:
-            for reference in waiting:
+            # After the end of the connection there is nothing to cancel, and `cancel` would start a Ray of its own.
+            for reference in waiting if ray.is_initialized() else ():
                 ray.cancel(reference)
 
     def _slots(self, gpus: int) -> int:
