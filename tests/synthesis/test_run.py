@@ -212,9 +212,3 @@ def test_pictures_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
     with pytest.raises(StedmError, match="not empty"):
         synthesize(model, plan, tmp_path / "mine")
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
-def test_bad_shards_are_refused(text):
-    with pytest.raises(StedmError, match="--shard"):
-        parse_shard(text)
