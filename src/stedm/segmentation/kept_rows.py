@@ -9,8 +9,8 @@ import numpy as np
 from stedm.errors import StedmError
 from stedm.files import replacing
 
-KEPT_PX = 1 << 24
-"""Pixels after which finished rows are written; so many bytes are held."""
+KEPT_PX = 1 << 22
+"""Pixels after which finished rows are written: a byte each, and at least those of one row of tiles, are held."""
 
 
 class KeptRows:
