@@ -39,9 +39,9 @@ from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_pn
 from stedm.experiment import Experiment, annotated_part
 from stedm.files import replacing, write_json, write_text
 from stedm.progress import Reporter
+from stedm.scale.engine import parse_shard
 from stedm.synthesis.plan import LIST_SEPARATOR
 from stedm.synthesis.quality import ColourSpace, Measure, PictureEncoder, PictureSet
-from stedm.synthesis.run import parse_shard
 
 BASE = "base"
 FROM = "from"

@@ -41,9 +41,10 @@ from stedm.evaluation.figures import COLOURS, INK, MUTED, save_png
 from stedm.experiment import annotated_part
 from stedm.files import replacing, write_json, write_text
 from stedm.progress import Reporter
+from stedm.scale.engine import parse_shard
 from stedm.synthesis.plan import make_plan
 from stedm.synthesis.quality import ColourSpace, PictureEncoder, PictureSet
-from stedm.synthesis.run import parse_shard, synthesize
+from stedm.synthesis.run import synthesize
 
 QUALITY = ("kid", "retrieval_mrr", "colour_distance", "layout_iou")
 """The measures that a setting has to hold."""

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a tiny dataset folder made on the spot, and the real datasets where present."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
+from stedm.scale.engine import Engine, do_piece, new_name
 from stedm.seeds import numpy_generator
 
 TINY_PATIENTS = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
@@ -59,6 +61,28 @@ def tiny_dataset(tmp_path):
         return make_tiny_dataset(tmp_path / name, **options)
 
     return make
+
+
+class PicklingEngine(Engine):
+    """Does everything here, last piece first, but sends it through pickle as engines with other processes do."""
+
+    pieces = 0
+
+    def run(self, job, pieces):
+        job, name = pickle.dumps(job), new_name()
+        for number, piece in reversed(list(enumerate(pieces))):
+            self.pieces += 1
+            result = do_piece(name, pickle.loads(job), pickle.loads(pickle.dumps(piece)))
+            yield number, pickle.loads(pickle.dumps(result))
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.fixture
+def pickling_engine():
+    """An engine that stands for one with other processes."""
+    return PicklingEngine()
 
 
 @pytest.fixture

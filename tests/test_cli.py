@@ -19,14 +19,14 @@ FLAGS = {
     "data flowers102": ["--archives"],
     "data catch": ["--annotated"],
     "check": [],
-    "tile": ["--output", "--tile-px", "--mpp", "--config", "--set", "--table-only", "--workers"],
+    "tile": ["--output", "--tile-px", "--mpp", "--config", "--set", "--table-only", "--workers", "--engine", "--shard"],
     "train codec": ["--output", "--set"],
     "train diffusion": ["--output", "--set"],
     "train segmenter": ["--output", "--set"],
     "plan": ["-n", "--output", "--set"],
-    "synthesize": ["--output", "--shard"],
+    "synthesize": ["--output", "--shard", "--engine"],
     "generate": ["--layout", "--style", "--output", "--guidance", "--steps", "--seed"],
-    "segment": ["--output", "--mpp", "--tolerance-um", "--label-map", "--set"],
+    "segment": ["--output", "--mpp", "--tolerance-um", "--label-map", "--engine", "--shard", "--set"],
     "evaluate": ["--output", "--split"],
     "compare": ["--output"],
     "bench": ["--output", "-n", "--set"],
@@ -60,7 +60,8 @@ def test_verbs_and_flags_are_frozen():
 
 
 def test_help_answers_without_importing_torch():
-    code = "import sys, stedm.cli; sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'pandas', 'numpy')))"
+    heavy = ("torch", "diffusers", "pandas", "numpy", "ray")
+    code = f"import sys, stedm.cli; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     shown = subprocess.run([sys.executable, "-m", "stedm.cli", "--help"], capture_output=True, text=True, check=True)
     assert "synthesize" in shown.stdout

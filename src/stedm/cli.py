@@ -29,6 +29,10 @@ app.add_typer(config_app, name="config")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file.")]
 RunFolder = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder; run again to resume.")]
+EngineName = Annotated[
+    str, typer.Option("--engine", metavar="local|ray", help="Who does the work; ray: a Ray cluster (RAY_ADDRESS).")
+]
+Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do part I of N (1/N .. N/N), for job arrays.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
 
 
@@ -126,6 +130,8 @@ def tile(
     overrides: Overrides = None,
     table_only: Annotated[bool, typer.Option("--table-only", help="No pictures: training reads the slides.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 = one a CPU.")] = 0,
+    engine: EngineName = "local",
+    shard: Shard = "1/1",
 ) -> None:
     """Find the tissue of slides and cut it into tiles; run again to resume."""
     import os
@@ -133,14 +139,17 @@ def tile(
     from stedm.config import load_tiling_config
     from stedm.data.tiles import tile_slides
     from stedm.progress import Reporter
+    from stedm.scale.engine import make_engine, parse_shard
 
     given = [f"{key}={value}" for key, value in (("tile_px", tile_px), ("mpp", mpp)) if value is not None]
     settings = load_tiling_config(config, [*(overrides or []), *given])
-    reporter, processes = Reporter(), workers or os.cpu_count() or 1
-    done = tile_slides(slides, output, settings, table_only=table_only, workers=processes, reporter=reporter)
+    reporter, part = Reporter(), parse_shard(shard)
+    with make_engine(engine, workers or os.cpu_count() or 1) as pool:
+        done = tile_slides(slides, output, settings, table_only=table_only, engine=pool, shard=part, reporter=reporter)
     for slide_id in done.without_tissue:
         reporter.say(f"slide {slide_id}: no tile with enough tissue")
-    typer.echo(f"{output}: {done.tiles} tiles of {done.slides} slides")
+    rest = "" if done.complete else f"; shard {shard} done, others are missing"
+    typer.echo(f"{output}: {done.tiles} tiles of {done.slides} slides{rest}")
     if done.failures:
         raise StedmError("\n".join(done.failures))
 
@@ -201,18 +210,19 @@ def synthesize(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
     plan: Annotated[Path, typer.Argument(metavar="PLAN.parquet")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DATASET", help="Dataset folder to write.")],
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Draw part I of N (1/N .. N/N).")] = "1/1",
+    shard: Shard = "1/1",
+    engine: EngineName = "local",
 ) -> None:
     """Draw the pictures of a plan; run again to resume."""
-    from stedm.diffusion.pipeline import StyleDiffusion
     from stedm.progress import Reporter
+    from stedm.scale.engine import make_engine, parse_shard
     from stedm.synthesis.plan import read_plan
-    from stedm.synthesis.run import parse_shard
+    from stedm.synthesis.run import load_painter
     from stedm.synthesis.run import synthesize as draw
 
-    part, painter, rows = parse_shard(shard), StyleDiffusion.from_pretrained(model), read_plan(plan)
-    with Reporter().stage("draw synthetic pictures") as tick:
-        complete = draw(painter, rows, output, shard=part, on_progress=tick)
+    part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
+    with make_engine(engine) as pool, Reporter().stage("draw synthetic pictures") as tick:
+        complete = draw(painter, rows, output, shard=part, engine=pool, model_folder=model, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
 
@@ -249,23 +259,32 @@ def segment(
     mpp: Annotated[float | None, typer.Option(help="Slides: microns per pixel; the model's unless given.")] = None,
     tolerance_um: Annotated[float | None, typer.Option(help="Slides: detail of the outlines to give up.")] = None,
     label_map: Annotated[bool, typer.Option("--label-map", help="Slides: an OME-TIFF of class indices too.")] = False,
+    engine: EngineName = "local",
+    shard: Shard = "1/1",
     overrides: Overrides = None,
 ) -> None:
-    """Segment pictures (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV)."""
+    """Segment pictures (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
+
+    Slides that are done in the folder are skipped: run again to resume.
+    """
+    from stedm.scale.engine import make_engine, parse_shard
     from stedm.segmentation.predict import segment_folder
     from stedm.segmentation.slide import load_slide_config, segment_slides, slides_in
 
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_slide_config([*(overrides or []), *given])
-    slides = slides_in(pictures, output)
+    part, slides = parse_shard(shard), slides_in(pictures, output)
     if slides is None:
-        if given or overrides:
-            raise StedmError(f"{pictures}: no slides; --mpp, --tolerance-um, --label-map and --set are for slides")
+        if given or overrides or engine != "local" or part != (0, 1):
+            flags = "--mpp, --tolerance-um, --label-map, --engine, --shard and --set"
+            raise StedmError(f"{pictures}: no slides; {flags} are for slides")
         typer.echo(f"{output}: {len(segment_folder(model, pictures, output))} masks")
         return
-    done = segment_slides(model, slides, output, config)
-    typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides")
+    with make_engine(engine) as pool:
+        done = segment_slides(model, slides, output, config, engine=pool, shard=part)
+    rest = "" if done.complete else f"; shard {shard} done, others are missing"
+    typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides{rest}")
     if done.failures:
         raise StedmError("\n".join(done.failures))
 

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from stedm.errors import StedmError
 
 
 @contextlib.contextmanager
@@ -35,6 +37,43 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_once(path: str | os.PathLike, text: str) -> str:
+    """Write UTF-8 text where there is no such file yet; returns what stands there now.
+
+    Of several processes that try at the same time one wins, and all get its text.
+    """
+    path = Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as holder:
+            temporary = Path(holder, path.name)
+            temporary.write_text(text, encoding="utf-8")
+            try:
+                os.link(temporary, path)  # unlike a rename it fails where the file is there already
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                if not path.exists():
+                    os.replace(temporary, path)
+    return path.read_text(encoding="utf-8")
+
+
+def claim(path: Path, text: str, is_mine: Callable[[str], bool], *, another: Callable[[], str], not_empty: str) -> None:
+    """Say in `path` what its folder is for; the same claim may be made by many processes at the same time.
+
+    Raises `StedmError`: `another` where the folder is claimed with a text that is not `is_mine`, and `not_empty` where
+    it holds files and no claim.
+    """
+    # Looked at before the claim: what others write after theirs is no surprise.
+    strangers = path.parent.is_dir() and any(
+        not file.name.startswith(f".{path.name}.") for file in path.parent.iterdir()
+    )
+    if strangers and not path.is_file():
+        raise StedmError(not_empty)
+    if not is_mine(write_once(path, text)):
+        raise StedmError(another())
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

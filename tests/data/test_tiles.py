@@ -404,6 +404,49 @@ def test_worker_processes_give_the_same(cohort, tmp_path):
     np.testing.assert_array_equal(one.read_picture(3), two.read_picture(3))
 
 
+def test_an_engine_gives_the_same(cohort, tmp_path, pickling_engine):
+    for name, engine in (("one", None), ("two", pickling_engine)):
+        tile_slides(cohort / "slides.csv", tmp_path / name, CONFIG, engine=engine)
+    one, two = (DatasetFolder.open(tmp_path / name) for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one.table, two.table)
+    assert _pixels(one.root) == _pixels(two.root)
+    count = pickling_engine.pieces
+    (two.root / one.table["image_file_name"].iloc[0]).unlink()
+    tile_slides(cohort / "slides.csv", tmp_path / "two", CONFIG, engine=pickling_engine)
+    assert _pixels(one.root) == _pixels(two.root)
+    assert pickling_engine.pieces == 2 * count - 5, "tissue was looked for again"
+
+
+def _pixels(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
+
+
+@pytest.mark.parametrize("table_only", [False, True])
+def test_shards_together_make_the_same_dataset(table_only, cohort, tmp_path):
+    slides = pd.read_csv(cohort / "slides.csv")
+    for column in ("image", "annotation"):
+        slides[column] = [str(cohort / name) for name in slides[column]]
+    slides.loc[1, "image"] = str(tmp_path / "gone.svs")
+    slides.to_csv(tmp_path / "slides.csv", index=False)
+
+    def make(name: str, **options):
+        return tile_slides(tmp_path / "slides.csv", tmp_path / name, CONFIG, table_only=table_only, **options)
+
+    whole = make("whole")
+    for shard in ((2, 3), (0, 3)):
+        part = make("parts", shard=shard)
+        assert not part.complete
+        assert part.tiles < whole.tiles
+        assert not (tmp_path / "parts" / "metadata.csv").exists()
+    assert make("parts", shard=(1, 3)) == whole
+    assert whole.complete
+    assert len(whole.failures) == 1
+    one, two = (DatasetFolder.open(tmp_path / name) for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(one.table, two.table)
+    assert _pixels(one.root) == _pixels(two.root)
+    assert check_dataset(two.root) == []
+
+
 # ---- configuration ------------------------------------------------------------------------------------------------
 
 

@@ -247,7 +247,7 @@ def test_several_slides_and_one_that_is_broken(tmp_path, model, path):
     assert [file.name for file in done.written] == ["one.geojson"]
     assert len(done.failures) == 1
     assert "broken.svs" in done.failures[0]
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["areas.csv", "one.csv", "one.geojson"]
+    assert sorted(file.name for file in (tmp_path / "out").glob("[!.]*")) == ["areas.csv", "one.csv", "one.geojson"]
     assert pd.read_csv(tmp_path / "out" / "areas.csv").equals(pd.read_csv(tmp_path / "out" / "one.csv"))
 
 
@@ -263,6 +263,116 @@ def test_a_slide_that_breaks_half_way_leaves_nothing(tmp_path, model, path, monk
     done = segment_slides(model, slides, tmp_path / "out", config, QUIET)
     assert done.failures == [f"{path}: damaged at level 0"]
     assert list((tmp_path / "out").iterdir()) == []
+
+
+# ---- resuming and shards ------------------------------------------------------------------------------------------
+
+
+def _content(folder) -> dict[str, bytes]:
+    """OME-TIFF files have the time in them: their pixels."""
+    files = [file for file in folder.glob("*") if file.is_file()]
+    return {f.name: tifffile.imread(f).tobytes() if f.suffix == ".tif" else f.read_bytes() for f in files}
+
+
+@pytest.mark.parametrize("reads", [3, 40, 75, 140])
+def test_a_killed_segmentation_goes_on_below_the_rows_that_it_had(reads, tmp_path, model, path, monkeypatch):
+    """Random weights, so that each tile gets something else, and batches that don't fit the rows."""
+    monkeypatch.setattr("stedm.segmentation.kept_rows.KEPT_PX", 2 * 24 * 450)
+    config = SlideSegmentationConfig(tile_px=32, batch=7, label_map=True, skip=[])
+    source, read, places = slides_in(path, tmp_path / "x"), Slide.read, []
+
+    def killed(self, *place):
+        if len(places) == limit:
+            raise KeyboardInterrupt
+        places.append(place)
+        return read(self, *place)
+
+    monkeypatch.setattr(Slide, "read", killed)
+    limit = -1
+    segment_slides(model, source, tmp_path / "whole", config, QUIET)
+    n_whole, limit = len(places), reads
+    places.clear()
+    with pytest.raises(KeyboardInterrupt):
+        segment_slides(model, source, tmp_path / "killed", config, QUIET)
+    assert not list((tmp_path / "killed").glob("[!.]*"))
+    limit = -1
+    places.clear()
+    segment_slides(model, source, tmp_path / "killed", config, QUIET)
+    assert _content(tmp_path / "killed") == _content(tmp_path / "whole")
+    assert not list((tmp_path / "killed").glob(".*.rows"))
+    # Two rows of tiles are kept at a time, and one above is looked at again.
+    assert len(places) <= n_whole - reads + 5 * 19
+    assert (len(places) < n_whole) == (reads > 3)
+
+
+def test_rows_of_other_settings_are_not_gone_on_with(tmp_path, model, path, monkeypatch):
+    monkeypatch.setattr("stedm.segmentation.kept_rows.KEPT_PX", 1)
+    source, read = slides_in(path, tmp_path / "x"), Slide.read
+    count = []
+    monkeypatch.setattr(Slide, "read", lambda *a: count.append(1) or read(*a) if len(count) < 60 else _interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        segment_slides(model, source, tmp_path / "out", SlideSegmentationConfig(tile_px=32), QUIET)
+    assert list((tmp_path / "out").glob(".a.rows/*.npz"))
+    monkeypatch.setattr(Slide, "read", read)
+    config = SlideSegmentationConfig(tile_px=32, overlap=0.5)
+    for name in ("out", "new"):
+        segment_slides(model, source, tmp_path / name, config, QUIET)
+    assert _content(tmp_path / "out") == _content(tmp_path / "new")
+
+
+def _interrupt():
+    raise KeyboardInterrupt
+
+
+def _table(tmp_path, path):
+    for name in ("two", "three"):
+        (tmp_path / f"{name}.svs").write_bytes(path.read_bytes())
+    rows = [("one", path), ("two", tmp_path / "two.svs"), ("three", tmp_path / "three.svs"), ("bad", tmp_path / "bad")]
+    table = pd.DataFrame(rows, columns=["slide_id", "image"]).assign(patient_id="p", split="test")
+    table.to_csv(tmp_path / "slides.csv", index=False)
+    return slides_in(tmp_path / "slides.csv", tmp_path / "out")
+
+
+def test_finished_slides_are_skipped(tmp_path, model, path, monkeypatch):
+    slides, config = _table(tmp_path, path), SlideSegmentationConfig()
+    first = segment_slides(model, slides, tmp_path / "out", config, QUIET)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.geojson")}
+    (tmp_path / "out" / "two.geojson").unlink()
+    (tmp_path / "three.svs").write_bytes(path.read_bytes() + b" ")
+    again = segment_slides(model, slides, tmp_path / "out", config, QUIET)
+    assert again == first
+    changed = {file.stem for file, time in before.items() if file.stat().st_mtime_ns != time}
+    assert changed == {"two", "three"}
+    assert set(pd.read_csv(tmp_path / "out" / "areas.csv")["slide_id"]) == {"one", "two", "three"}
+    segment_slides(model, slides, tmp_path / "out", config.model_copy(update={"mpp": 2.0}), QUIET)
+    assert not [file for file, time in before.items() if file.stat().st_mtime_ns == time]
+
+
+def test_shards_together_do_all_slides(tmp_path, model, path):
+    slides = _table(tmp_path, path)
+    whole = segment_slides(model, slides, tmp_path / "whole", reporter=QUIET)
+    parts = [segment_slides(model, slides, tmp_path / "out", reporter=QUIET, shard=(i, 3)) for i in (2, 0)]
+    assert [part.complete for part in parts] == [False, False]
+    assert not (tmp_path / "out" / "areas.csv").exists()
+    last = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, shard=(1, 3))
+    assert last.complete
+    assert last.failures == whole.failures
+    assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+
+
+def test_an_engine_gives_the_same(tmp_path, model, path, pickling_engine):
+    slides = _table(tmp_path, path)
+    by_engine = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=pickling_engine)
+    alone = segment_slides(model, slides, tmp_path / "whole", reporter=QUIET)
+    assert by_engine.failures == alone.failures
+    assert [file.name for file in by_engine.written] == ["one.geojson", "two.geojson", "three.geojson"]
+    assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+    assert pickling_engine.pieces == 4
+    segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=pickling_engine)
+    assert pickling_engine.pieces == 5, "more than the slide that failed"
+
+
+# ---- what is a slide, and mistakes --------------------------------------------------------------------------------
 
 
 def test_what_counts_as_a_slide(tmp_path, path):

@@ -20,8 +20,9 @@ from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS
+from stedm.scale.engine import parse_shard
 from stedm.synthesis.plan import LIST_SEPARATOR, layout_recipe, make_plan, read_plan, write_plan
-from stedm.synthesis.run import parse_shard, synthesize
+from stedm.synthesis.run import synthesize
 
 CONFIG = DiffusionConfig(
     denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16, channels=[8])
@@ -169,6 +170,19 @@ def test_shards_together_make_the_same_set(model, plan, tmp_path):
     assert _content(tmp_path / "parts") == _content(tmp_path / "whole")
 
 
+def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_engine):
+    model.save_pretrained(tmp_path / "model")
+    synthesize(model, plan, tmp_path / "whole")
+    options = {"engine": pickling_engine, "model_folder": tmp_path / "model"}
+    assert not synthesize(model, plan, tmp_path / "out", shard=(1, 2), **options)
+    assert pickling_engine.pieces == 3
+    seen = []
+    assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
+    assert pickling_engine.pieces == 6
+    assert seen[-1] == (22, 22)
+    assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+
+
 def test_a_killed_synthesis_resumes_to_the_same_set(model, plan, tmp_path):
     """A real process, killed with SIGKILL while it draws."""
     model.save_pretrained(tmp_path / "model")
@@ -198,9 +212,3 @@ def test_pictures_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
     with pytest.raises(StedmError, match="not empty"):
         synthesize(model, plan, tmp_path / "mine")
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
-def test_bad_shards_are_refused(text):
-    with pytest.raises(StedmError, match="--shard"):
-        parse_shard(text)

@@ -5,15 +5,12 @@ the table is asked for, the tiles are written. Both are done by worker processes
 appear whole, and the same call goes on with what is missing. `metadata.csv` comes last.
 """
 
-import multiprocessing
+import contextlib
 import shutil
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,8 +23,9 @@ from stedm.data.slide_table import read_slides
 from stedm.data.slides import Slide
 from stedm.data.tissue import TissueMask
 from stedm.errors import StedmError
-from stedm.files import fingerprint, replacing, write_text
+from stedm.files import claim, fingerprint, replacing, write_text
 from stedm.progress import Reporter
+from stedm.scale.engine import Engine, Job, LocalEngine, Work, check_shared
 
 _TILES_A_JOB = 32
 _COMPRESS_LEVEL = 1
@@ -45,6 +43,8 @@ class TilingResult:
     """Slide ids."""
     failures: list[str]
     """A line for each slide that could not be read."""
+    complete: bool = True
+    """False while other shards have work left; the numbers are then those of the slides that are done."""
 
 
 def tile_grid(slide: Slide, tissue: TissueMask, config: TilingConfig) -> pd.DataFrame:
@@ -137,6 +137,8 @@ def tile_slides(
     *,
     table_only: bool = False,
     workers: int = 1,
+    engine: Engine | None = None,
+    shard: tuple[int, int] = (0, 1),
     reporter: Reporter | None = None,
 ) -> TilingResult:
     """Make a dataset folder of the tiles of all slides; call it again to go on.
@@ -144,6 +146,12 @@ def tile_slides(
     With `table_only` no picture is written: the folder gets `slides.csv` and `tiling.yaml`, and its rows are read from
     the slides (see stedm.data.regions). A slide that can't be read is in `failures` and not in the dataset; the next
     call tries it again.
+
+    Args:
+        workers: processes, where no engine is given.
+        engine: who does the work (see stedm.scale.engine); it is not closed.
+        shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
+            done last writes `metadata.csv`.
 
     Raises:
         StedmError: the table is wrong, the folder was made with other settings, or no slide has a tile.
@@ -153,36 +161,49 @@ def tile_slides(
     if (slides["annotation"] != "").any() and not config.classes:
         raise StedmError(f"{slides_csv}: there are annotations; name the classes in the tiling configuration (classes)")
     _claim(root, config, table_only)
-    with _Jobs(root, config, slides.to_dict("records"), workers) as jobs:
+    rows = slides.to_dict("records")
+    with contextlib.nullcontext(engine) if engine else LocalEngine(workers) as running:
+        work = _Tiling(root.resolve(), config, {row["slide_id"]: row for row in rows[shard[0] :: shard[1]]}, running)
         with reporter.stage("find tissue") as tick:
-            tables, failures = jobs.find_tiles(tick)
+            tables, failures = work.find_tiles(tick)
         if not table_only and tables:
             with reporter.stage("write tiles") as tick:
-                failures |= jobs.write_tiles(tables, tick)
+                failures |= work.write_tiles(tables, tick)
+    complete = True
+    if shard[1] > 1:
+        work.note(failures)
+        tables, failures, complete = _of_all_shards(root, config, rows, table_only)
     tables = {slide_id: table for slide_id, table in tables.items() if slide_id not in failures}
-    if not sum(map(len, tables.values())):
-        raise StedmError("\n".join(failures.values()) or f"{slides_csv}: no slide has a tile with enough tissue")
-    _finish(root, config, slides, tables, table_only)
+    if complete:
+        if not sum(map(len, tables.values())):
+            raise StedmError("\n".join(failures.values()) or f"{slides_csv}: no slide has a tile with enough tissue")
+        _finish(root, config, slides, tables, table_only)
     return TilingResult(
         tiles=sum(map(len, tables.values())),
         slides=sum(len(table) > 0 for table in tables.values()),
         without_tissue=[slide_id for slide_id, table in tables.items() if len(table) == 0],
         failures=list(failures.values()),
+        complete=complete,
     )
 
 
 def _claim(root: Path, config: TilingConfig, table_only: bool) -> None:
     """Write down the settings of a new folder; refuse one that was made with others."""
-    path = root / "tiling.yaml"
     wanted = {**config.model_dump(mode="json"), "table_only": table_only}
-    if path.is_file():
-        made = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if changed := sorted(key for key in wanted if not isinstance(made, dict) or made.get(key) != wanted[key]):
-            raise StedmError(f"{root}: was made with another {', '.join(changed)} (tiling.yaml); give a new folder")
-    elif root.is_dir() and any(root.iterdir()):
-        raise StedmError(f"{root}: the folder is not empty; give a new one for the tiles")
-    else:
-        write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+    changed: list[str] = []
+
+    def is_mine(text: str) -> bool:
+        made = yaml.safe_load(text)
+        changed[:] = sorted(key for key in wanted if not isinstance(made, dict) or made.get(key) != wanted[key])
+        return not changed
+
+    claim(
+        root / "tiling.yaml",
+        yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True),
+        is_mine,
+        another=lambda: f"{root}: was made with another {', '.join(changed)} (tiling.yaml); give a new folder",
+        not_empty=f"{root}: the folder is not empty; give a new one for the tiles",
+    )
 
 
 def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict, table_only: bool) -> None:
@@ -202,88 +223,129 @@ def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict
     write_metadata(root, info, pd.concat(used.values(), ignore_index=True))
 
 
-class _Jobs:
-    """The pieces of work, done here or by worker processes."""
+def _of_all_shards(
+    root: Path, config: TilingConfig, rows: list[dict[str, Any]], table_only: bool
+) -> tuple[dict[str, pd.DataFrame], dict[str, str], bool]:
+    """Tables and failures of the slides that any shard is done with, by slide id, and whether that is all of them."""
+    tables, failures, complete = {}, {}, True
+    for row in rows:
+        path, slide_id = _table_path(root, config, row), row["slide_id"]
+        if (note := path.with_suffix(".failed")).is_file():
+            failures[slide_id] = note.read_text(encoding="utf-8").strip()
+        elif path.is_file() and (table_only or _are_written(root, table := pd.read_parquet(path))):
+            tables[slide_id] = pd.read_parquet(path) if table_only else table
+        else:
+            complete = False
+    return tables, failures, complete
 
-    def __init__(self, root: Path, config: TilingConfig, rows: list[dict[str, Any]], workers: int):
-        self.root, self.config, self.workers = root, config, workers
-        self.rows = {row["slide_id"]: row for row in rows}
-        self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "_Jobs":
-        return self
+def _are_written(root: Path, tiles: pd.DataFrame) -> bool:
+    names = (name for column in ("image_file_name", "mask_file_name") for name in tiles[column] if name)
+    return all((root / name).is_file() for name in names)
 
-    def __exit__(self, *error: object) -> None:
-        if self._pool:
-            # After an interrupt what has begun is let finish: its pieces count.
-            self._pool.shutdown(cancel_futures=True)
+
+def _table_path(root: Path, config: TilingConfig, row: dict[str, Any]) -> Path:
+    # Named by all that decides its content, so that a corrected row of slides.csv is done anew.
+    return root / ".tiling" / f"{row['slide_id']}-{fingerprint([row, config.model_dump()])}.parquet"
+
+
+@dataclass(frozen=True)
+class _FindTiles:
+    """A piece is a row of slides.csv; its result the table of tiles, or a line that says why there is none."""
+
+    root: Path
+    config: TilingConfig
+    uses_gpu: ClassVar[bool] = False
+
+    def open(self) -> Work:
+        check_shared(self.root)
+        return self._of_slide
+
+    def _of_slide(self, row: dict[str, Any]) -> pd.DataFrame | str:
+        try:
+            table = slide_rows(row, self.config)
+        except StedmError as error:
+            return _failure(row, error)
+        with replacing(_table_path(self.root, self.config, row)) as temporary:
+            table.to_parquet(temporary)
+        return table
+
+
+@dataclass(frozen=True)
+class _WriteTiles:
+    """A piece is a row of slides.csv and some of its tiles; the result their number, or a line about what failed."""
+
+    root: Path
+    config: TilingConfig
+    uses_gpu: ClassVar[bool] = False
+
+    def open(self) -> Work:
+        check_shared(self.root)
+        return self._some
+
+    def _some(self, piece: tuple[dict[str, Any], pd.DataFrame]) -> int | str:
+        row, tiles = piece
+        try:
+            return write_tiles(row, tiles, self.config, self.root)
+        except StedmError as error:
+            return _failure(row, error)
+
+
+def _failure(row: dict[str, Any], error: StedmError) -> str:
+    return f"slide {row['slide_id']}: {' '.join(str(error).split())}"
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """The slides of one call, by id."""
+
+    root: Path
+    config: TilingConfig
+    rows: dict[str, dict[str, Any]]
+    engine: Engine
 
     def find_tiles(self, tick: Callable[..., None]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
         """Tables and failures by slide id, in the order of the slides."""
         tables, missing = {}, []
         for slide_id, row in self.rows.items():
-            if (path := self._table(row)).is_file():
+            path = _table_path(self.root, self.config, row)
+            path.with_suffix(".failed").unlink(missing_ok=True)
+            if path.is_file():
                 tables[slide_id] = pd.read_parquet(path)
             else:
                 missing.append(slide_id)
-        failures: dict[str, str] = {}
-        tick(len(tables), len(self.rows))
-        for slide_id, table in self._run(slide_rows, [(i, (self.rows[i], self.config)) for i in missing]):
-            if isinstance(table, str):
-                failures[slide_id] = table
-            else:
-                # Tiles of another image or annotation under the same name are not those of this one.
+                # Tiles of another image or annotation under the same name are not those of this one. Not removed by
+                # the worker: one that is taken for dead and goes on must not remove what another wrote.
                 for kind in ("images", "masks"):
                     shutil.rmtree(self.root / kind / slide_id, ignore_errors=True)
-                with replacing(self._table(self.rows[slide_id])) as temporary:
-                    table.to_parquet(temporary)
-                tables[slide_id] = table
+        failures: dict[str, str] = {}
+        tick(len(tables), len(self.rows))
+        job = _FindTiles(self.root, self.config)
+        for slide_id, table in self._run(job, missing, [self.rows[slide_id] for slide_id in missing]):
+            (failures if isinstance(table, str) else tables)[slide_id] = table
             tick(len(tables) + len(failures), len(self.rows))
         return {i: tables[i] for i in self.rows if i in tables}, {i: failures[i] for i in self.rows if i in failures}
 
     def write_tiles(self, tables: dict[str, pd.DataFrame], tick: Callable[..., None]) -> dict[str, str]:
         """Failures by slide id."""
-        jobs = []
+        slide_ids, pieces = [], []
         for slide_id, table in tables.items():
             for start in range(0, len(table), _TILES_A_JOB):
-                part = table.iloc[start : start + _TILES_A_JOB]
-                jobs.append((slide_id, (self.rows[slide_id], part, self.config, self.root)))
+                slide_ids.append(slide_id)
+                pieces.append((self.rows[slide_id], table.iloc[start : start + _TILES_A_JOB]))
         done, total = 0, sum(map(len, tables.values()))
         failures: dict[str, str] = {}
-        for slide_id, outcome in self._run(write_tiles, jobs):
+        for slide_id, outcome in self._run(_WriteTiles(self.root, self.config), slide_ids, pieces):
             if isinstance(outcome, str):
                 failures.setdefault(slide_id, outcome)
             else:
                 tick(done := done + outcome, total)
         return failures
 
-    def _table(self, row: dict[str, Any]) -> Path:
-        # Named by all that decides its content, so that a corrected row of slides.csv is done anew.
-        return self.root / ".tiling" / f"{row['slide_id']}-{fingerprint([row, self.config.model_dump()])}.parquet"
+    def note(self, failures: dict[str, str]) -> None:
+        """Write down what failed, so that other shards don't wait for it."""
+        for slide_id, line in failures.items():
+            write_text(_table_path(self.root, self.config, self.rows[slide_id]).with_suffix(".failed"), line + "\n")
 
-    def _run(self, function: Callable, jobs: list[tuple[str, tuple]]) -> Iterator[tuple[str, Any]]:
-        """Slide id and result of each job as they finish; the one line of its error instead where a slide fails."""
-        if self.workers == 1 or len(jobs) < 2:
-            yield from ((slide_id, _attempt(function, slide_id, arguments)) for slide_id, arguments in jobs)
-            return
-        if self._pool is None:
-            # Not forked: threads of numerical libraries and open slides don't survive that.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_leave_interrupts_to_parent)
-        try:
-            waiting = {self._pool.submit(_attempt, function, *job): job[0] for job in jobs}
-            yield from ((waiting[future], future.result()) for future in as_completed(waiting))
-        except BrokenProcessPool as error:
-            line = "a worker process died, probably of too little memory; run again with fewer --workers"
-            raise StedmError(line) from error
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _attempt(function: Callable, slide_id: str, arguments: Iterable[Any]) -> Any:
-    try:
-        return function(*arguments)
-    except StedmError as error:
-        return f"slide {slide_id}: {' '.join(str(error).split())}"
+    def _run(self, job: Job, slide_ids: list[str], pieces: list[Any]) -> Iterator[tuple[str, Any]]:
+        return ((slide_ids[number], outcome) for number, outcome in self.engine.run(job, pieces))

@@ -62,13 +62,17 @@ class Blender:
         whole_width = (grid.columns - 1) * grid.stride_px + grid.tile_px
         self.strip = np.zeros((n_classes, grid.overlap_px, whole_width), np.float32)
 
-    def bands(self, tiles: Iterable[np.ndarray | None]) -> Iterator[np.ndarray]:
+    def bands(self, tiles: Iterable[np.ndarray | None], first_row: int = 0) -> Iterator[np.ndarray]:
         """Probabilities float `(n_classes, tile_px, tile_px)`, None where the network did not look.
 
-        Yields uint8 `(rows, width)` of the most probable classes from top to bottom, 0 where no tile was given.
+        Yields uint8 `(rows, width)` of the most probable classes from top to bottom, 0 where no tile was given; a band
+        for each row of tiles. They may begin in the middle, from `first_row` on: tiles of the row above that, which
+        overlap it, come first then, and their own band is not given.
         """
         tiles, grid = iter(tiles), self.grid
-        for row in range(grid.rows):
+        if first_row:
+            self._row(islice(tiles, grid.columns), grid.stride_px)
+        for row in range(first_row, grid.rows):
             n_rows = grid.tile_px if row == grid.rows - 1 else grid.stride_px
             band = self._row(islice(tiles, grid.columns), n_rows)
             yield band[: grid.height - row * grid.stride_px, : grid.width]

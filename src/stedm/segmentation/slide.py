@@ -2,10 +2,12 @@
 
 Tiles overlap and their probabilities are blended (see stedm.segmentation.blending). Everything is streamed from the top
 of the slide to its bottom: threads read the next tiles while the network works, and rows of the map are written as soon
-as no later tile touches them.
+as no later tile touches them. Finished rows of large slides are kept on disk until the slide is done, so that a killed
+process loses minutes, not hours.
 """
 
 import contextlib
+import hashlib
 import math
 import tempfile
 import warnings
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -28,9 +31,11 @@ from stedm.data.slide_table import read_slides
 from stedm.data.slides import Slide
 from stedm.data.tissue import TissueMask
 from stedm.errors import StedmError
-from stedm.files import replacing
+from stedm.files import fingerprint, replacing, write_text
 from stedm.progress import Reporter
+from stedm.scale.engine import Engine, Work, check_shared
 from stedm.segmentation.blending import Blender, TileGrid
+from stedm.segmentation.kept_rows import KeptRows
 from stedm.segmentation.label_map import LabelMapWriter, tifffile
 from stedm.segmentation.model import SegmenterInfo, load_segmenter
 from stedm.segmentation.polygons import write_geojson
@@ -64,6 +69,8 @@ class SegmentedSlides:
     """GeoJSON files."""
     failures: list[str]
     """A line for each slide that could not be read."""
+    complete: bool = True
+    """False while other shards have work left; the lists are then of what is there."""
 
 
 def load_slide_config(overrides: list[str] | None = None) -> SlideSegmentationConfig:
@@ -138,36 +145,141 @@ def segment_slides(
     output: str | Path,
     config: SlideSegmentationConfig | None = None,
     reporter: Reporter | None = None,
+    *,
+    engine: Engine | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> SegmentedSlides:
-    """Segment slides with a saved segmenter.
+    """Segment slides with a saved segmenter; call it again to go on.
 
     `output` is a .geojson for one slide, else a folder that gets `SLIDE.geojson` for each. Beside it `.csv` (areas) and
     with `label_map` `.ome.tif`; a folder also gets `areas.csv` of all slides. A slide that can't be read is a line in
-    `failures`, the others are done.
+    `failures`, the others are done. In a folder slides are skipped that were done with this model and these settings.
+
+    Args:
+        engine: who segments the slides (see stedm.scale.engine), a slide at a time; None = this process.
+        shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
+            done last writes `areas.csv`.
+
     Raises `StedmError` for anything wrong with model or configuration.
     """
     network, info = load_segmenter(model_folder)
     config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    output = Path(output)
-    one_file = output.suffix.lower() == ".geojson"
-    written, areas, failures = [], [], []
+    targets = _targets(slides, Path(output), config, Path(model_folder))
+    mine = targets[shard[0] :: shard[1]]
+    for target in mine:
+        target.failed.unlink(missing_ok=True)
+    missing = [target for target in mine if not target.is_done(config)]
+    if engine is None or engine.is_here:
+        work = _Segmentation(network.to(_device()), info, config, reporter)
+        outcomes = enumerate(map(work, missing))
+    else:
+        outcomes = _by_engine(engine, _SegmentJob(Path(model_folder).resolve(), config), missing, reporter)
+    failures = {missing[number]: line for number, line in outcomes if line}
+    if shard[1] > 1:
+        for target, line in failures.items():
+            write_text(target.failed, line + "\n")
+        failures = {target: target.failed.read_text("utf-8").strip() for target in targets if target.failed.is_file()}
+        pending = [target for target in targets if target not in failures and not target.is_done(config)]
+    else:
+        pending = []
+    written = [target for target in targets if target not in failures and target not in pending]
+    if written and not pending and written[0].mark is not None:
+        _write_table(Path(output) / "areas.csv", pd.concat(pd.read_csv(target.mark) for target in written))
+    return SegmentedSlides(
+        [target.path for target in written], [failures[target] for target in targets if target in failures], not pending
+    )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A slide and where it goes."""
+
+    source: SlideSource
+    path: Path
+    key: str
+    """Names everything that decides the result."""
+    mark: Path | None
+    """Its areas, written last; None for a single file, which is always made anew."""
+
+    @property
+    def failed(self) -> Path:
+        """Says to other shards why there is no result."""
+        return (self.mark or self.path).with_suffix(".failed")
+
+    def is_done(self, config: SlideSegmentationConfig) -> bool:
+        files = [self.path, *([self.path.with_suffix(".ome.tif")] if config.label_map else [])]
+        return self.mark is not None and self.mark.is_file() and all(file.is_file() for file in files)
+
+
+def _targets(
+    slides: Sequence[SlideSource], output: Path, config: SlideSegmentationConfig, model: Path
+) -> list[_Target]:
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        digest.update((model / name).read_bytes())
+    targets = []
     for source in slides:
-        path = output if one_file else output / f"{source.name}.geojson"
+        path = source.path.resolve()
+        file = [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else []
+        key = fingerprint([source.name, str(path), source.mpp, file, config.model_dump(), digest.hexdigest()])
+        source = SlideSource(source.name, source.path.absolute(), source.mpp)
+        if output.suffix.lower() == ".geojson":
+            targets.append(_Target(source, output.absolute(), key, None))
+        else:
+            mark = output.absolute() / ".segment" / f"{source.name}-{key}.csv"
+            targets.append(_Target(source, output.absolute() / f"{source.name}.geojson", key, mark))
+    return targets
+
+
+@dataclass(frozen=True)
+class _Segmentation:
+    """Does one slide after the other."""
+
+    network: nn.Module
+    info: SegmenterInfo
+    config: SlideSegmentationConfig
+    reporter: Reporter
+
+    def __call__(self, target: _Target) -> str | None:
+        """The line to print where the slide can't be read."""
         try:
-            slide = Slide.open(source.path, source.mpp)
-            with reporter.stage(f"segment {source.name}") as tick:
-                table = segment_slide(network, info, slide, path, config, tick)
+            slide = Slide.open(target.source.path, target.source.mpp)
+            with self.reporter.stage(f"segment {target.source.name}") as tick:
+                table = segment_slide(self.network, self.info, slide, target.path, self.config, tick, key=target.key)
         except StedmError as error:
-            failures.append(str(error))
-            continue
-        table.insert(0, "slide_id", source.name)
-        _write_table(path.with_suffix(".csv"), table)
-        areas.append(table)
-        written.append(path)
-    if areas and not one_file:
-        _write_table(output / "areas.csv", pd.concat(areas))
-    return SegmentedSlides(written, failures)
+            return str(error)
+        table.insert(0, "slide_id", target.source.name)
+        _write_table(target.path.with_suffix(".csv"), table)
+        if target.mark is not None:
+            _write_table(target.mark, table)
+        return None
+
+
+@dataclass(frozen=True)
+class _SegmentJob:
+    """Segmentation by worker processes: a piece is a `_Target`."""
+
+    model: Path
+    config: SlideSegmentationConfig
+    uses_gpu: ClassVar[bool] = True
+
+    def open(self) -> Work:
+        check_shared(self.model)
+        network, info = load_segmenter(self.model)
+        return _Segmentation(network.to(_device()), info, self.config, Reporter(quiet=True))
+
+
+def _by_engine(
+    engine: Engine, job: _SegmentJob, missing: Sequence[_Target], reporter: Reporter
+) -> Iterator[tuple[int, str | None]]:
+    with reporter.stage("segment slides") as tick:
+        for done, outcome in enumerate(engine.run(job, missing), start=1):
+            yield outcome
+            tick(done, len(missing))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def segment_slide(
@@ -177,16 +289,26 @@ def segment_slide(
     path: str | Path,
     config: SlideSegmentationConfig,
     tick: Callable[..., None] = lambda *_: None,
+    *,
+    key: str | None = None,
 ) -> pd.DataFrame:
     """Write the GeoJSON of a slide, and with `config.label_map` its label map beside it.
+
+    With a `key`, which names all that decides the result, finished rows of the map wait in a hidden folder beside the
+    GeoJSON until it is written; a call with the same key goes on below them, to the same result.
 
     Returns a row a class: class, pixels (of the map), area_mm2, fraction (of the tissue), mpp. Glass is in no class.
     """
     path, config = Path(path), _completed(config, info, "the segmenter")
     mpp = config.mpp
     skip = [*(info.classes[:1] if config.skip is None else config.skip), QUPATH_IGNORE]
-    bands = map_bands(network, info, slide, config, tick)
     with contextlib.ExitStack() as stack:
+        if key is None:
+            bands = map_bands(network, info, slide, config, tick)
+        else:
+            kept = KeptRows(path.with_name(f".{path.stem}.rows"), key)
+            stack.enter_context(kept)
+            bands = kept.passing(lambda first_row: map_bands(network, info, slide, config, tick, first_row))
         if config.label_map:
             tifffile()  # say what is missing before the work
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,9 +338,11 @@ def map_bands(
     slide: Slide,
     config: SlideSegmentationConfig,
     tick: Callable[..., None] = lambda *_: None,
+    first_row: int = 0,
 ) -> Iterator[np.ndarray]:
     """The label map of a slide at `config.mpp` from top to bottom, uint8 `(rows, ceil(width))` of class indices.
 
+    A band for each row of tiles, from `first_row` on: the same bands to the bit wherever one begins.
     `ignore_index` where there is no tissue; tiles without tissue are not read. Memory is that of a row of tiles of
     classes, of the probabilities in the strip that the next row overlaps, and of a few batches of tiles.
     """
@@ -228,11 +352,16 @@ def map_bands(
     grid = TileGrid(width, height, config.tile_px, round(config.overlap * config.tile_px))
     scale = config.mpp / slide.mpp
     corners = grid.corners()
-    seen = tissue.fractions(*(corners.T * scale), grid.tile_px * scale) > 0
-    predicted = _predicted(network, slide, corners[seen] * scale, config, tick)
-    top = 0
+    seen = (tissue.fractions(*(corners.T * scale), grid.tile_px * scale) > 0).reshape(grid.rows, grid.columns)
+    corners = (corners * scale).reshape(*seen.shape, 2)
+    above = max(first_row - 1, 0)
+    places = [row[is_seen] for row, is_seen in zip(corners[above:], seen[above:], strict=True)]
+    before, total = seen[:above].sum(), seen.sum()
+    predicted = _predicted(network, slide, places, config, lambda done: tick(before + done, total))
+    top = first_row * grid.stride_px
     with contextlib.closing(predicted):
-        for band in Blender(grid, len(info.classes)).bands(next(predicted) if see else None for see in seen):
+        tiles = (next(predicted) if see else None for see in seen[above:].ravel())
+        for band in Blender(grid, len(info.classes)).bands(tiles, first_row):
             band[~_tissue_rows(tissue, scale, top, band.shape)] = info.ignore_index
             top += len(band)
             yield band
@@ -244,26 +373,36 @@ def _probabilities(network: nn.Module, tiles: np.ndarray) -> np.ndarray:
 
 
 def _predicted(
-    network: nn.Module, slide: Slide, places: np.ndarray, config: SlideSegmentationConfig, tick: Callable[..., None]
+    network: nn.Module,
+    slide: Slide,
+    rows: Sequence[np.ndarray],
+    config: SlideSegmentationConfig,
+    tick: Callable[[int], None],
 ) -> Iterator[np.ndarray]:
-    """Probabilities float32 `(n_classes, tile_px, tile_px)` at each place (x, y of level 0), in order."""
+    """Probabilities float32 `(n_classes, tile_px, tile_px)` at each place (x, y of level 0) of each row, in order.
+
+    No batch goes over the end of a row, so that a row's probabilities depend on nothing but the row.
+    """
 
     def read(x: float, y: float) -> np.ndarray:
         return slide.read(x, y, config.tile_px, config.mpp)
 
     network.eval()
-    waiting: deque[Future] = deque()
+    batches = [row[start : start + config.batch] for row in rows for start in range(0, len(row), config.batch)]
+    waiting: deque[list[Future]] = deque()
+    done = 0
     with ThreadPoolExecutor(config.workers) as readers:
         try:
-            for start in range(0, len(places), config.batch):
+            for number in range(len(batches)):
                 # The readers work on the next batch, and no further ahead: that bounds the memory.
-                ahead = places[start + len(waiting) : start + 2 * config.batch]
-                waiting.extend(readers.submit(read, *place) for place in ahead.tolist())
-                tiles = [waiting.popleft().result() for _ in range(min(config.batch, len(places) - start))]
+                for batch in batches[number + len(waiting) : number + 2]:
+                    waiting.append([readers.submit(read, *place) for place in batch.tolist()])
+                tiles = [future.result() for future in waiting[0]]
+                waiting.popleft()
                 yield from _probabilities(network, np.stack(tiles))
-                tick(start + len(tiles), len(places))
+                tick(done := done + len(tiles))
         finally:
-            for future in waiting:
+            for future in (future for futures in waiting for future in futures):
                 future.cancel()
 
 

@@ -1,20 +1,24 @@
 """Execute a plan: pictures with known masks, as a dataset folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 
 from stedm.config import Guidance
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.samples import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
-from stedm.files import write_json
+from stedm.files import claim
 from stedm.layout.recipe import build_layout
+from stedm.scale.engine import Engine, Work, check_shared
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
 from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
@@ -29,6 +33,8 @@ def synthesize(
     folder: Path,
     *,
     shard: tuple[int, int] = (0, 1),
+    engine: Engine | None = None,
+    model_folder: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Draw the pictures of a plan that are missing in `folder`; a killed run goes on where it was.
@@ -38,6 +44,8 @@ def synthesize(
 
     Args:
         shard: (i, n) draws only the batches i, i + n, i + 2 n, ...; shards may run at the same time.
+        engine: who draws the batches (see stedm.scale.engine); None = this process. The others' worker processes read
+            the model from `model_folder`.
         on_progress: called with (pictures drawn, pictures of this shard); those of the last batch may still be written.
 
     Returns:
@@ -52,15 +60,20 @@ def synthesize(
     painter = _Painter(model, dataset)
     size = int(plan.attrs["batch"])
     batches = [plan.iloc[start : start + size] for start in range(0, len(plan), size)][shard[0] :: shard[1]]
-    done, total = 0, sum(len(batch) for batch in batches)
-    with _Writer(folder) as writer:
-        for batch in batches:
-            if not all(_is_drawn(folder, image_id) for image_id in batch["image_id"]):
-                writer.write(batch["image_id"], *painter(batch))
-            done += len(batch)
-            if on_progress:
-                on_progress(done, total)
-    if not all(_is_drawn(folder, image_id) for image_id in plan["image_id"]):
+    missing = [batch for batch in batches if not _are_drawn(folder, batch)]
+    total = sum(map(len, batches))
+    done = total - sum(map(len, missing))
+    if engine is None or engine.is_here:
+        drawn = _drawn_here(painter, folder, missing)
+    else:
+        job = DrawJob(_absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder))
+        drawn = (missing[number] for number, _ in engine.run(job, missing))
+    for batch in drawn:
+        done += len(batch)
+        if on_progress:
+            on_progress(done, total)
+    # What was drawn on other machines may not be visible here at once: only the others' shards are looked for.
+    if shard[1] > 1 and not _are_drawn(folder, plan):
         return False
     _write_table(folder, plan, dataset.info, model.fingerprint)
     return True
@@ -76,12 +89,35 @@ def guidance_of(row: pd.Series) -> Guidance:
     )
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """`3/8` (the third of eight) to (2, 8)."""
-    first, _, second = text.partition("/")
-    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
-        raise StedmError(f"--shard {text}: write it as I/N with 1 <= I <= N, for example 3/8")
-    return int(first) - 1, int(second)
+@dataclass(frozen=True)
+class DrawJob:
+    """Drawing of batches by worker processes: a piece is the rows of one batch."""
+
+    model: Path
+    precision: str
+    dataset: Path
+    folder: Path
+    uses_gpu: ClassVar[bool] = True
+
+    def open(self) -> Work:
+        for path in (self.model, self.dataset, self.folder / "synthesis.json"):
+            check_shared(path)
+        painter = _Painter(load_painter(self.model, self.precision), DatasetFolder.open(self.dataset))
+        return lambda batch: _write(self.folder, batch["image_id"], *painter(batch))
+
+
+def load_painter(folder: Path, precision: str = "auto") -> StyleDiffusion:
+    """The model, on the GPU where there is one."""
+    model = StyleDiffusion.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    model.precision = precision
+    return model
+
+
+def _drawn_here(painter: "_Painter", folder: Path, batches: list[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    with _Writer(folder) as writer:
+        for batch in batches:
+            writer.write(batch["image_id"], *painter(batch))
+            yield batch
 
 
 class _Writer:
@@ -98,12 +134,7 @@ class _Writer:
     def write(self, image_ids: Sequence[str], pictures: np.ndarray, masks: np.ndarray) -> None:
         """Hand a batch over; raises what went wrong with the one before (such as a full disk)."""
         self._wait()
-        self._batch = self._thread.submit(self._write, list(image_ids), pictures, masks)
-
-    def _write(self, image_ids: list[str], pictures: np.ndarray, masks: np.ndarray) -> None:
-        for image_id, picture, mask in zip(image_ids, pictures, masks, strict=True):
-            write_png(self.folder / _mask_name(image_id), mask)
-            write_png(self.folder / _image_name(image_id), picture)
+        self._batch = self._thread.submit(_write, self.folder, list(image_ids), pictures, masks)
 
     def _wait(self) -> None:
         batch, self._batch = self._batch, None
@@ -117,6 +148,12 @@ class _Writer:
         with self._thread:  # joins it
             if kind is None:
                 self._wait()
+
+
+def _write(folder: Path, image_ids: Sequence[str], pictures: np.ndarray, masks: np.ndarray) -> None:
+    for image_id, picture, mask in zip(image_ids, pictures, masks, strict=True):
+        write_png(folder / _mask_name(image_id), mask)
+        write_png(folder / _image_name(image_id), picture)
 
 
 class _Painter:
@@ -170,17 +207,14 @@ class _Painter:
 
 def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
     """Note in the folder which plan and model its pictures are of; refuse another's."""
-    claim = {"plan": plan_fingerprint(plan), "model": model.fingerprint}
-    path = folder / "synthesis.json"
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != claim:
-            raise StedmError(
-                f"{folder}: holds pictures of another plan or model; give another folder or remove this one"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise StedmError(f"{folder}: not empty and not a synthetic set; give another folder")
-    write_json(path, claim)
+    noted = {"plan": plan_fingerprint(plan), "model": model.fingerprint}
+    claim(
+        folder / "synthesis.json",
+        json.dumps(noted, indent=2) + "\n",
+        lambda text: json.loads(text) == noted,
+        another=lambda: f"{folder}: holds pictures of another plan or model; give another folder or remove this one",
+        not_empty=f"{folder}: not empty and not a synthetic set; give another folder",
+    )
 
 
 def _write_table(folder: Path, plan: pd.DataFrame, info: DatasetInfo, model_fingerprint: str) -> None:
@@ -207,5 +241,11 @@ def _mask_name(image_id: str) -> str:
     return f"masks/{image_id}.png"
 
 
-def _is_drawn(folder: Path, image_id: str) -> bool:
-    return (folder / _image_name(image_id)).is_file() and (folder / _mask_name(image_id)).is_file()
+def _are_drawn(folder: Path, rows: pd.DataFrame) -> bool:
+    names = (name(image_id) for image_id in rows["image_id"] for name in (_image_name, _mask_name))
+    return all((folder / name).is_file() for name in names)
+
+
+def _absolute(path: Path) -> Path:
+    # Worker processes may run in another folder.
+    return Path(path).resolve()
