@@ -29,6 +29,7 @@ from stedm import __version__
 from stedm.config import Arm, RunConfig, parse_config, to_yaml, uses_ssl, uses_synthetic
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
+from stedm.data.memory import CacheBudget
 from stedm.data.phantom import make_phantom
 from stedm.data.samples import PictureCache
 from stedm.diffusion.codec import trained_codec_folder
@@ -49,6 +50,9 @@ from stedm.segmentation.train import train_segmenter
 from stedm.style.bank import StyleBank
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.run import synthesize
+
+_PICTURES_AT_ONCE = 256
+"""Of those that are scored: a cohort of tiles may be larger than the memory."""
 
 
 class Experiment:
@@ -88,7 +92,11 @@ class Experiment:
         return self._open(root)
 
     def _open(self, root: Path) -> DatasetFolder:
-        return DatasetFolder.open(root, unseen_categories=self.config.data.unseen_categories)
+        return DatasetFolder.open(root, unseen_categories=self.config.data.unseen_categories, memory=self._memory)
+
+    @cached_property
+    def _memory(self) -> CacheBudget:
+        return CacheBudget(self.config.data.cache_mb)
 
     @cached_property
     def annotated(self) -> DatasetFolder:
@@ -174,7 +182,7 @@ class Experiment:
         if config is None or self.config.diffusion.unlabeled_fraction == 0 or len(self.unlabeled) == 0:
             return None
         if (folder / "metadata.csv").is_file():
-            return DatasetFolder.open(folder)
+            return DatasetFolder.open(folder, memory=self._memory)
         segmenters = [self.train_segmenter(config.arm, seed) for seed in self.config.segmentation.seeds]
         with self.reporter.stage("pseudo-labels") as tick:
             return write_pseudo_labels(
@@ -219,7 +227,7 @@ class Experiment:
             with self.reporter.stage("draw synthetic pictures") as tick:
                 synthesize(model, plan, root, on_progress=tick)
             self._note_seconds()
-        return DatasetFolder.open(root)
+        return DatasetFolder.open(root, memory=self._memory)
 
     # ---- segmentation ---------------------------------------------------------------------------------------------
 
@@ -295,7 +303,7 @@ class Experiment:
 
     def _upper_set(self) -> DatasetFolder:
         """Annotated pictures and those of the unlabeled patients with their masks: the fully supervised bound."""
-        every = DatasetFolder.open(self.dataset.root, allow_unlabeled_masks=True)
+        every = DatasetFolder.open(self.dataset.root, allow_unlabeled_masks=True, memory=self._memory)
         chosen = set(self.annotated.table["image_file_name"]) | set(self.unlabeled.table["image_file_name"])
         table = every.table
         return every.select((table["image_file_name"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
@@ -343,11 +351,12 @@ def count_dataset(segmenter: Path, pictures: PictureCache, *, arm: str, seed: in
     dataset = pictures.dataset
     if list(info.classes) != list(dataset.info.classes):
         raise StedmError(f"{segmenter}: its classes {info.classes} are not those of {dataset.root}")
-    rows = range(len(dataset))
-    predicted = predict_masks(network, np.stack([pictures.picture(row) for row in rows]))
-    cells = [
-        count(predicted[row], pictures.mask(row), len(dataset.info.classes), dataset.info.ignore_index) for row in rows
-    ]
+    cells = []
+    for start in range(0, len(dataset), _PICTURES_AT_ONCE):
+        rows = range(start, min(start + _PICTURES_AT_ONCE, len(dataset)))
+        predicted = predict_masks(network, np.stack([pictures.picture(row) for row in rows]))
+        for row, mask in zip(rows, predicted, strict=True):
+            cells.append(count(mask, pictures.mask(row), len(info.classes), dataset.info.ignore_index))
     table = dataset.table
     return counts_table(
         arm, seed, table["patient_id"].tolist(), table["category"].tolist(), cells, dataset.info.classes
@@ -436,7 +445,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there.
 
     Arms, seeds and evaluation may change between calls: what is there is kept and what is missing is added. So may
-    the machine that it is computed on, and with it workers, compilation and activation checkpointing.
+    the machine that it is computed on, and with it workers, memory, compilation and activation checkpointing.
     """
     path = folder / "config.yaml"
     if path.is_file():
@@ -444,7 +453,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
         asked = _flat(yaml.safe_load(to_yaml(config)))
         free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name")
         # How it is computed, not what.
-        free_ends = (".workers", ".compile", ".activation_checkpointing")
+        free_ends = (".workers", ".compile", ".activation_checkpointing", ".cache_mb")
         differing = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
             for key in sorted(there.keys() | asked.keys())

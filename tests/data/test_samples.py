@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stedm.data.folder import DatasetFolder
+from stedm.data.memory import CacheBudget
 from stedm.data.samples import PictureCache
 from stedm.errors import StedmError
 
@@ -69,3 +70,30 @@ def test_threads_may_share_the_cache(tiny_dataset):
     with ThreadPoolExecutor(4) as pool:
         for row, picture in zip(rows, pool.map(cache.picture, rows), strict=True):
             np.testing.assert_array_equal(picture, dataset.read_picture(row))
+
+
+@pytest.mark.parametrize("rows_that_fit", [0, 1, 7, 26])
+def test_with_less_memory_the_rest_is_read_each_time_with_equal_results(tiny_dataset, monkeypatch, rows_that_fit):
+    root, px = tiny_dataset(), 16
+    reads = []
+    read = DatasetFolder.read_picture
+    monkeypatch.setattr(DatasetFolder, "read_picture", lambda *a: reads.append(a[1]) or read(*a))
+    budget = CacheBudget(rows_that_fit * 4 * px**2 / 1e6)
+    dataset = DatasetFolder.open(root, allow_unlabeled_masks=True, memory=budget)
+    small, whole = PictureCache(dataset, px), PictureCache(DatasetFolder.open(root, allow_unlabeled_masks=True), px)
+    assert (small.n_held, whole.n_held) == (rows_that_fit, 27)
+    for _ in range(3):
+        for row in range(len(dataset)):
+            np.testing.assert_array_equal(small.picture(row), whole.picture(row))
+            np.testing.assert_array_equal(small.mask(row), whole.mask(row))
+            small.picture(row)[:] = 0  # a copy, whether held or read
+    per_row = np.bincount(reads)
+    # The whole cache reads each once; the small one the held rows once and the others every time.
+    assert set(per_row) == ({2, 7} if rows_that_fit else {7})
+    assert (per_row == 2).sum() == rows_that_fit
+
+
+def test_what_is_held_is_spread_over_the_folder(tiny_dataset):
+    dataset = DatasetFolder.open(tiny_dataset(), memory=CacheBudget(9 * 4 * 16**2 / 1e6))
+    held = np.flatnonzero(PictureCache(dataset, 16)._slots >= 0)
+    assert held.tolist() == list(range(2, 27, 3))

@@ -36,6 +36,9 @@ class DataConfig(Part):
     """Make a phantom cohort instead of reading a folder."""
     picture_px: Positive = 64
     """Side of the square pictures that all networks see; pictures are resized (area), masks too (nearest)."""
+    cache_mb: Annotated[float, Field(ge=0)] | None = None
+    """Memory for decoded pictures in megabytes, a process; pictures beyond it are read each time they are needed, with
+    equal results. null = half of the machine's memory; 0 = none is kept."""
     annotated_patients: Positive | None = None
     """Label budget: how many patients of the `train` split count as annotated; null = all. The others are left out,
     so that the set of unannotated patients is the same at every budget."""

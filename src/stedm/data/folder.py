@@ -5,7 +5,7 @@ patient in one split. `stedm.data.check` verifies a folder file by file; opening
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from stedm.data.memory import CacheBudget, common_budget
 from stedm.data.pictures import leaves_folder, picture_size, read_mask_file, read_picture_file, resized, write_png
 from stedm.data.regions import SlideRegions
 from stedm.data.tables import SPLITS, patient_problems, read_csv
@@ -69,16 +70,24 @@ class DatasetFolder:
     unseen_categories: tuple[str, ...] = ()
     regions: SlideRegions | None = None
     """Where pictures and masks come from if the rows are regions of slides (the folder has a `slides.csv`)."""
+    memory: CacheBudget = field(default_factory=common_budget)
+    """What caches of its pictures may hold, those of all parts of the folder together."""
 
     @classmethod
     def open(
-        cls, root: str | Path, *, allow_unlabeled_masks: bool = False, unseen_categories: Sequence[str] | None = None
+        cls,
+        root: str | Path,
+        *,
+        allow_unlabeled_masks: bool = False,
+        unseen_categories: Sequence[str] | None = None,
+        memory: CacheBudget | None = None,
     ) -> "DatasetFolder":
         """Read `dataset.yaml` and the table; no picture is opened.
 
         With `allow_unlabeled_masks=False` the masks of split `unlabeled` cannot be read: that is the leakage guard of
         a semi-supervised run. `train` patients of `unseen_categories` are moved to `unlabeled`, so that the guard
-        covers them. Raises `StedmError` with the first problem of the table, and for a category that isn't there.
+        covers them. Caches of its pictures keep within `memory` (None = what all other folders share).
+        Raises `StedmError` with the first problem of the table, and for a category that isn't there.
         """
         root = Path(root)
         info, table = read_info(root), read_table(root)
@@ -90,7 +99,8 @@ class DatasetFolder:
         if unknown := sorted(set(unseen) - set(table["category"])):
             raise StedmError(f"{root}: no picture of category {', '.join(unknown)}; correct data.unseen_categories")
         regions = SlideRegions.of(root, info.classes, info.ignore_index)
-        return cls(root, info, hold_back(table, unseen), allow_unlabeled_masks, unseen, regions)
+        memory = common_budget() if memory is None else memory
+        return cls(root, info, hold_back(table, unseen), allow_unlabeled_masks, unseen, regions, memory)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -99,6 +109,12 @@ class DatasetFolder:
         """Patient ids, sorted; of one split or of all."""
         table = self.table if split is None else self.split(split).table
         return sorted(set(table["patient_id"]))
+
+    @property
+    def has_readable_masks(self) -> bool:
+        """Whether `read_mask` gives the mask of any row."""
+        open_rows = self.allow_unlabeled_masks | (self.table["split"] != "unlabeled")
+        return bool((open_rows & (self.table["mask_file_name"] != "")).any())
 
     def select(self, rows: np.ndarray | pd.Series | list[int]) -> "DatasetFolder":
         """The same folder with fewer rows, given as a boolean mask or as row numbers; the index starts at 0 again."""

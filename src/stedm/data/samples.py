@@ -1,6 +1,7 @@
 """Pictures and masks held in memory at training size, so that decoding never costs a training step."""
 
 import mmap
+import weakref
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -14,36 +15,61 @@ class PictureCache:
     Holds n * picture_px^2 * 3 bytes for pictures and n * picture_px^2 for masks at most: the arrays are zeros that
     the operating system commits when they are written. Threads and forked processes share it: two that ask for the
     same row first both decode it and write the same bytes, and a row counts as present only after its bytes are.
+
+    Where that is more than the folder's `memory` has left, only some rows are held, spread evenly over the folder, and
+    the others are read each time. (Rows are drawn at random; to drop some for others would gain nothing, and which
+    are held needs no agreement between processes.)
     """
 
     def __init__(self, dataset: DatasetFolder, picture_px: int):
         self.dataset = dataset
         self.picture_px = picture_px
-        side = (len(dataset), picture_px, picture_px)
+        bytes_each = picture_px**2 * (4 if dataset.has_readable_masks else 3)
+        n_held = dataset.memory.take(len(dataset), bytes_each)
+        weakref.finalize(self, dataset.memory.give_back, n_held * bytes_each)
+        self._slots = _spread_slots(len(dataset), n_held)
+        side = (n_held, picture_px, picture_px)
         self._pictures = _shared_zeros((*side, 3), np.uint8)
         self._masks = _shared_zeros(side, np.uint8)
-        self._has_picture = _shared_zeros((len(dataset),), bool)
-        self._has_mask = _shared_zeros((len(dataset),), bool)
+        self._has_picture = _shared_zeros((n_held,), bool)
+        self._has_mask = _shared_zeros((n_held,), bool)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def n_held(self) -> int:
+        """Rows that stay in memory once they were used."""
+        return len(self._has_picture)
+
     def picture(self, row: int) -> np.ndarray:
         """uint8 RGB (picture_px, picture_px, 3), a copy that the caller may change."""
-        if not self._has_picture[row]:
-            self._pictures[row] = self.dataset.read_picture(row, self.picture_px)
-            self._has_picture[row] = True
-        return self._pictures[row].copy()
+        slot = self._slots[row]
+        if slot < 0:
+            return np.array(self.dataset.read_picture(row, self.picture_px))
+        if not self._has_picture[slot]:
+            self._pictures[slot] = self.dataset.read_picture(row, self.picture_px)
+            self._has_picture[slot] = True
+        return self._pictures[slot].copy()
 
     def mask(self, row: int) -> np.ndarray:
         """uint8 (picture_px, picture_px) of class indices, `ignore_index` kept; a copy that the caller may change.
 
         Raises `StedmError` as `DatasetFolder.read_mask` does: no mask, or the mask of an unlabeled picture.
         """
-        if not self._has_mask[row]:
-            self._masks[row] = self.dataset.read_mask(row, self.picture_px)
-            self._has_mask[row] = True
-        return self._masks[row].copy()
+        slot = self._slots[row]
+        if slot < 0:
+            return np.array(self.dataset.read_mask(row, self.picture_px))
+        if not self._has_mask[slot]:
+            self._masks[slot] = self.dataset.read_mask(row, self.picture_px)
+            self._has_mask[slot] = True
+        return self._masks[slot].copy()
+
+
+def _spread_slots(n: int, n_held: int) -> np.ndarray:
+    """For each of `n` rows its place among the `n_held` that are held, -1 = none; evenly spread, int `(n,)`."""
+    place = np.arange(n + 1) * n_held // max(n, 1)
+    return np.where(np.diff(place) > 0, place[:-1], -1)
 
 
 def _shared_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:

@@ -56,7 +56,7 @@ def write_pseudo_labels(
     )
     # Written last: a folder with a table is complete.
     write_metadata(folder, replace(info, name=f"{info.name} (pseudo-labels)"), table)
-    return DatasetFolder.open(folder)
+    return DatasetFolder.open(folder, memory=pictures.memory)
 
 
 @torch.inference_mode()
