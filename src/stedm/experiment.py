@@ -48,6 +48,7 @@ from stedm.segmentation.predict import predict_masks
 from stedm.segmentation.pseudo import write_pseudo_labels
 from stedm.segmentation.train import train_segmenter
 from stedm.style.bank import StyleBank
+from stedm.style.sampling import unannotated_tissue
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.run import synthesize
 
@@ -170,6 +171,7 @@ class Experiment:
                     picture_px=self.config.data.picture_px,
                     seed=seed_for(self.config.seed, "diffusion", self.config.diffusion.seed),
                     pseudo_labels=pseudo_labels,
+                    style_sources=unannotated_tissue(self.dataset, self.annotated),
                     on_progress=tick,
                 )
             self._note_seconds()

@@ -17,7 +17,7 @@ from stedm.data.transforms import N_SYMMETRIES, symmetry
 from stedm.diffusion.train import DiffusionSamples
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
-from stedm.style.sampling import SAMPLINGS, StyleSampler, style_views
+from stedm.style.sampling import SAMPLINGS, StyleSampler, style_views, unannotated_tissue
 
 PX = 8
 KINDS = sorted(SAMPLINGS)
@@ -185,3 +185,73 @@ def test_kinds_that_need_slides_refuse_data_without(tmp_path, kind):
     named = DatasetFolder.open(_folder(tmp_path / "named", [{"patient_id": "P", "slide_id": "s"}]))
     for dataset in (several, named):
         assert DiffusionSamples(config, bare, dataset, PX, seed=0)[0]["present"].shape == (4,)
+
+
+# ---- slides annotated in part -------------------------------------------------------------------------------------
+
+
+def _annotated_in_part(root: Path) -> tuple[DatasetFolder, DatasetFolder]:
+    """`_cohort` with P's tiles 4 (middle of s1) and 9 (corner of s2) annotated, Q's not at all; and the annotated part.
+
+    One tile more of P, 0, has a mask but is left out, as by a label budget.
+    """
+    _folder(root, _cohort())
+    table = pd.read_csv(root / "metadata.csv")
+    table.loc[~table.index.isin([0, 4, 9]), "mask_file_name"] = ""
+    table.to_csv(root / "metadata.csv", index=False)
+    dataset = DatasetFolder.open(root)
+    return dataset, dataset.select([4, 9])
+
+
+@pytest.mark.parametrize("kind", ["nearby", "multi-patch", "cohort"])
+def test_slides_annotated_in_part_show_all_their_tissue_as_style(tmp_path, kind):
+    dataset, annotated = _annotated_in_part(tmp_path / "d")
+    others = unannotated_tissue(dataset, annotated)
+    assert set(others.table["patient_id"]) == {"P"}
+    config = DiffusionConfig(style=StyleConfig(sampling=kind, dropout=0.0, n_pictures=20), unlabeled_fraction=0.0)
+    samples, again = (DiffusionSamples(config, annotated, None, PX, 0, style_sources=others) for _ in range(2))
+    seen: dict[int, set[int]] = {4: set(), 9: set()}
+    for i in range(40):
+        item, same = samples[i], again[i]
+        assert all(bool((item[key] == same[key]).all()) for key in item)
+        target, shown = (int(item["picture"][0, 0, 0]) - 10) // 5, item["style"][item["present"]][:, 0, 0, 0].int()
+        assert (item["layout"] < 2).all() or (item["layout"] == 2).all()
+        seen[target] |= set(((shown - 10) // 5).tolist())
+    first, second = set(range(1, 9)) - {4}, set(range(10, 18))
+    expected = {
+        "nearby": {4: first, 9: {10, 12, 13}},
+        "multi-patch": {4: first, 9: second},
+        "cohort": {4: first | second | {9}, 9: first | second | {4}},
+    }
+    assert seen == expected[kind]
+    # They are shown, but no training pictures, and the table of names is that of the training pictures.
+    assert samples.names == ["images/4.png", "images/9.png"]
+    assert samples.some_pictures(9).shape[0] == 2
+    assert {int(samples[i]["row"]) for i in range(20)} == {0, 1}
+
+
+def test_rows_of_unannotated_patients_are_numbered_behind_the_annotated_ones(tmp_path):
+    """As the cache of latents counts them, whatever is shown as style besides."""
+    dataset, annotated = _annotated_in_part(tmp_path / "d")
+    unlabeled = dataset.select(dataset.table["patient_id"] == "Q")
+    config = DiffusionConfig(unlabeled_fraction=1.0)
+    samples = DiffusionSamples(
+        config, annotated, unlabeled, PX, 0, style_sources=unannotated_tissue(dataset, annotated)
+    )
+    item = samples[0]
+    name = samples.names[int(item["row"])]
+    assert name == f"images/{(int(item['picture'][0, 0, 0]) - 10) // 5}.png"
+
+
+def test_style_sources_are_pictures_of_train_without_a_mask(tiny_dataset):
+    root = tiny_dataset()
+    table = pd.read_csv(root / "metadata.csv")
+    table.loc[table.index % 3 > 0, "mask_file_name"] = ""
+    table.to_csv(root / "metadata.csv", index=False)
+    dataset = DatasetFolder.open(root)
+    found = unannotated_tissue(dataset, dataset.select(dataset.table["split"] == "train"))
+    assert (found.table["split"] == "train").all()
+    assert len(found) == 4
+    assert len(unannotated_tissue(dataset, dataset.split("train").select([0]))) == 2
+    with pytest.raises(StedmError, match="not a part"):
+        dataset.followed_by(DatasetFolder.open(tiny_dataset(name="other")))

@@ -124,6 +124,14 @@ class DatasetFolder:
         chosen = self.table.iloc[np.flatnonzero(rows) if rows.dtype == bool else rows]
         return replace(self, table=chosen.reset_index(drop=True))
 
+    def followed_by(self, other: "DatasetFolder") -> "DatasetFolder":
+        """These rows and behind them those of another part of the same folder."""
+        if other.root != self.root:
+            raise StedmError(f"{other.root}: is not a part of {self.root}")
+        if len(other) == 0:
+            return self
+        return replace(self, table=pd.concat([self.table, other.table], ignore_index=True))
+
     def split(self, name: str) -> "DatasetFolder":
         """The rows of one split."""
         if name not in SPLITS:

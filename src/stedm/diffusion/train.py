@@ -37,6 +37,7 @@ def train_diffusion(
     picture_px: int,
     seed: int = 0,
     pseudo_labels: DatasetFolder | None = None,
+    style_sources: DatasetFolder | None = None,
     on_progress: Progress | None = None,
 ) -> StyleDiffusion:
     """Train, or go on training, in `folder`; the model with its averaged weights is written to `folder/model`.
@@ -48,8 +49,10 @@ def train_diffusion(
         seed: of initial weights, samples and noise.
         pseudo_labels: layouts for the pictures of `unlabeled`, row by row, `ignore_index` = unknown; None = unknown
             everywhere.
+        style_sources: pictures of the annotated patients that are shown as style only (see
+            stedm.style.sampling.unannotated_tissue).
     """
-    samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed, pseudo_labels)
+    samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed, pseudo_labels, style_sources)
     some_pictures = to_signed(samples.some_pictures(_PICTURES_TO_MEASURE))
     codec = open_codec(config.codec, folder, some_pictures)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
@@ -109,13 +112,15 @@ class DiffusionSamples(Dataset):
         picture_px: int,
         seed: int,
         pseudo_labels: DatasetFolder | None = None,
+        style_sources: DatasetFolder | None = None,
     ):
         if len(annotated) == 0:
             raise StedmError(f"{annotated.root}: no annotated picture to train the diffusion model on")
-        refuse_impossible_sampling(config.style.sampling, *filter(None, (annotated, unlabeled)))
+        shown = annotated if style_sources is None else annotated.followed_by(style_sources)
+        refuse_impossible_sampling(config.style.sampling, *filter(None, (shown, unlabeled)))
         self.config, self.seed = config, seed
         self.n_classes = len(annotated.info.classes)
-        self._annotated = _Pool(annotated, config, picture_px, annotated)
+        self._annotated = _Pool(annotated, config, picture_px, annotated, style_sources)
         semi = unlabeled is not None and len(unlabeled) > 0 and config.unlabeled_fraction > 0
         self._unlabeled = (
             _Pool(unlabeled, config, picture_px, pseudo_labels) if unlabeled is not None and semi else None
@@ -145,7 +150,7 @@ class DiffusionSamples(Dataset):
             "layout": torch.from_numpy(np.ascontiguousarray(layout)),
             "style": _channels_first(style),
             "present": torch.from_numpy(present),
-            "row": torch.tensor(row if pool is self._annotated else row + len(self._annotated.cache)),
+            "row": torch.tensor(row if pool is self._annotated else row + len(self._annotated)),
             "turn": torch.tensor(turn),
         }
 
@@ -153,7 +158,7 @@ class DiffusionSamples(Dataset):
     def names(self) -> list[str]:
         """File names of all pictures, annotated ones first."""
         pools = [self._annotated] + ([self._unlabeled] if self._unlabeled else [])
-        return [name for pool in pools for name in pool.cache.dataset.table["image_file_name"]]
+        return [name for pool in pools for name in pool.cache.dataset.table["image_file_name"].iloc[: len(pool)]]
 
     def some_pictures(self, n: int) -> torch.Tensor:
         """uint8 `(m, 3, px, px)`: m <= n pictures spread over annotated and unannotated ones."""
@@ -161,7 +166,7 @@ class DiffusionSamples(Dataset):
         chosen = [
             pool.cache.picture(int(row))
             for pool in pools
-            for row in np.linspace(0, len(pool.cache) - 1, min(n // len(pools), len(pool.cache)))
+            for row in np.linspace(0, len(pool) - 1, min(n // len(pools), len(pool)))
         ]
         return _channels_first(np.stack(chosen))
 
@@ -194,10 +199,22 @@ class DrawnSamples(Dataset):
 
 
 class _Pool:
-    """Pictures of one kind (annotated or not), with their styles and, where there are any, their layouts."""
+    """Pictures of one kind (annotated or not), with their styles and, where there are any, their layouts.
 
-    def __init__(self, dataset: DatasetFolder, config: DiffusionConfig, picture_px: int, layouts: DatasetFolder | None):
-        self.cache = PictureCache(dataset, picture_px)
+    Rows of `style_sources` lie behind those of `dataset` in the cache and are never drawn.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetFolder,
+        config: DiffusionConfig,
+        picture_px: int,
+        layouts: DatasetFolder | None,
+        style_sources: DatasetFolder | None = None,
+    ):
+        self._n_pictures = len(dataset)
+        shown = dataset if style_sources is None else dataset.followed_by(style_sources)
+        self.cache = PictureCache(shown, picture_px)
         self.layouts = None
         if layouts is not None:
             if len(layouts) != len(dataset):
@@ -206,6 +223,9 @@ class _Pool:
         self.styles = StyleSampler(self.cache, config.style.sampling, config.style.n_pictures)
         by_patient = list(rows_by_patient(dataset.table).values())
         self._rows = by_patient if config.balance == "patients" else [np.arange(len(dataset))]
+
+    def __len__(self) -> int:
+        return self._n_pictures
 
     def draw(self, generator: np.random.Generator) -> int:
         rows = self._rows[generator.integers(len(self._rows))]

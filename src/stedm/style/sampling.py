@@ -12,7 +12,8 @@ The style must not tell the layout of the target, so that no kind but `augmented
 out, and with it every picture that overlaps it on the slide, where positions are known (`x`, `y`; see
 stedm.data.positions). `nearby` falls back to the whole slide where the target's position is not known or nothing
 lies near it. Pictures of a patient without `slide_id` count as one slide. Slides of different patients are different
-slides, whatever their ids. `cohort` and `nearby` give fewer pictures than asked for where there are fewer (the rest
+slides, whatever their ids. Where a slide or patient is annotated in part, its other pictures are shown as well (see
+`unannotated_tissue`). `cohort` and `nearby` give fewer pictures than asked for where there are fewer (the rest
 is padding); `augmented` and `multi-patch` always give as many as asked for.
 """
 
@@ -134,6 +135,17 @@ def refuse_impossible_sampling(kind: str, *datasets: DatasetFolder) -> None:
             f"{datasets[0].root}: style.sampling {kind} needs several pictures of a slide, but there is no slide_id "
             "and each patient has one picture; add slide_id or set diffusion.style.sampling=augmented"
         )
+
+
+def unannotated_tissue(dataset: DatasetFolder, annotated: DatasetFolder) -> DatasetFolder:
+    """What else there is of the patients of `annotated`: their pictures in split `train` that have no mask.
+
+    They are no training pictures, but their styles are those of the annotated ones. On a slide with a few annotated
+    regions they are the rest of its tissue. Pictures with masks that a label budget leaves out stay out.
+    """
+    table = dataset.table
+    bare = (table["split"] == "train") & (table["mask_file_name"] == "")
+    return dataset.select((bare & table["patient_id"].isin(set(annotated.table["patient_id"]))).to_numpy())
 
 
 def slide_keys(table: pd.DataFrame) -> pd.Series:
