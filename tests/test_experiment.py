@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from stedm import experiment
 from stedm.config import RunConfig, load_config, parse_config
+from stedm.data import samples
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.stats import summarise
@@ -271,3 +273,27 @@ def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path):
     _claim(tmp_path / "run", changed(workers=2, compile=True, activation_checkpointing=True))
     with pytest.raises(StedmError, match=r"diffusion.accumulate: 1 there, 2 asked"):
         _claim(tmp_path / "run", changed(accumulate=2))
+
+
+def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(tiny_dataset, tmp_path, monkeypatch):
+    held = []
+    spread = samples._spread_slots
+    monkeypatch.setattr(samples, "_spread_slots", lambda n, n_held: held.append(n_held / n) or spread(n, n_held))
+    root, found, parts_held = tiny_dataset(), [], []
+    for cache_mb, at_once in ((None, 64), (0.03, 4)):
+        held.clear()
+        config = _config({"path": root, "cache_mb": cache_mb}, arms=["ssl"], seeds=[0])
+        monkeypatch.setattr(experiment, "_PICTURES_AT_ONCE", at_once)
+        run = Experiment(config, tmp_path / str(cache_mb), Reporter(quiet=True))
+        run.train_diffusion()
+        run.train_segmenters()
+        files = sorted(run.folder.rglob("model/**/*.safetensors"))
+        assert len(files) >= 2
+        found.append(([path.read_bytes() for path in files], run.counts().to_dict()))
+        parts_held.append(list(held))
+    assert found[0] == found[1]
+    assert set(parts_held[0]) == {1.0}
+    assert 0 < min(parts_held[1]) < 1
+    # Another machine may have another memory.
+    changed = config.model_copy(update={"data": config.data.model_copy(update={"cache_mb": 5})})
+    Experiment(changed, run.folder, Reporter(quiet=True)).check()
