@@ -7,8 +7,9 @@ slides in part only -> `stedm tile --table-only` -> `stedm run` -> `stedm segmen
 Checked: no tile is written before or by training; the exported polygons give back the map that was predicted; the IoU
 of the map against the truth is that of tile evaluation over the same tissue. Printed as JSON.
 
-The map is better than its tiles by what overlap and blending gain at their borders; a second map without overlap, which
-must be the tiles' to the pixel but for rounding, tells that gain from errors of place, resolution or tissue.
+The map is better than its tiles by what overlap and blending gain at their borders. A second map without overlap, which
+should be the tiles' to the pixel, tells that gain from errors of place, resolution or tissue; what is left between its
+IoU and theirs is truth: the layout itself for maps, the simplified outlines of the annotation for tiles.
 """
 
 import argparse
@@ -221,7 +222,7 @@ def compare(phantom: PhantomSlide, slide_id: str, folder: Path, model: Path) -> 
 
     `export`: the polygons against the map that they were made of, on all tissue. `slide`, `plain`, `tiles`: the map,
     the one without overlap, and the network tile by tile, against the truth on the tissue that lies in tiles. `area`:
-    pixels of tissue in tiles, of all tissue.
+    pixels of tissue in tiles, of all tissue, and of those in tiles where the map without overlap differs from the tiles.
     """
     network, info = load_segmenter(model)
     labels, plain = (tifffile.imread(folder / name / f"{slide_id}.ome.tif", level=0) for name in ("segmented", PLAIN))
@@ -239,7 +240,7 @@ def compare(phantom: PhantomSlide, slide_id: str, folder: Path, model: Path) -> 
         "slide": count(labels[both], truth[both], n_classes),
         "plain": count(plain[both], truth[both], n_classes),
         "tiles": count(tile_map[both], tile_truth[both], n_classes),
-        "area": np.array([both.sum(), tissue.sum()]),
+        "area": np.array([both.sum(), tissue.sum(), (plain != tile_map)[both].sum()]),
     }
 
 
@@ -277,6 +278,8 @@ def _together(compared: list[dict[str, np.ndarray]], names: list[str]) -> dict:
         "difference": _named(names, np.abs(slide - tiles)),
         "difference_of_the_worst_slide": _named(names, np.max(difference, axis=0)),
         "difference_without_overlap": _named(names, np.abs(iou(total["plain"]) - tiles)),
+        "pixels_compared": int(total["area"][0]),
+        "pixels_that_differ_without_overlap": int(total["area"][2]),
         "tissue_in_tiles": round(float(total["area"][0] / total["area"][1]), 4),
     }
 

@@ -33,6 +33,7 @@ def test_the_chain_from_slides_to_polygons_agrees_with_itself(chain):
     assert result["files_added_by_training"] == []
     assert min(result["export_iou"].values()) >= 0.99
     assert max(result["difference_without_overlap"].values()) <= 0.001
+    assert result["pixels_that_differ_without_overlap"] <= 1e-4 * result["pixels_compared"]
     # Tiles of 32 px are mostly border: what blending gains there is seen.
     assert max(result["difference"].values()) <= 0.05
     assert result["tissue_in_tiles"] > 0.9
