@@ -222,7 +222,7 @@ def compare(phantom: PhantomSlide, slide_id: str, folder: Path, model: Path) -> 
 
     `export`: the polygons against the map that they were made of, on all tissue. `slide`, `plain`, `tiles`: the map,
     the one without overlap, and the network tile by tile, against the truth on the tissue that lies in tiles. `area`:
-    pixels of tissue in tiles, of all tissue, and of those in tiles where the map without overlap differs from the tiles.
+    pixels of tissue in tiles, of all tissue, and of those in tiles where the map without overlap is not the tiles.
     """
     network, info = load_segmenter(model)
     labels, plain = (tifffile.imread(folder / name / f"{slide_id}.ome.tif", level=0) for name in ("segmented", PLAIN))
