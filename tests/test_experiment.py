@@ -10,6 +10,7 @@ import yaml
 from stedm import experiment
 from stedm.config import RunConfig, load_config, parse_config
 from stedm.data import samples
+from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.stats import summarise
@@ -99,6 +100,40 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     upper = _config({"path": root}, arms=["upper"], seeds=[0])
     with pytest.raises(StedmError, match="unlabeled"):
         Experiment(upper, tmp_path / "upper", Reporter(quiet=True)).run()
+
+
+def test_a_run_draws_with_its_student(tiny_dataset, tmp_path):
+    root = tiny_dataset()
+    for mask in (root / "masks").glob("unlabeled*"):
+        mask.write_bytes(b"not to be opened")
+    values = _config({"path": root}, arms=["real+synthetic"], seeds=[0]).model_dump()
+    plain = parse_config(values, "test")
+    small = {"calls": [1, 2], "teacher_steps": 2, "steps": 2, "batch": 2}
+    values["diffusion"]["student"] |= small
+    values["synthesis"] |= {"sampler": "student", "guidance": 2.0}
+    config = parse_config(values, "test")
+    Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
+    student = StyleDiffusion.from_pretrained(tmp_path / "run" / "student" / "model")
+    assert student.student.guidance.style == 2.0
+    table = pd.read_csv(tmp_path / "run" / "synthetic" / "metadata.csv")
+    assert set(table["model_fingerprint"]) == {student.fingerprint}
+    assert set(table["sampler"]) == {"student"}
+    before = _files(tmp_path / "run")
+    Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
+    redone = {path for path, time in _files(tmp_path / "run").items() if time != before.get(path)}
+    assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
+
+    # A run of an ordinary sampler is given a student later, by one verb, and tells when it has another one.
+    Experiment(plain, tmp_path / "plain", Reporter(quiet=True)).train_diffusion()
+    for steps, fits in ((2, True), (3, False)):
+        values = plain.model_dump()
+        values["diffusion"]["student"] |= small | {"steps": steps}
+        experiment = Experiment(parse_config(values, "test"), tmp_path / "plain", Reporter(quiet=True))
+        if fits:
+            assert experiment.train_student().student.guidance.style == 1.5
+        else:
+            with pytest.raises(StedmError, match=r"holds another student \(steps differ"):
+                experiment.train_student()
 
 
 def test_ssl_arms_want_unlabeled_patients_before_anything_is_trained(tiny_dataset, tmp_path):

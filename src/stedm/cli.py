@@ -177,6 +177,18 @@ def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides 
     typer.echo(str(output / "model"))
 
 
+@train_app.command("student")
+def train_student(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+    """Distil a student that draws in few network calls, and train before it what it needs; to RUN/student/model."""
+    from stedm.config import load_config
+    from stedm.experiment import Experiment
+
+    experiment = Experiment(load_config(config, overrides), output)
+    experiment.check()
+    experiment.train_student()
+    typer.echo(str(output / "student" / "model"))
+
+
 @train_app.command("segmenter")
 def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
@@ -232,8 +244,8 @@ def generate(
     layout: Annotated[Path, typer.Option(help="Mask, 8-bit PNG of class indices.")],
     style: Annotated[list[Path], typer.Option(help="Style picture; give it several times for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
-    guidance: float = 1.5,
-    steps: Annotated[int, typer.Option(min=1)] = 8,
+    guidance: Annotated[float | None, typer.Option(help="On style; the model's default unless given.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The model's default unless given.")] = None,
     seed: int = 0,
 ) -> None:
     """Paint one layout in the style of given pictures."""

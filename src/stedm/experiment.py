@@ -7,6 +7,7 @@ RUN/checkpoints/ metrics.jsonl      training of the diffusion model
 RUN/pseudo_labels/                  layouts of unannotated pictures as segmenters see them, where asked for
 RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
+RUN/student/                        training of a student of it, and RUN/student/model, where asked for
 RUN/style_bank.parquet              style vectors of the unannotated patients under that model
 RUN/plan.parquet synthetic/         the plan and its pictures, a dataset folder
 RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts
@@ -16,7 +17,7 @@ RUN/report/                         counts, per_patient.csv, summary.json, repor
 import json
 import platform
 import subprocess
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from stedm.data.phantom import make_phantom
 from stedm.data.samples import PictureCache
 from stedm.diffusion.codec import trained_codec_folder
 from stedm.diffusion.codec_train import split_held_out, train_codec
+from stedm.diffusion.distill import train_student
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
@@ -177,6 +179,34 @@ class Experiment:
             self._note_seconds()
         return StyleDiffusion.from_pretrained(self.folder / "model")
 
+    def train_student(self) -> StyleDiffusion:
+        """Distil a student from the diffusion model in RUN/student, or go on, or read it if it is complete."""
+        return self._student
+
+    @cached_property
+    def _student(self) -> StyleDiffusion:
+        teacher, synthesis, folder = self.train_diffusion(), self.config.synthesis, self.folder / "student"
+        train = partial(
+            train_student,
+            self.config.diffusion,
+            teacher,
+            self.annotated,
+            self.unlabeled,
+            folder,
+            guidance=synthesis.full_guidance,
+            seed=seed_for(self.config.seed, "student", self.config.diffusion.seed),
+        )
+        if (folder / "model" / "model_index.json").is_file():
+            return train()
+        with self.reporter.stage("train student") as tick:
+            student = train(on_progress=tick)
+        self._note_seconds()
+        return student
+
+    def painter(self) -> StyleDiffusion:
+        """The model that draws the synthetic pictures: the diffusion model, or its student."""
+        return self.train_student() if self.config.synthesis.sampler == "student" else self.train_diffusion()
+
     def pseudo_labels(self) -> DatasetFolder | None:
         """Layouts of the unannotated pictures as the run's segmenters see them, in RUN/pseudo_labels; None if the
         configuration wants none. The segmenters are trained first, if they aren't yet."""
@@ -225,7 +255,7 @@ class Experiment:
         """Draw the synthetic set, or what is missing of it."""
         root = self.folder / "synthetic"
         if not (root / "metadata.csv").is_file():
-            model, plan = self.train_diffusion(), self.plan()
+            model, plan = self.painter(), self.plan()
             with self.reporter.stage("draw synthetic pictures") as tick:
                 synthesize(model, plan, root, on_progress=tick)
             self._note_seconds()
@@ -281,7 +311,7 @@ class Experiment:
                 annotated=PictureCache(self.annotated, self.config.data.picture_px),
                 unlabeled=PictureCache(self.unlabeled, self.config.data.picture_px),
                 held_out=self._held_out,
-                model=self.train_diffusion() if has_model else None,
+                model=self.painter() if has_model else None,
                 bank=bank,
                 synthetic=self.synthesize() if (self.folder / "synthetic" / "metadata.csv").is_file() else None,
                 segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.config.segmentation.arms},
@@ -331,6 +361,8 @@ class Experiment:
                     f"{diffusion.codec.kind} autoencoder, PSNR {figures['psnr_db_mean']:.1f} dB, SSIM "
                     f"{figures['ssim_mean']:.3f} on {figures['n_pictures']} pictures it hasn't seen"
                 )
+            if synthesis.sampler == "student":
+                notes["Student"] = f"{diffusion.student.steps} steps of {diffusion.student.batch} ways of the model"
             notes["Synthetic"] = f"{synthesis.n_pictures} pictures, {synthesis.network_calls} network calls each"
         return notes
 
@@ -446,14 +478,16 @@ def _git_commit() -> str | None:
 def _claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there.
 
-    Arms, seeds and evaluation may change between calls: what is there is kept and what is missing is added. So may
-    the machine that it is computed on, and with it workers, memory, compilation and activation checkpointing.
+        Arms, seeds, evaluation and the student may change between calls: what is there is kept and what is missing is
+    added. So may the machine that it is computed on, and with it workers, memory, compilation and activation
+    checkpointing.
     """
     path = folder / "config.yaml"
     if path.is_file():
         there = _flat(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
         asked = _flat(yaml.safe_load(to_yaml(config)))
-        free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name")
+        # A student says itself what it was trained with, and a run may be given one later.
+        free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name", "diffusion.student.")
         # How it is computed, not what.
         free_ends = (".workers", ".compile", ".activation_checkpointing", ".cache_mb")
         differing = [

@@ -14,7 +14,7 @@ from stedm.config.codec import (
     VQCodecConfig,
 )
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
-from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelConfig, RecolourConfig
+from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelConfig, RecolourConfig, StudentConfig
 from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
 from stedm.config.segmentation import (
     Arm,
@@ -27,7 +27,7 @@ from stedm.config.segmentation import (
 )
 from stedm.config.slides import SlideSegmentationConfig, TilingConfig, TissueConfig, load_tiling_config
 from stedm.config.style import StyleConfig
-from stedm.config.synthesis import Guidance, LayoutKind, Sampler, SynthesisConfig
+from stedm.config.synthesis import Guidance, LayoutKind, Sampler, Sampling, SynthesisConfig
 
 __all__ = [
     "Arm",
@@ -50,10 +50,12 @@ __all__ = [
     "RecolourConfig",
     "RunConfig",
     "Sampler",
+    "Sampling",
     "SegmentationConfig",
     "SlideSegmentationConfig",
     "SslConfig",
     "StainAugmentConfig",
+    "StudentConfig",
     "StyleConfig",
     "SynthesisConfig",
     "TilingConfig",

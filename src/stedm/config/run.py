@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from stedm.config.base import Part, checked, read_values
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
@@ -25,6 +25,17 @@ class RunConfig(Part):
     synthesis: SynthesisConfig = SynthesisConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _student_that_can_be(self) -> "RunConfig":
+        diffusion, synthesis = self.diffusion, self.synthesis
+        if synthesis.sampler == "student" and diffusion.objective != "flow":
+            raise ValueError(f"synthesis.sampler: a student needs diffusion.objective flow, not {diffusion.objective}")
+        if synthesis.sampler == "student" and synthesis.steps not in diffusion.student.calls:
+            raise ValueError(
+                f"synthesis.steps: {synthesis.steps} is not one of diffusion.student.calls {diffusion.student.calls}"
+            )
+        return self
 
     @property
     def fingerprint(self) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from stedm.config.base import Fraction, Part, Positive
 
 LayoutKind = Literal["resample", "warp", "recombine", "procedural"]
-Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun"]
+Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun", "student"]
 
 
 class Guidance(Part):
@@ -38,15 +38,33 @@ class Guidance(Part):
     def network_calls(self, steps: int, sampler: Sampler = "dpm++") -> int:
         """Network evaluations for one picture; those that one pass computes together count one by one.
 
-        A step of `heun` evaluates twice, but for the last, which ends at sigma 0.
+        A step of `heun` evaluates twice, but for the last, which ends at sigma 0. A student holds its guidance: a step
+        is one evaluation.
         """
+        if sampler == "student":
+            return steps
         guided = [self.at(step, steps) for step in range(steps)]
         evaluations = [2 if sampler == "heun" and step < steps - 1 else 1 for step in range(steps)]
         conditions = [1 + (part.style != 1.0) + (part.layout != 1.0) for part in guided]
         return sum(n * times for n, times in zip(conditions, evaluations, strict=True))
 
 
-_DEFAULT_GUIDANCE = Guidance()
+class Sampling(Part):
+    """How a picture is drawn from noise: the keys of `SynthesisConfig` that say it, as one object."""
+
+    guidance: Guidance = Guidance()
+    sampler: Sampler = "unipc"
+    steps: Positive = 8
+    time_shift: Annotated[float, Field(gt=0)] = 4.0
+
+    @property
+    def network_calls(self) -> int:
+        """Network evaluations for one picture (a conditional + unconditional pair counts as two)."""
+        return self.guidance.network_calls(self.steps, self.sampler)
+
+
+_DEFAULT = Sampling()
+_DEFAULT_GUIDANCE = _DEFAULT.guidance
 
 
 class SynthesisConfig(Part):
@@ -79,11 +97,12 @@ class SynthesisConfig(Part):
     """Part of the sampling steps that is guided: fractions of the number of steps, 0 = pure noise, 1 = finished."""
     guidance_rescale: Fraction = _DEFAULT_GUIDANCE.rescale
     """How far the spread of the guided prediction is brought back to that of the conditional one (Lin et al. 2024)."""
-    sampler: Sampler = "unipc"
+    sampler: Sampler = _DEFAULT.sampler
     """Solver (see stedm.diffusion.sampler): `dpm++` of order 2, `dpm++3m` of order 3, `unipc`; `ddim` for the
-    objectives eps and v; `euler` and `heun` (two network evaluations a step) for flow."""
-    steps: Positive = 8
-    time_shift: Annotated[float, Field(gt=0)] = 4.0
+    objectives eps and v; `euler` and `heun` (two network evaluations a step) for flow; `student` draws with the run's
+    student in place of its diffusion model, in one of `diffusion.student.calls` steps (see stedm.diffusion.distill)."""
+    steps: Positive = _DEFAULT.steps
+    time_shift: Annotated[float, Field(gt=0)] = _DEFAULT.time_shift
     """More than 1 puts more of the steps near noise, where layout and colours are decided (Esser et al. 2024); 1 =
     evenly spaced in time. Sampler, steps and shift were chosen together (docs/results/samplers.md)."""
     batch: Positive = 32
@@ -108,7 +127,12 @@ class SynthesisConfig(Part):
     @property
     def network_calls(self) -> int:
         """Network evaluations for one picture (a conditional + unconditional pair counts as two)."""
-        return self.full_guidance.network_calls(self.steps, self.sampler)
+        return self.sampling.network_calls
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling keys as one object."""
+        return Sampling(guidance=self.full_guidance, sampler=self.sampler, steps=self.steps, time_shift=self.time_shift)
 
     @property
     def full_guidance(self) -> Guidance:

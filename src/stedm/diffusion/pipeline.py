@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 from torch.nn import functional as F
 
 from stedm import __version__
-from stedm.config import SynthesisConfig
+from stedm.config import Sampling, checked
 from stedm.data.transforms import to_signed
 from stedm.diffusion.codec import Codec, load_codec
 from stedm.diffusion.denoiser import StyleDenoiser
-from stedm.diffusion.guidance import Guidance, as_guidance, guided_prediction
-from stedm.diffusion.sampler import make_sampler
+from stedm.diffusion.guidance import Guidance, as_guidance
+from stedm.diffusion.path import guided_path
+from stedm.diffusion.sampler import SAMPLERS
+from stedm.diffusion.student import STUDENT_SAMPLER, Student, student_steps
 from stedm.errors import StedmError
 from stedm.files import replacing, write_json
 from stedm.precision import autocast
@@ -27,7 +28,7 @@ ENCODED_AT_ONCE = 256
 """Style pictures that the encoder sees in one pass."""
 
 
-_DEFAULT = SynthesisConfig()
+_DEFAULT = Sampling()
 
 
 class StyleDiffusion:
@@ -41,6 +42,7 @@ class StyleDiffusion:
         picture_px: side of the pictures it was trained on.
         sampler: default sampler.
         style_sampling: which pictures it was shown as style in training (see stedm.style.sampling).
+        student: of a student: the steps and the guidance that it was distilled for; None = an ordinary model.
 
     Attributes:
         precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.precision).
@@ -58,11 +60,12 @@ class StyleDiffusion:
         picture_px: int,
         sampler: str = _DEFAULT.sampler,
         style_sampling: str = "cohort",
+        student: Student | None = None,
     ):
         self.denoiser = denoiser.eval()
         self.codec = codec.eval()
         self.objective, self.classes, self.picture_px, self.sampler = objective, list(classes), picture_px, sampler
-        self.style_sampling = style_sampling
+        self.style_sampling, self.student = style_sampling, student
 
     @property
     def device(self) -> torch.device:
@@ -71,12 +74,20 @@ class StyleDiffusion:
     @property
     def fingerprint(self) -> str:
         """Names the weights and settings: equal for models that draw equal pictures."""
-        digest = hashlib.sha256(f"{self.objective}/{self.classes}/{self.picture_px}".encode())
+        settings = f"{self.objective}/{self.classes}/{self.picture_px}"
+        if self.student is not None:
+            settings += f"/{self.student.model_dump_json()}"
+        digest = hashlib.sha256(settings.encode())
         for part in (self.denoiser, self.codec):
             for name, tensor in sorted(part.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Names of the samplers that this model can be drawn with."""
+        return (STUDENT_SAMPLER,) if self.student is not None else SAMPLERS[self.objective]
 
     def to(self, device: str | torch.device) -> "StyleDiffusion":
         """Move the networks."""
@@ -91,9 +102,9 @@ class StyleDiffusion:
         style: Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]] | None = None,
         *,
         style_vectors: np.ndarray | torch.Tensor | None = None,
-        guidance: float | Guidance = _DEFAULT.guidance,
-        steps: int = _DEFAULT.steps,
-        time_shift: float = _DEFAULT.time_shift,
+        guidance: float | Guidance | None = None,
+        steps: int | None = None,
+        time_shift: float | None = None,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
         batch: int = 32,
@@ -107,9 +118,12 @@ class StyleDiffusion:
             style: style pictures, uint8 RGB `(h, w, 3)`, for all layouts; or one such list for each layout.
             style_vectors: instead of style pictures, a style vector `(style_dim,)` for all layouts, or one for each
                 `(n, style_dim)`, as `style_vectors()` or a style bank give them.
-            guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout.
-            steps: sampler steps, of one network evaluation each (`heun`: two).
-            time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.objective.shifted).
+            guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout;
+                None = the default one, of a student that which it holds.
+            steps: sampler steps, of one network evaluation each (`heun`: two); None = the default number, of a student
+                the most that it was distilled for.
+            time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.objective.shifted); None =
+                the default one; nothing to a student, whose steps are where they were distilled.
             seed: one seed for the call, or one for each picture (picture i then doesn't depend on the others).
             batch: pictures drawn at once.
             on_progress: called with the number of pictures done.
@@ -118,9 +132,11 @@ class StyleDiffusion:
             uint8 RGB `(n, H, W, 3)`.
 
         Raises:
-            StedmError: layouts, style pictures or style vectors of a wrong shape or type.
+            StedmError: layouts, style pictures or style vectors of a wrong shape or type; a student is asked for what
+                it wasn't distilled for.
         """
-        layouts, guidance = self._checked_layouts(layouts), as_guidance(guidance)
+        layouts = self._checked_layouts(layouts)
+        settings = self._checked_sampling(guidance, steps, time_shift, sampler)
         if (style is None) == (style_vectors is None):
             raise StedmError("generate: give either style pictures or style_vectors")
         styles = _checked_styles(style, len(layouts)) if style is not None else []
@@ -133,8 +149,7 @@ class StyleDiffusion:
             part = slice(start, start + batch)
             with autocast(self.precision, self.device):
                 chosen = self.style_vectors(styles[part]) if vectors is None else vectors[part]
-                scheduler = make_sampler(sampler or self.sampler, self.objective, steps, time_shift)
-                done.append(self._draw(layouts[part], chosen, seeds[part], guidance, scheduler, steps))
+                done.append(self._draw(layouts[part], chosen, seeds[part], settings))
             if on_progress:
                 on_progress(min(start + batch, len(layouts)))
         return np.concatenate(done)
@@ -188,25 +203,36 @@ class StyleDiffusion:
         layouts: np.ndarray,
         style: torch.Tensor,
         seeds: Sequence[int],
-        guidance: Guidance,
-        scheduler: SchedulerMixin,
-        steps: int,
+        settings: Sampling,
     ) -> np.ndarray:
         height, width = layouts.shape[1:]
         shape = (self.codec.latent_channels, height // self.codec.factor, width // self.codec.factor)
         # One generator a picture: the same seed gives the same noise alone or in any batch.
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
-        # All of `make_sampler`'s schedulers start from unit noise and leave the network's input unscaled.
         latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
-        for evaluation, timestep in enumerate(scheduler.timesteps):
-            now, step = timestep.to(self.device), evaluation // scheduler.order
-            predicted = guided_prediction(
-                self.denoiser, latents, now, layout, style, guidance.at(step, steps), objective=self.objective
-            )
-            latents = scheduler.step(predicted.float(), timestep, latents).prev_sample
+        if self.student is not None:
+            latents = student_steps(self.denoiser, latents, layout, style, settings)
+        else:
+            *_, latents = guided_path(self.denoiser, latents, layout, style, settings, objective=self.objective)
         pictures = self.codec.decode(latents)
         return ((pictures + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _checked_sampling(
+        self, guidance: float | Guidance | None, steps: int | None, time_shift: float | None, sampler: str | None
+    ) -> Sampling:
+        """With this model's defaults where there is None."""
+        given = {"guidance": guidance if guidance is None else as_guidance(guidance), "steps": steps}
+        given |= {"time_shift": time_shift if self.student is None else None, "sampler": sampler}
+        default = Sampling(sampler=self.sampler) if self.student is None else self.student.sampling
+        asked = default.model_copy(update={key: value for key, value in given.items() if value is not None})
+        if self.student is not None:
+            self.student.check(asked)
+        elif asked.sampler == STUDENT_SAMPLER:
+            raise StedmError(
+                f"sampler {STUDENT_SAMPLER}: this model is no student; make one with `stedm train student`"
+            )
+        return asked
 
     def _checked_layouts(self, layouts: np.ndarray) -> np.ndarray:
         layouts = np.asarray(layouts)
@@ -246,6 +272,7 @@ class StyleDiffusion:
                 "style_sampling": self.style_sampling,
                 "classes": self.classes,
                 "picture_px": self.picture_px,
+                **({"student": self.student.model_dump(mode="json")} if self.student else {}),
                 "provenance": provenance or {},
             }
             write_json(temporary / "model_index.json", index)
@@ -273,7 +300,8 @@ class StyleDiffusion:
             raise StedmError(f"{folder / 'denoiser'}: can't be read ({' '.join(str(error).split())})") from error
         keys = ("objective", "classes", "picture_px", "sampler")
         keys += ("style_sampling",) if "style_sampling" in index else ()
-        return cls(denoiser, load_codec(folder / "codec"), **{key: index[key] for key in keys})
+        student = checked(Student, index["student"], f"{index_path}: student") if "student" in index else None
+        return cls(denoiser, load_codec(folder / "codec"), student=student, **{key: index[key] for key in keys})
 
 
 def _picture_seed(seed: int, index: int) -> int:

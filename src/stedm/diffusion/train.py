@@ -131,17 +131,11 @@ class DiffusionSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = numpy_generator(self.seed, "diffusion-sample", index)
-        from_unlabeled = self._unlabeled is not None and generator.random() < self.config.unlabeled_fraction
-        pool = self._unlabeled if from_unlabeled and self._unlabeled else self._annotated
+        pool = self._pool(generator)
         row = pool.draw(generator)
         turn = int(generator.integers(N_SYMMETRIES))
         picture = symmetry(pool.cache.picture(row), turn)
-        if pool.layouts is None or generator.random() < self.config.layout_dropout:
-            layout = np.full(picture.shape[:2], self.n_classes, np.uint8)
-        else:
-            layout = symmetry(pool.layouts.mask(row), turn)
-            # Pixels under the ignore index have no known class.
-            layout[layout >= self.n_classes] = self.n_classes
+        layout = self._layout(pool, row, turn, generator)
         style, present = pool.styles(row, generator)
         if generator.random() < self.config.style.dropout:
             present = np.zeros_like(present)
@@ -153,6 +147,33 @@ class DiffusionSamples(Dataset):
             "row": torch.tensor(row if pool is self._annotated else row + len(self._annotated)),
             "turn": torch.tensor(turn),
         }
+
+    def request(self, index: int) -> dict[str, torch.Tensor]:
+        """What synthesis asks a model for: `layout`, that of an annotated picture, and `style` and `present`, of any
+        other picture, annotated or not. As in `__getitem__`, but a style is always shown."""
+        generator = numpy_generator(self.seed, "diffusion-request", index)
+        row, turn = self._annotated.draw(generator), int(generator.integers(N_SYMMETRIES))
+        layout = self._layout(self._annotated, row, turn, generator)
+        pool = self._pool(generator)
+        style, present = pool.styles(pool.draw(generator), generator)
+        return {
+            "layout": torch.from_numpy(np.ascontiguousarray(layout)),
+            "style": _channels_first(style),
+            "present": torch.from_numpy(present),
+        }
+
+    def _pool(self, generator: np.random.Generator) -> "_Pool":
+        from_unlabeled = self._unlabeled is not None and generator.random() < self.config.unlabeled_fraction
+        return self._unlabeled if from_unlabeled and self._unlabeled else self._annotated
+
+    def _layout(self, pool: "_Pool", row: int, turn: int, generator: np.random.Generator) -> np.ndarray:
+        if pool.layouts is None or generator.random() < self.config.layout_dropout:
+            side = pool.cache.picture_px
+            return np.full((side, side), self.n_classes, np.uint8)
+        layout = symmetry(pool.layouts.mask(row), turn)
+        # Pixels under the ignore index have no known class.
+        layout[layout >= self.n_classes] = self.n_classes
+        return layout
 
     @property
     def names(self) -> list[str]:
