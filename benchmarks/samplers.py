@@ -49,7 +49,7 @@ from stedm.synthesis.run import synthesize
 QUALITY = ("kid", "retrieval_mrr", "colour_distance", "layout_iou")
 """The measures that a setting has to hold."""
 KEYS = ["sampler", "guidance", "steps", "time_shift"]
-_TICKS = (1, 2, 3, 6, 12, 24, 50, 100, 250, 500)
+_TICKS = (1, 2, 4, 8, 16, 24, 50, 100, 250, 500)
 
 
 # ---- specification ------------------------------------------------------------------------------------------------

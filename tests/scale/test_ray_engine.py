@@ -30,8 +30,8 @@ from stedm.synthesis.run import synthesize
 
 pytest.importorskip("ray")
 _NODE = {"object_store_memory": 80 << 20, "include_dashboard": False}
-# A dead node is noticed in a second instead of half a minute.
-_WATCH = {"health_check_period_ms": 300, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+# A dead node is noticed in three seconds instead of half a minute; sooner, a busy one would count as dead.
+_WATCH = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 0}
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +45,34 @@ def cluster():
         m.setenv("RAY_TMPDIR", folder)
         m.setenv("RAY_USAGE_STATS_ENABLED", "0")
         import ray
-        from ray.cluster_utils import Cluster
 
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        made = Cluster(True, head_node_args={**_NODE, "num_cpus": 0, "_system_config": _WATCH})
+        made = _cluster()
         try:
-            for _ in range(2):
-                made.add_node(num_cpus=1, **_NODE)
             m.setenv("RAY_ADDRESS", made.address)
             yield made
         finally:
             ray.shutdown()
             made.shutdown()
+
+
+def _cluster():
+    """Head and two nodes; Ray gives a node 30 s to begin, which a busy machine may not make the first time."""
+    from ray.cluster_utils import Cluster
+
+    for attempt in range(3):
+        made = None
+        try:
+            made = Cluster(True, head_node_args={**_NODE, "num_cpus": 0, "_system_config": _WATCH})
+            for _ in range(2):
+                made.add_node(num_cpus=1, **_NODE)
+            return made
+        except Exception as error:
+            if made is not None:
+                made.shutdown()
+            if attempt == 2 or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError
 
 
 @dataclass(frozen=True)
