@@ -69,7 +69,7 @@ class Size:
 
 def run_chain(folder: Path, size: Size) -> dict:
     """The whole chain in `folder`; what was measured, with `passed`."""
-    seconds = folder / "seconds.json"
+    seconds: dict[str, float] = {}
     with _timed(seconds, "write slides"):
         slides = write_cohort(folder, size)
     write_settings(folder, size)
@@ -104,7 +104,7 @@ def run_chain(folder: Path, size: Size) -> dict:
         "files_added_by_training": sorted(set(dataset_files(dataset)) - set(files_before)),
         **_together(compared, classes(_cohort(size))),
         "stedm_run_iou_mean": json.loads((run / "report" / "summary.json").read_text())["arms"][ARM]["iou_mean"],
-        "seconds": json.loads(seconds.read_text()),
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     return {**result, "passed": passed(result)}
@@ -306,13 +306,10 @@ def _verb(*arguments: object) -> None:
 
 
 @contextmanager
-def _timed(path: Path, name: str) -> Iterator[None]:
-    """Note the seconds of a stage; those of the first time it ended, because a second time has less to do."""
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
-    seconds = json.loads(path.read_text()) if path.is_file() else {}
-    seconds.setdefault(name, round(time.perf_counter() - started, 1))
-    write_json(path, seconds)
+    seconds[name] = time.perf_counter() - started
 
 
 def main() -> None:

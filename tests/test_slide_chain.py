@@ -47,6 +47,7 @@ def test_the_chain_from_slides_to_polygons_agrees_with_itself(chain):
         "tiling.yaml",
     ]
     assert sorted(path.name for path in (folder / "segmented").iterdir()) == [
+        ".segment",
         "areas.csv",
         "test0.csv",
         "test0.geojson",
