@@ -35,7 +35,6 @@ from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, Part, claim, interv
 from stedm.config import DataConfig, Guidance, PhantomConfig, RunConfig, Sampler, SegmentationConfig, SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
-from stedm.diffusion.sampler import SAMPLERS
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, save_png
 from stedm.experiment import annotated_part
@@ -74,6 +73,8 @@ class Spec(Part):
 
     name: str
     model: Path
+    student: Path | None = None
+    """Model folder of a student of `model` (docs/fewstep.md), which draws where the sampler is `student`."""
     data: DataConfig
     """Dataset and label budget; `picture_px` is the model's whatever stands here."""
     phantom: PhantomConfig | None = None
@@ -137,6 +138,8 @@ def read_spec(path: Path, model: Path | None = None, data: Path | None = None) -
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         values["model"] = str(model.resolve() if model else (path.parent / values["model"]).resolve())
+        if values.get("student"):
+            values["student"] = str((path.parent / values["student"]).resolve())
         values["data"] = values.get("data") or {}
         given = data.resolve() if data else values["data"].get("path") and (path.parent / values["data"]["path"])
         values["data"]["path"] = str(Path(given).resolve()) if given else None
@@ -172,11 +175,9 @@ class Comparison:
     def run(self, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> None:
         """Draw and measure what is missing."""
         for setting in self.spec.settings:
-            if setting.sampler not in SAMPLERS[self.model.objective]:
-                raise StedmError(
-                    f"samplers: {setting.sampler} doesn't draw from a model of objective {self.model.objective}"
-                )
-        claim(self.folder, self.spec, may_change=("samplers", "also", "seeds"))
+            if setting.sampler not in self.painter(setting).samplers:
+                raise StedmError(f"samplers: {setting.sampler} doesn't draw from {self.spec.model}")
+        claim(self.folder, self.spec, may_change=("samplers", "also", "seeds", "student"))
         reporter = Reporter(quiet=quiet)
         self.jury.bounds(reporter)
         for cell in self.cells[shard[0] :: shard[1]]:
@@ -195,7 +196,7 @@ class Comparison:
             reporter.say(f"== {cell.setting}, seed {cell.seed}")
             started = time.monotonic()
             with reporter.stage("draw") as tick:
-                synthesize(self.model, self.plan(cell), folder / "pictures", on_progress=tick)
+                synthesize(self.painter(cell.setting), self.plan(cell), folder / "pictures", on_progress=tick)
             drawn = time.monotonic()
             dataset = DatasetFolder.open(folder / "pictures")
             measures = self.jury.measure(PictureSet.read(dataset, self.model.picture_px, with_masks=True))
@@ -232,6 +233,16 @@ class Comparison:
             guidance_stop=guidance.interval[1],
             guidance_rescale=guidance.rescale,
         )
+
+    def painter(self, setting: Setting) -> StyleDiffusion:
+        """The model that draws a setting."""
+        return self.model if setting.sampler != "student" else self.student
+
+    @cached_property
+    def student(self) -> StyleDiffusion:
+        if self.spec.student is None:
+            raise StedmError("student: give the model folder of a student, as `stedm train student` writes it")
+        return StyleDiffusion.from_pretrained(self.spec.student)
 
     @cached_property
     def model(self) -> StyleDiffusion:
