@@ -411,7 +411,8 @@ def _cell(row: pd.Series, name: str) -> str:
 
 
 def figure(summary: pd.DataFrame, reference: Setting, bounds: dict[str, dict[str, float]]) -> Figure:
-    """A panel a measure against network calls; band: the reference's interval; dashed: real pictures."""
+    """A panel a measure against network calls; band: the reference's interval; dashed: real pictures; bars: 95 %
+    intervals of settings with three seeds or more."""
     names = [name for name in QUALITY if name in summary]
     samplers = sorted(set(summary["sampler"]))
     ways = sorted({(row["guidance"], row["time_shift"]) for _, row in summary.iterrows()})
@@ -428,7 +429,12 @@ def figure(summary: pd.DataFrame, reference: Setting, bounds: dict[str, dict[str
                     continue
                 style = {"color": COLOURS[samplers.index(sampler) % len(COLOURS)], "lw": 1.4, "ms": 4}
                 style |= {"ls": ("-", "--", ":", "-.")[ways.index((guidance, shift)) % 4], "marker": "o"}
-                errors = [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
+                # Student's t of two seeds is 12.7 standard errors: such bars hide everything else.
+                shown = rows["seeds"] > 2
+                errors = [
+                    (rows[name] - rows[f"{name}_low"]).where(shown),
+                    (rows[f"{name}_high"] - rows[name]).where(shown),
+                ]
                 ax.errorbar(
                     rows["network_calls"],
                     rows[name],

@@ -55,10 +55,10 @@ class StudentConfig(TrainingConfig):
 
     calls: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4]
     """Numbers of steps that it learns to draw in, of one network call each."""
-    teacher_sampler: Literal["dpm++", "dpm++3m", "unipc", "euler", "heun"] = "dpm++"
-    teacher_steps: Positive = 12
+    teacher_sampler: Literal["dpm++", "dpm++3m", "unipc", "euler", "heun"] = "unipc"
+    teacher_steps: Positive = 8
     """A multiple of each of `calls`."""
-    time_shift: Annotated[float, Field(gt=0)] = 1.0
+    time_shift: Annotated[float, Field(gt=0)] = 4.0
     """Of the teacher's steps and of the student's own (see `synthesis.time_shift`, which a student ignores)."""
     steps: Positive = 400
     batch: Positive = 4
