@@ -33,7 +33,7 @@ from stedm.evaluation.stats import summarise
 from stedm.experiment import Experiment
 from stedm.files import fingerprint, replacing, write_json, write_text
 from stedm.progress import Reporter
-from stedm.synthesis.run import parse_shard
+from stedm.scale.engine import parse_shard
 
 BASE = "base"
 SEEDS_A_DRAW = 1000

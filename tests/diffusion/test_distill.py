@@ -187,7 +187,7 @@ def test_distillation_brings_the_student_nearer_to_the_teachers_endpoint(diffusi
             for calls in (1, 2)
         ]
     assert ours[0] < 0.5 * plain[0], (ours, plain)
-    assert ours[1] < 0.5 * min(plain[1], guided), (ours, plain, guided)
+    assert ours[1] < 0.6 * min(plain[1], guided), (ours, plain, guided)
 
 
 def test_requests_pair_layouts_of_annotated_pictures_with_styles_of_all(diffusion_config, tiny_dataset):
@@ -303,7 +303,7 @@ def test_models_and_folders_that_do_not_go_together_are_refused(student, picture
 
 
 def test_impossible_configurations_are_refused():
-    with pytest.raises(ValidationError, match="12 teacher_steps can't be cut into 5 equal pieces"):
+    with pytest.raises(ValidationError, match="8 teacher_steps can't be cut into 5 equal pieces"):
         StudentConfig(calls=[1, 5])
     with pytest.raises(ValidationError, match="once, in rising order"):
         StudentConfig(calls=[4, 1])
