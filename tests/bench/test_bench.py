@@ -78,19 +78,18 @@ def test_train_divides_the_whole_step(setting):
 
 
 def test_train_counts_the_flops_of_the_real_step(setting):
-    """As many as the shapes alone say, but for samples whose style dropped out."""
+    """As many as the shapes alone say, but for samples whose style dropped out; and as many an operator."""
+    from stedm.bench.setting import Setting
     from stedm.diffusion.cost import cost
 
-    figures = _run("train", _fresh(setting))["figures"]
+    fresh = Setting(setting.config, setting.folder / "fresh")  # a run that is complete is not trained again
+    found = _run("train", fresh)
+    figures = found["figures"]
     most = cost(setting.config, len(setting.dataset.info.classes)).flops_per_step / 1e9
     assert 0.5 * most < figures["gflop_forward_and_backward"] <= most * (1 + 1e-9)
-
-
-def _fresh(setting):
-    """The same setting with another run folder: a run that is complete is not trained again."""
-    from stedm.bench.setting import Setting
-
-    return Setting(setting.config, setting.folder / "fresh")
+    reached = {row["operator"]: row["share_of_matmul_peak"] for row in found["tables"]["operators"]}
+    assert reached["aten::convolution_backward"] > 0
+    assert all(value is None for operator, value in reached.items() if "fused_adamw" in operator)
 
 
 def test_sampling_counts_network_calls(setting):

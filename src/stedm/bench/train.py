@@ -7,6 +7,7 @@ the data of a real run; checkpoints are left out.
 
 import contextlib
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,6 +49,10 @@ def run(setting: Setting, effort: Effort) -> Result:
     return watch.result(config.batch)
 
 
+# What the counter sees as one operator runs under the name of a library.
+_COUNTED_AS = {"mkldnn_convolution": "convolution", "cudnn_convolution": "convolution"}
+
+
 class _Watch:
     """Divides the steps of a training loop into phases, counts FLOPs in the first ones and profiles the last ones."""
 
@@ -57,6 +62,7 @@ class _Watch:
         self.steps: list[dict[str, float]] = []
         self.peaks: list[float] = []
         self.flops: list[int] = []
+        self.flops_by_operator: Counter[str] = Counter()
         self._counter: FlopCounterMode | None = None
         self.profiler = profiler(setting.device)
         self._begun = -1
@@ -106,6 +112,8 @@ class _Watch:
             if self._counter is not None:
                 self._counter.__exit__(None, None, None)
                 self.flops.append(self._counter.get_total_flops())
+                for operator, flops in self._counter.get_flop_counts()["Global"].items():
+                    self.flops_by_operator[str(operator).removeprefix("aten.")] += flops
                 self._counter = None
             self.clock.enter("optimiser")
 
@@ -159,7 +167,8 @@ class _Watch:
         ]
         notes = [
             "Shares are of the middle half of the steps by their time. The matmul peak is sampled after each step. "
-            "Operators: self time over all of a step, from torch.profiler in steps of their own."
+            "Operators: self time over all of a step, from torch.profiler in steps of their own; the FLOPs of their share "
+            "of the peak are counted in other steps."
         ]
         return Result("train", figures, {"phases": phases, "operators": self._operators()}, notes)
 
@@ -178,9 +187,16 @@ class _Watch:
                 "share": own_us(event) / total,
                 "ms_per_step": own_us(event) / 1e3 / steps,
                 "calls_per_step": event.count / steps,
+                "share_of_matmul_peak": self._share_of_peak(event.key, own_us(event) / 1e6 / steps),
             }
             for event in sorted(events, key=own_us, reverse=True)[:_OPERATORS]
         ]
+
+    def _share_of_peak(self, operator: str, seconds_per_step: float) -> float | None:
+        """FLOPs of an operator by its own time, against the matmul peak; None where it has none that count."""
+        name = operator.removeprefix("aten::")
+        flops = self.flops_by_operator[_COUNTED_AS.get(name, name)] / max(1, len(self.flops))
+        return flops / seconds_per_step / statistics.median(self.peaks) if flops else None
 
 
 def _quantile(values: list[float], q: float) -> float:
