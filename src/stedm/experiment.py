@@ -120,7 +120,7 @@ class Experiment:
         unseen = self.config.data.unseen_categories
         problems = check_dataset(self.dataset.root, read_unlabeled_masks=needs_unlabeled, unseen_categories=unseen)
         if problems:
-            raise StedmError("\n".join(problems))
+            raise StedmError.of(problems, f"`stedm check {self.dataset.root}` lists all")
         if len(self.unlabeled) == 0 and any(map(uses_ssl, self.config.segmentation.arms)):
             raise StedmError(f"{self.dataset.root}: no unlabeled patients; leave the ssl arms out of segmentation.arms")
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.

@@ -234,6 +234,17 @@ def test_write_metadata_refuses_what_open_would_refuse(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistake_in_every_row_is_not_a_page_of_lines(tmp_path):
+    patients = [f"P{i // 2}" for i in range(60)]
+    table = pd.DataFrame(
+        {"image_file_name": map(str, range(60)), "patient_id": patients, "split": ["train", "test"] * 30}
+    )
+    with pytest.raises(StedmError) as error:
+        write_metadata(tmp_path, INFO, table)
+    assert len(str(error.value).splitlines()) == 11
+    assert str(error.value).endswith("... and 20 more problems")
+
+
 @pytest.mark.parametrize("array", [np.zeros((2, 2)), np.zeros((2, 2, 4), np.uint8), np.zeros(3, np.uint8)])
 def test_write_png_refuses_other_arrays(tmp_path, array):
     with pytest.raises(ValueError, match="expected uint8"):

@@ -209,7 +209,7 @@ def read_info(root: Path) -> DatasetInfo:
     """Read `dataset.yaml`; `StedmError` with one line for each problem."""
     info, problems = info_and_problems(root)
     if problems or info is None:
-        raise StedmError("\n".join(problems))
+        raise StedmError.of(problems, f"`stedm check {root}` lists all")
     return info
 
 
@@ -334,7 +334,7 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> 
     if (root / "metadata.parquet").exists():
         problems.append("has a metadata.parquet already; remove it")
     if problems:
-        raise StedmError("\n".join(f"{root}: {problem}" for problem in problems))
+        raise StedmError.of([f"{root}: {problem}" for problem in problems])
     values = asdict(info)
     # `license` is the key of Hugging Face dataset cards; read_info takes both spellings.
     values["license"] = values.pop("licence")

@@ -33,11 +33,11 @@ def read_slides(path: str | Path) -> pd.DataFrame:
         if column not in table:
             table[column] = ""
     if problems := slide_problems(table):
-        raise StedmError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise StedmError.of([f"{path}: {problem}" for problem in problems])
     for column in ("image", "annotation"):
         table[column] = [os.path.abspath(path.parent / name) if name else "" for name in table[column]]
     if twice := sorted(set(table["image"][table["image"].duplicated()])):
-        raise StedmError("\n".join(f"{path}: {name} is the image of two slides; keep one" for name in twice))
+        raise StedmError.of([f"{path}: {name} is the image of two slides; keep one" for name in twice])
     table["mpp"] = [float(text) if text else math.nan for text in table["mpp"]]
     return table
 
