@@ -167,8 +167,8 @@ class _Watch:
         ]
         notes = [
             "Shares are of the middle half of the steps by their time. The matmul peak is sampled after each step. "
-            "Operators: self time over all of a step, from torch.profiler in steps of their own; the FLOPs of their share "
-            "of the peak are counted in other steps."
+            "Operators: self time over all of a step, from torch.profiler in steps of their own; the FLOPs of "
+            "their share of the peak are counted in other steps."
         ]
         return Result("train", figures, {"phases": phases, "operators": self._operators()}, notes)
 
