@@ -143,8 +143,9 @@ class Comparison:
     def _synthetic(self, config: RunConfig, reporter: Reporter) -> Path:
         """Run folder of the synthetic set that `config` asks for."""
         plain = SegmentationConfig()
-        # With pseudo-labels the model depends on segmenters, else not.
-        segmentation = config.segmentation if config.diffusion.pseudo_labels else plain
+        # With pseudo-labels the model depends on how segmenters are trained, but not on which are compared.
+        compared = {key: getattr(plain, key) for key in ("arms", "seeds", "steps", "synthetic_fraction")}
+        segmentation = config.segmentation.model_copy(update=compared) if config.diffusion.pseudo_labels else plain
         trained = config.model_copy(
             update={"name": "shared", "synthesis": SynthesisConfig(), "segmentation": segmentation}
         )

@@ -4,7 +4,8 @@ RUN/config.yaml provenance.json     what ran, with which versions, on which data
 RUN/data/                           the phantom, where the configuration asks for one
 RUN/codec/                          training of the first stage, where the configuration asks for one of its own
 RUN/checkpoints/ metrics.jsonl      training of the diffusion model
-RUN/pseudo_labels/                  layouts of unannotated pictures as segmenters see them, where asked for
+RUN/teachers/seed-K/                segmenters of the annotated pictures, where asked for, and
+RUN/pseudo_labels/                  layouts of unannotated pictures as they see them
 RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
 RUN/student/                        training of a student of it, and RUN/student/model, where asked for
@@ -27,7 +28,7 @@ import pandas as pd
 import yaml
 
 from stedm import __version__
-from stedm.config import Arm, RunConfig, parse_config, to_yaml, uses_ssl, uses_synthetic
+from stedm.config import Arm, PseudoLabelConfig, RunConfig, parse_config, to_yaml, uses_ssl, uses_synthetic
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
 from stedm.data.memory import CacheBudget
@@ -208,23 +209,41 @@ class Experiment:
         return self.train_student() if self.config.synthesis.sampler == "student" else self.train_diffusion()
 
     def pseudo_labels(self) -> DatasetFolder | None:
-        """Layouts of the unannotated pictures as the run's segmenters see them, in RUN/pseudo_labels; None if the
-        configuration wants none. The segmenters are trained first, if they aren't yet."""
+        """Layouts of the unannotated pictures as segmenters see them, in RUN/pseudo_labels; None if the configuration
+        wants none. The segmenters are trained first, if they aren't yet."""
         config, folder = self.config.diffusion.pseudo_labels, self.folder / "pseudo_labels"
         if config is None or self.config.diffusion.unlabeled_fraction == 0 or len(self.unlabeled) == 0:
             return None
         if (folder / "metadata.csv").is_file():
             return DatasetFolder.open(folder, memory=self._memory)
-        segmenters = [self.train_segmenter(config.arm, seed) for seed in self.config.segmentation.seeds]
+        teachers = [self._train_teacher(config, seed) for seed in config.seeds]
         with self.reporter.stage("pseudo-labels") as tick:
             return write_pseudo_labels(
-                segmenters,
+                teachers,
                 self.unlabeled,
                 folder,
                 picture_px=self.config.data.picture_px,
                 confidence=config.confidence,
                 on_progress=tick,
             )
+
+    def _train_teacher(self, config: PseudoLabelConfig, seed: int) -> Path:
+        """A segmenter that votes for pseudo-labels, trained if it isn't yet; returns its model folder."""
+        folder = self.folder / "teachers" / f"seed-{seed}"
+        if not (folder / "model" / "config.json").is_file():
+            with self.reporter.stage(f"teacher {config.arm}, seed {seed}") as tick:
+                train_segmenter(
+                    self.config.segmentation.model_copy(update={"steps": config.steps}),
+                    config.arm,
+                    self.annotated,
+                    None,
+                    folder,
+                    seed=seed_for(self.config.seed, "segmenter", seed),
+                    picture_px=self.config.data.picture_px,
+                    on_progress=tick,
+                    unlabeled=self.unlabeled,
+                )
+        return folder / "model"
 
     def style_bank(self) -> StyleBank:
         """Embed the unannotated patients with the run's model, or read what was embedded."""

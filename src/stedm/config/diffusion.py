@@ -38,10 +38,16 @@ class DenoiserConfig(Part):
 
 
 class PseudoLabelConfig(Part):
-    """Layouts of unannotated pictures as segmenters of the run see them (see stedm.segmentation.pseudo)."""
+    """Layouts of unannotated pictures as segmenters of the annotated ones see them (see stedm.segmentation.pseudo).
 
-    arm: Literal["real", "real+stain"] = "real+stain"
-    """Which of the run's segmenters vote: those of this arm, of all `segmentation.seeds`."""
+    The segmenters are the diffusion model's own: it doesn't depend on which arms, seeds and steps are compared later.
+    """
+
+    arm: Literal["real", "real+stain", "ssl"] = "real+stain"
+    """How they are trained; everything that isn't said here is as in `segmentation`."""
+    steps: Positive = 400
+    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
+    """One segmenter each; their mean probabilities vote."""
     confidence: Fraction = 0.9
     """Pixels in which the mean probability of the winning class is lower stay unknown."""
 
@@ -107,8 +113,8 @@ class DiffusionConfig(TrainingConfig):
     unlabeled_fraction: Fraction = 0.5
     """Part of the samples that are unannotated pictures, trained under the "layout unknown" channel."""
     pseudo_labels: PseudoLabelConfig | None = None
-    """Show unannotated pictures with the layout that the run's segmenters predict (trained first, on the annotated
-    pictures alone), unknown where these are unsure (after You et al. 2023); null = unknown everywhere."""
+    """Show unannotated pictures with the layout that segmenters predict (trained first, on the annotated pictures
+    alone), unknown where these are unsure (after You et al. 2023); null = unknown everywhere."""
     steps: Positive = 4000
     batch: Positive = 8
     lr: Annotated[float, Field(gt=0)] = 1e-3
