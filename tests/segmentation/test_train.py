@@ -119,7 +119,7 @@ def test_arms_differ_by_what_they_name(real, synthetic, tmp_path):
     heads = {arm: weights[arm]["segmentation_head.0.weight"].numpy().tobytes() for arm in arms}
     assert len(set(heads.values())) == len(arms)
     upper = train_segmenter(TINY, "upper", real, synthetic, tmp_path / "upper", 0, PX)
-    assert load_file(upper / "model.safetensors")["segmentation_head.0.weight"].numpy().tobytes() == heads["real"]
+    assert load_file(upper / "model.safetensors")["segmentation_head.0.weight"].numpy().tobytes() == heads["real+stain"]
 
 
 def _train_and_die(root: Path, folder: Path, arm: str, dies_at: int) -> None:
