@@ -22,7 +22,7 @@ Arm = Literal[
 def uses_stain(arm: Arm) -> bool:
     """Whether the annotated pictures of an arm are colour-augmented.
 
-    `ssl` alone means on top of `real+stain`, and a bound should be the best that masks can do: `upper` is augmented too.
+    `ssl` alone means on top of `real+stain`; a bound should be the best that masks can do, so `upper` is augmented too.
     """
     return arm in ("ssl", "upper") or "stain" in arm.split("+")
 
