@@ -1,6 +1,6 @@
 """Tiles per second of `Slide.read` and of rows read from slides, against a bare OpenSlide loop over the same tiles.
 
-python benchmarks/tiling.py        about half a minute on one core
+python benchmarks/tiling.py        about a minute and a half on one core
 
 The loops take turns over the same chunks of tiles, so that a change of the machine's load meets all of them, and each
 begins a turn with a file just opened, so that none reads what another left in OpenSlide's cache. The bare loop does
@@ -24,7 +24,7 @@ from stedm.data.tiles import tile_slides, write_tiles
 
 SIZE_PX = (8192, 8192)
 TILE_PX = 512
-CHUNK, TURNS = 16, 4
+CHUNK, TURNS = 16, 12
 
 
 def rates(loops: dict[str, Callable[[int], object]], reopen: Callable[[], None], n: int) -> dict[str, list[float]]:
