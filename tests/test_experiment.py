@@ -328,11 +328,14 @@ def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(tin
         run.train_segmenters()
         files = sorted(run.folder.rglob("model/**/*.safetensors"))
         assert len(files) >= 2
-        found.append(([path.read_bytes() for path in files], run.counts().to_dict()))
-        parts_held.append(list(held))
+        counts = run.counts().to_dict()
+        in_training = len(held)
+        files += sorted(run.synthesize().root.rglob("*.png"))
+        found.append(([path.read_bytes() for path in files], counts))
+        parts_held.append((held[:in_training], held[in_training:]))
     assert found[0] == found[1]
-    assert set(parts_held[0]) == {1.0}
-    assert 0 < min(parts_held[1]) < 1
+    assert [set(parts) for parts in parts_held[0]] == [{1.0}, {1.0}]
+    assert all(0 <= min(parts) < 1 for parts in parts_held[1])
     # Another machine may have another memory.
     changed = config.model_copy(update={"data": config.data.model_copy(update={"cache_mb": 5})})
     Experiment(changed, run.folder, Reporter(quiet=True)).check()

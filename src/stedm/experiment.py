@@ -276,7 +276,7 @@ class Experiment:
         if not (root / "metadata.csv").is_file():
             model, plan = self.painter(), self.plan()
             with self.reporter.stage("draw synthetic pictures") as tick:
-                synthesize(model, plan, root, on_progress=tick)
+                synthesize(model, plan, root, memory=self._memory, on_progress=tick)
             self._note_seconds()
         return DatasetFolder.open(root, memory=self._memory)
 

@@ -13,6 +13,7 @@ import torch
 
 from stedm.config import Guidance
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
+from stedm.data.memory import CacheBudget
 from stedm.data.samples import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
@@ -35,6 +36,7 @@ def synthesize(
     shard: tuple[int, int] = (0, 1),
     engine: Engine | None = None,
     model_folder: Path | None = None,
+    memory: CacheBudget | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Draw the pictures of a plan that are missing in `folder`; a killed run goes on where it was.
@@ -46,6 +48,7 @@ def synthesize(
         shard: (i, n) draws only the batches i, i + n, i + 2 n, ...; shards may run at the same time.
         engine: who draws the batches (see stedm.scale.engine); None = this process. The others' worker processes read
             the model from `model_folder`.
+        memory: what decoded style pictures may take in this process (None = what all other folders share).
         on_progress: called with (pictures drawn, pictures of this shard); those of the last batch may still be written.
 
     Returns:
@@ -54,7 +57,8 @@ def synthesize(
     Raises:
         StedmError: the folder holds pictures of another plan or model, or the plan breaks the leakage rules.
     """
-    dataset = DatasetFolder.open(plan.attrs["dataset"], unseen_categories=plan.attrs.get("unseen_categories"))
+    unseen = plan.attrs.get("unseen_categories")
+    dataset = DatasetFolder.open(plan.attrs["dataset"], unseen_categories=unseen, memory=memory)
     checked_sources(plan, dataset)
     _claim(folder, plan, model)
     painter = _Painter(model, dataset)
