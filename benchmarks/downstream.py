@@ -10,6 +10,7 @@ FOLDER/spec.yaml                         the specification, paths made absolute
 FOLDER/shared/{models,sets,segmenters}/  what runs have in common, each a run folder of its own
 FOLDER/VARIANT/patients-B/draw-D/        a run folder, with its report
 
+A variant with the key `control` has a set that lacks one thing on purpose (see controls.py).
 Choose on `evaluation.split: val`; `test` is for the final table.
 """
 
@@ -18,15 +19,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
+from controls import AnnotatedStyles, Control, copy_pictures, shuffle_layouts
 from judging import Part, claim, locked
 from stedm.config import RunConfig, SegmentationConfig, SynthesisConfig, parse_config, uses_synthetic
+from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, write_counts
 from stedm.evaluation.stats import summarise
@@ -36,6 +39,8 @@ from stedm.progress import Reporter
 from stedm.scale.engine import parse_shard
 
 BASE = "base"
+CONTROL = "control"
+"""Key of a variant that is no key of a configuration."""
 SEEDS_A_DRAW = 1000
 """Seed K of draw D is called D * 1000 + K where draws are pooled."""
 
@@ -59,14 +64,23 @@ class Spec(Part):
         values = OmegaConf.create({"name": f"{self.name}, {variant}", **self.base})
         given = {"data.annotated_patients": budget, "data.draw": draw, **self.variants[variant]}
         for key, value in given.items():
+            if key == CONTROL:
+                continue
             OmegaConf.update(values, key, value, merge=False)
         return parse_config(OmegaConf.to_container(values, resolve=True), source=f"variant {variant}")
+
+    def control(self, variant: str) -> Control | None:
+        """What the variant's synthetic set lacks on purpose."""
+        return self.variants[variant].get(CONTROL)
 
     def check(self) -> None:
         """Build every configuration before anything is trained."""
         if BASE not in self.variants:
             raise StedmError(f"variants: needs one called {BASE}, which the others are compared with")
         for variant in self.variants:
+            if self.control(variant) not in (None, *get_args(Control)):
+                known = ", ".join(get_args(Control))
+                raise StedmError(f"variant {variant}: control is {self.control(variant)}, not one of {known}")
             config = self.config(variant, self.budgets[0], self.draws[0])
             if config.data.phantom is not None:
                 raise StedmError("data.phantom: make the phantom first (stedm data phantom) and give data.path")
@@ -131,17 +145,18 @@ class Comparison:
         experiment = Experiment(config, cell.folder(self.folder), reporter)
         experiment.check()
         if any(map(uses_synthetic, config.segmentation.arms)):
-            shared = self._synthetic(config, reporter)
+            shared = self._synthetic(config, self.spec.control(cell.variant), reporter)
             for name in ("model", "plan.parquet", "synthetic"):
-                _link(experiment.folder / name, shared / name)
+                if (shared / name).exists():
+                    _link(experiment.folder / name, shared / name)
         for arm in config.segmentation.arms:
             if not uses_synthetic(arm):
                 _link(experiment.folder / "segmenters" / arm, self._segmenters(config, arm, reporter))
         experiment.train_segmenters()
         experiment.report()
 
-    def _synthetic(self, config: RunConfig, reporter: Reporter) -> Path:
-        """Run folder of the synthetic set that `config` asks for."""
+    def _synthetic(self, config: RunConfig, control: Control | None, reporter: Reporter) -> Path:
+        """Run folder of the synthetic set that `config` and `control` ask for."""
         plain = SegmentationConfig()
         # With pseudo-labels the model depends on how segmenters are trained, but not on which are compared.
         compared = {key: getattr(plain, key) for key in ("arms", "seeds", "steps", "synthetic_fraction")}
@@ -155,7 +170,26 @@ class Comparison:
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
             _link(folder / "model", model / "model")
-            experiment.synthesize()
+            if control in (None, "shuffled-layouts"):
+                experiment.synthesize()
+        return self._without(control, drawn, folder, reporter) if control else folder
+
+    def _without(self, control: Control, drawn: RunConfig, whole: Path, reporter: Reporter) -> Path:
+        """Run folder of a set that lacks something, made beside the whole one."""
+        px, seed, target = drawn.data.picture_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
+        with _Locked(target) as folder:
+            experiment = (AnnotatedStyles if control == "annotated-styles" else Experiment)(drawn, folder, reporter)
+            _link(folder / "model", whole / "model")
+            synthetic = folder / "synthetic"
+            if control == "annotated-styles":
+                experiment.synthesize()
+            elif not (synthetic / "metadata.csv").is_file():
+                if control == "shuffled-layouts":
+                    pictures = DatasetFolder.open(whole / "synthetic")
+                    shuffle_layouts(pictures, synthetic, picture_px=px, seed=seed)
+                else:
+                    n = drawn.synthesis.n_pictures
+                    copy_pictures(experiment.annotated, n, synthetic, picture_px=px, seed=seed)
         return folder
 
     def _segmenters(self, config: RunConfig, arm: str, reporter: Reporter) -> Path:

@@ -9,8 +9,11 @@ import yaml
 
 import downstream
 from stedm.config import PhantomConfig
+from stedm.data.folder import DatasetFolder
 from stedm.data.phantom import make_phantom
 from stedm.errors import StedmError
+from stedm.experiment import Experiment
+from stedm.progress import Reporter
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +91,39 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     assert "| guided | real+synthetic |" in (tmp_path / "table/table.md").read_text()
 
 
+def test_controls_lack_one_thing_each(tmp_path, phantom):
+    variants = {name: {"control": name} for name in ("shuffled-layouts", "copied-pictures", "annotated-styles")}
+    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, **variants})
+    driven = downstream.Comparison(downstream.read_spec(file), tmp_path / "runs")
+    driven.run(quiet=True)
+    cells = {name: tmp_path / "runs" / name / "patients-2/draw-0" for name in ("base", *variants)}
+    sets = {name: DatasetFolder.open(cell / "synthetic") for name, cell in cells.items()}
+    annotated = Experiment(driven.spec.config("base", 2, 0), cells["base"], Reporter(quiet=True)).annotated
+    assert {len(found) for found in sets.values()} == {4}
+
+    def masks(name):
+        return [sets[name].read_mask(row).tobytes() for row in range(4)]
+
+    def pictures(found):
+        return [found.read_picture(row).tobytes() for row in range(len(found))]
+
+    assert pictures(sets["shuffled-layouts"]) == pictures(sets["base"])
+    assert sorted(masks("shuffled-layouts")) == sorted(masks("base"))
+    assert masks("shuffled-layouts") != masks("base")
+    truth = [annotated.read_mask(row).tobytes() for row in range(len(annotated))]
+    pairs = set(zip(pictures(annotated), truth, strict=True))
+    assert set(zip(pictures(sets["copied-pictures"]), masks("copied-pictures"), strict=True)) <= pairs
+    train = set(annotated.table["patient_id"])
+    assert set(sets["annotated-styles"].table["patient_id"]) <= train
+    assert not train & set(sets["base"].table["patient_id"])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"variants": {"other": {}}}, "needs one called base"),
         ({"baseline": "ssl"}, "ssl is not an arm"),
+        ({"variants": {"base": {}, "wrong": {"control": "nothing"}}}, "not one of shuffled-layouts"),
         ({"variants": {"base": {}, "wrong": {"synthesis.gidance": 2}}}, "gidance"),
     ],
 )
