@@ -43,6 +43,7 @@ from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table, read_counts, with_groups, write_counts
 from stedm.evaluation.panels import report_panels
 from stedm.evaluation.report import write_report
+from stedm.evaluation.whom import stain_distance
 from stedm.files import write_json, write_text
 from stedm.progress import Reporter
 from stedm.seeds import seed_for
@@ -326,8 +327,9 @@ class Experiment:
         with self.reporter.stage("score and report"):
             counts = self.counts()
             first_seed = self.config.segmentation.seeds[0]
+            annotated = PictureCache(self.annotated, self.config.data.picture_px)
             panels = report_panels(
-                annotated=PictureCache(self.annotated, self.config.data.picture_px),
+                annotated=annotated,
                 unlabeled=PictureCache(self.unlabeled, self.config.data.picture_px),
                 held_out=self._held_out,
                 model=self.painter() if has_model else None,
@@ -346,6 +348,7 @@ class Experiment:
                 provenance=json.loads((self.folder / "provenance.json").read_text(encoding="utf-8")),
                 panels=panels,
                 evaluation=self.config.evaluation,
+                distances=stain_distance(annotated, self._held_out),
             )
 
     @cached_property

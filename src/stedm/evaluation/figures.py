@@ -193,6 +193,26 @@ def gain_figure(patients: pd.DataFrame, a: str, b: str, unit: str = "patient") -
     return figure
 
 
+def distance_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
+    """Each patient's gain from `b` to `a` against its `stain_distance`: do patients of unusual colours gain most?"""
+    pairs, styles = _pairs(patients, a, b), category_styles(patients)
+    pairs["distance"] = patients.groupby("patient_id")["stain_distance"].first().reindex(pairs.index)
+    with _styled():
+        figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+        ax = figure.add_subplot()
+        for category, group in pairs.groupby("category"):
+            label = f"{_label(category) or 'patients'} ({len(group)})"
+            gain = group["a"] - group["b"]
+            ax.plot(group["distance"], gain, ls="", ms=6, alpha=0.85, label=label, **styles[category])
+        ax.axhline(0, color=INK, lw=1)
+        ax.set_xlabel("colours: distance from the nearest annotated patient (SD between patients)")
+        ax.set_ylabel(f"gain in IoU with {_label(a)}")
+        if len(pairs):
+            ax.legend(frameon=False, fontsize=8.5, handletextpad=0.2)
+        _plain(ax, grid="both")
+    return figure
+
+
 def style_grid_figure(grid: StyleGrid) -> Figure:
     """Style pictures on the left, layouts on top, generated pictures at the crossings."""
     n_styles = max((len(pictures) for pictures in grid.style_pictures), default=0)

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
-from stedm.evaluation import figures
+from stedm.evaluation import figures, whom
 from stedm.evaluation.counts import class_names, pool_units, read_counts, write_counts
 from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_category, per_patient
@@ -72,22 +72,29 @@ def write_report(
     provenance: dict[str, object] | None = None,
     panels: ReportPanels | None = None,
     evaluation: EvaluationConfig | None = None,
+    distances: pd.Series | None = None,
 ) -> dict:
     """Write counts.parquet, per_patient.csv, summary.json and report.html into `folder`; returns the summary.
 
     counts: the table of `stedm.evaluation.counts`, all arms and seeds. notes: short facts shown under the title.
-    provenance: versions and fingerprints. report.html comes last: where it stands, the report is complete.
+    provenance: versions and fingerprints. distances: of each patient from the annotated ones (`whom.stain_distance`),
+    where the patient is the unit. report.html comes last: where it stands, the report is complete.
     """
     folder, evaluation = Path(folder), evaluation or EvaluationConfig()
     if counts.empty:
         raise StedmError(f"{folder}: nothing was scored, so there is nothing to report")
     summary = summarise(counts, evaluation)
+    patients = per_patient(pool_units(counts, evaluation.unit))
+    if distances is not None and evaluation.unit == "patient" and distances.notna().any():
+        patients[whom.COLUMN] = patients["patient_id"].map(distances)
+        pairs = [(entry["a"], entry["b"]) for entry in summary["comparisons"]]
+        summary[whom.COLUMN] = whom.gains_by_distance(patients, pairs)
     write_counts(folder / "counts.parquet", counts)
     with replacing(folder / "per_patient.csv") as temporary:
-        per_patient(pool_units(counts, evaluation.unit)).to_csv(temporary, index=False)
+        patients.to_csv(temporary, index=False)
     write_json(folder / "summary.json", summary)
     facts = {"Split": evaluation.split} | (notes or {})
-    html = render(counts, summary, evaluation, title, facts, config_yaml, provenance, panels)
+    html = render(counts, summary, evaluation, title, facts, config_yaml, provenance, panels, patients)
     write_text(folder / "report.html", html)
     return summary
 
@@ -124,11 +131,15 @@ def render(
     config_yaml: str = "",
     provenance: dict[str, object] | None = None,
     panels: ReportPanels | None = None,
+    patients: pd.DataFrame | None = None,
 ) -> str:
-    """The HTML of a report; every text from outside is escaped by the template engine."""
+    """The HTML of a report; every text from outside is escaped by the template engine.
+
+    patients: the table of `metrics.per_patient`, for its column `stain_distance`; computed where it isn't given.
+    """
     pictures = int(counts.groupby("patient_id")["n_pictures"].max().sum()) if "n_pictures" in counts else None
     counts, panels = pool_units(counts, evaluation.unit), panels or ReportPanels()
-    patients, unit = per_patient(counts), evaluation.unit
+    patients, unit = per_patient(counts) if patients is None else patients, evaluation.unit
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("stedm.evaluation"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -152,6 +163,7 @@ def render(
             figures.arms_figure(patients, unit), f"Every dot is a {unit}, the bar is the mean of the arm."
         ),
         pair_plots=_pair_plots(patients, _arm_pairs(summary, verdict), unit),
+        whom=_whom(patients, summary, verdict),
         panels=_panel_figures(panels),
         class_colours=list(zip(class_names(counts), figures.CLASS_COLOURS, figures.OUTLINE_COLOURS, strict=False)),
         wrong_colour=figures.WRONG_COLOUR,
@@ -302,6 +314,23 @@ def _pair_plots(patients: pd.DataFrame, pairs: list[tuple[str, str]], unit: str)
         }
         for a, b in pairs
     ]
+
+
+def _whom(patients: pd.DataFrame, summary: dict, verdict: Verdict) -> list[dict]:
+    """A figure and a sentence for each pair that gets plots: gain against the distance from annotated patients."""
+    found = {(entry["a"], entry["b"]): entry for entry in summary.get(whom.COLUMN, [])}
+    drawn = []
+    for a, b in (pair for pair in _arm_pairs(summary, verdict) if pair in found):
+        entry = found[a, b]
+        text = (
+            f"{a} - {b}: {_signed(entry['delta_near'])} in the half of the patients that is nearer to the annotated "
+            f"ones, {_signed(entry['delta_far'])} in the other"
+        )
+        if entry["spearman"] is not None:
+            p = _p_value(entry["p_spearman"])
+            text += f" (rank correlation of gain and distance {entry['spearman']:+.2f}, p {p})"
+        drawn.append(_figure(figures.distance_figure(patients, a, b), f"{text}."))
+    return drawn
 
 
 def _panel_figures(panels: ReportPanels) -> list[dict]:
