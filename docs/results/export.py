@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
@@ -23,6 +24,7 @@ from stedm.evaluation.counts import pool_units
 from stedm.evaluation.figures import (
     StyleGrid,
     arms_figure,
+    distance_figure,
     overlays_figure,
     paired_figure,
     patient_examples_figure,
@@ -55,6 +57,11 @@ def export(run: Path, name: str, generated_only: bool = False) -> None:
         "arms": arms_figure(patients, config.evaluation.unit),
         "paired": paired_figure(patients, "real+synthetic", "real", config.evaluation.unit),
     }
+    table = pd.read_csv(run / "report" / "per_patient.csv", dtype={"patient_id": str, "category": str})
+    if "stain_distance" in table:
+        pair = ("real+stain+synthetic", "real+stain")
+        pair = pair if set(pair) <= set(table["arm"]) else ("real+synthetic", "real")
+        figures["whom"] = distance_figure(table, *pair)
     if generated_only:
         figures["grid"] = style_grid_figure(shapes_grid(model, experiment.unlabeled, config))
     else:
