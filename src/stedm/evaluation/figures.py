@@ -205,7 +205,7 @@ def distance_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
             gain = group["a"] - group["b"]
             ax.plot(group["distance"], gain, ls="", ms=6, alpha=0.85, label=label, **styles[category])
         ax.axhline(0, color=INK, lw=1)
-        ax.set_xlabel("colours: distance from the nearest annotated patient (SD between patients)")
+        ax.set_xlabel("colours: SD from the nearest annotated patient")
         ax.set_ylabel(f"gain in IoU with {_label(a)}")
         if len(pairs):
             ax.legend(frameon=False, fontsize=8.5, handletextpad=0.2)
