@@ -153,6 +153,8 @@ def test_caveats_for_few_patients_and_one_seed():
     assert any("does not confirm" in sentence for sentence in few.sentences)
     many = verdict_of({"real": BASE, "real+synthetic": BASE + 0.05})
     assert many.sentences == []
+    one = verdict_of({"real": BASE, "real+synthetic": BASE + np.r_[0.5, np.full(13, 0.01)] * 0.2})
+    assert any("without it the difference is +0.002" in sentence for sentence in one.sentences)
 
 
 @pytest.mark.parametrize("values", [[0.5], [float("nan")]], ids=["one patient", "no foreground"])

@@ -135,6 +135,14 @@ def test_which_arms_are_compared():
     assert default_pairs(["upper"], {"upper": 0.9}) == []
 
 
+def test_what_is_left_without_one_patient():
+    a, b = (pd.Series(values, index=list("pqrs")) for values in ([0.9, 0.5, 0.5, 0.6], [0.1, 0.5, 0.4, 0.6]))
+    entry = compare(a, b, CONFIG)
+    assert entry["delta_leave_one_out"] == pytest.approx([0.1 / 3, 0.9 / 3])
+    assert entry["delta_median"] == pytest.approx(0.05)
+    assert compare(a[:1], b[:1], CONFIG)["delta_leave_one_out"] == [None, None]
+
+
 def test_arms_stand_in_the_order_of_the_method():
     assert ordered_arms(["zeta", "upper", "real+synthetic", "real"]) == ["real", "real+synthetic", "upper", "zeta"]
 

@@ -244,6 +244,12 @@ def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[st
         caveats.append(f"The signed-rank test, corrected for {k} comparisons, does not confirm it (p = {_p_value(p)}).")
     if 1 < main["n_patients"] < FEW_PATIENTS:
         caveats.append(f"Only {main['n_patients']} {evaluation.units}: the intervals are rough.")
+    delta, left = main["delta_mean"], [value for value in main["delta_leave_one_out"] if value is not None]
+    if left and main["n_patients"] >= FEW_PATIENTS:
+        without = max(left, key=lambda value: abs(value - delta))
+        if abs(without - delta) > abs(delta) / 2:
+            one = f"One {evaluation.unit} decides much of it"
+            caveats.append(f"{one}: without it the difference is {_signed(without)}.")
     if min(len(summary["arms"][arm]["seeds"]) for arm in (main["a"], main["b"])) == 1:
         caveats.append("Each network was trained once (one seed): chance in training is not measured.")
     elif main["delta_seed_sd"] is not None and main["delta_seed_sd"] > abs(main["delta_mean"] or 0):

@@ -77,12 +77,13 @@ def holm(p_values: list[float | None]) -> list[float | None]:
 
 
 def summarise_arm(scores: pd.Series, config: EvaluationConfig) -> dict:
-    """Mean, SD (ddof 1) and worst decile over patients; patients whose score is NaN are left out."""
+    """Mean, median, SD (ddof 1) and worst decile over patients; patients whose score is NaN are left out."""
     values = scores.dropna().to_numpy(dtype=float)
     return {
         "iou_mean": _number(values.mean()) if len(values) else None,
         "iou_sd": _number(values.std(ddof=1)) if len(values) > 1 else None,
         "iou_worst_decile": _number(worst_decile(values)) if len(values) else None,
+        "iou_median": _number(np.median(values)) if len(values) else None,
         "n_patients": len(values),
         "iou_mean_ci": bootstrap_interval(lambda x: x.mean(axis=-1), values, config=config),
     }
@@ -93,6 +94,7 @@ def compare(a: pd.Series, b: pd.Series, config: EvaluationConfig | None = None) 
 
     a, b: IoU indexed by patient_id; `a` is the new arm and `b` the baseline, so that `delta_mean` = mean(a - b) > 0
     means that `a` is better, and `sd_ratio` = SD(a) / SD(b) < 1 that its patients are closer together.
+    `delta_leave_one_out`: lowest and highest `delta_mean` that is left when one patient is left out.
     """
     config = config or EvaluationConfig()
     pairs = pd.concat({"a": a, "b": b}, axis=1, join="inner").sort_index()
@@ -104,6 +106,8 @@ def compare(a: pd.Series, b: pd.Series, config: EvaluationConfig | None = None) 
     return {
         "delta_mean": _number((x - y).mean()) if n else None,
         "delta_ci": bootstrap_interval(lambda p, q: (p - q).mean(axis=-1), x, y, config=config),
+        "delta_median": _number(np.median(x - y)) if n else None,
+        "delta_leave_one_out": _leave_one_out(x - y),
         "p_wilcoxon": wilcoxon_p(difference),
         "sd_ratio": _number(sd_ratio(x, y)) if n > 1 else None,
         "sd_ratio_ci": bootstrap_interval(sd_ratio, x, y, config=config),
@@ -114,6 +118,13 @@ def compare(a: pd.Series, b: pd.Series, config: EvaluationConfig | None = None) 
         "n_improved": int((difference > 0).sum()),
         "n_worsened": int((difference < 0).sum()),
     }
+
+
+def _leave_one_out(difference: np.ndarray) -> list[float | None]:
+    if len(difference) < 2:
+        return [None, None]
+    left = (difference.sum() - difference) / (len(difference) - 1)
+    return [float(left.min()), float(left.max())]
 
 
 def default_pairs(arms: Iterable[str], means: dict[str, float | None]) -> list[tuple[str, str]]:
