@@ -2,6 +2,7 @@
 
     python benchmarks/downstream.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
     python benchmarks/downstream.py table FOLDER -o docs/results/NAME
+    python benchmarks/downstream.py curve FOLDER -o docs/results/NAME      IoU against annotated patients, a figure
 
 `run` trains and scores what is missing and can be stopped and started at any time, or in several shards at once. What
 two runs have in common (a diffusion model, a synthetic set, segmenters without synthetic pictures) is made once:
@@ -18,11 +19,13 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
@@ -32,6 +35,7 @@ from stedm.config import RunConfig, SegmentationConfig, SynthesisConfig, parse_c
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, write_counts
+from stedm.evaluation.figures import save_png
 from stedm.evaluation.stats import summarise
 from stedm.experiment import Experiment
 from stedm.files import fingerprint, replacing, write_json, write_text
@@ -243,7 +247,15 @@ def _link(link: Path, target: Path) -> None:
 # ---- statistics ---------------------------------------------------------------------------------------------------
 
 
-def pooled_counts(comparison: Comparison, budget: int) -> pd.DataFrame:
+def scored(comparison: Comparison) -> dict[int, pd.DataFrame]:
+    """For each budget that has a scored run, its pooled counts; `StedmError` where there is none."""
+    found = {budget: pooled_counts(comparison, budget) for budget in comparison.spec.budgets}
+    if all(counts is None for counts in found.values()):
+        raise StedmError(f"{comparison.folder}: nothing is scored yet; run `downstream.py run` first")
+    return {budget: counts for budget, counts in found.items() if counts is not None}
+
+
+def pooled_counts(comparison: Comparison, budget: int) -> pd.DataFrame | None:
     """Counts of all runs of a budget: arms are VARIANT/ARM, seeds of all draws side by side."""
     tables = []
     for cell in comparison.cells:
@@ -252,9 +264,7 @@ def pooled_counts(comparison: Comparison, budget: int) -> pd.DataFrame:
             counts = read_counts(path)
             seeds = cell.draw * SEEDS_A_DRAW + counts["seed"]
             tables.append(counts.assign(arm=cell.variant + "/" + counts["arm"].astype(str), seed=seeds))
-    if not tables:
-        raise StedmError(f"{comparison.folder}: nothing is scored yet; run `downstream.py run` first")
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else None
 
 
 def pairs(arms: list[str], baseline: str) -> Iterator[tuple[str, str]]:
@@ -271,8 +281,7 @@ def pairs(arms: list[str], baseline: str) -> Iterator[tuple[str, str]]:
 def write_table(comparison: Comparison, target: Path) -> None:
     """TARGET/patients-B/{counts.parquet, summary.json} and TARGET/table.md."""
     spec, text = comparison.spec, [f"## {comparison.spec.name}", ""]
-    for budget in spec.budgets:
-        counts = pooled_counts(comparison, budget)
+    for budget, counts in scored(comparison).items():
         evaluation = spec.config(BASE, budget, spec.draws[0]).evaluation
         summary = summarise(counts, evaluation, list(pairs(list(dict.fromkeys(counts["arm"])), spec.baseline)))
         folder = target / f"patients-{budget}"
@@ -288,6 +297,57 @@ def write_table(comparison: Comparison, target: Path) -> None:
     rows = {v: yaml.safe_dump(spec.variants[v], default_flow_style=True).strip() for v in spec.variants}
     with replacing(target / "variants.csv") as temporary:
         pd.Series(rows, name="settings").rename_axis("variant").to_csv(temporary)
+
+
+def write_curve(comparison: Comparison, target: Path) -> None:
+    """TARGET/curve.csv and TARGET_curve.png: every arm over the budgets, and how many patients it is worth."""
+    rows = []
+    for budget, counts in scored(comparison).items():
+        summary = summarise(counts, pairs=[])
+        for arm, entry in summary["arms"].items():
+            low, high = entry["iou_mean_ci"]
+            draws = len({seed // SEEDS_A_DRAW for seed in entry["seeds"]})
+            rows.append((arm, budget, entry["iou_mean"], low, high, entry["iou_sd"], draws, len(entry["seeds"])))
+    columns = ["arm", "annotated_patients", "iou_mean", "ci_low", "ci_high", "iou_sd", "draws", "seeds"]
+    table = pd.DataFrame(rows, columns=columns)
+    baseline = table[table["arm"] == f"{BASE}/{comparison.spec.baseline}"]
+    table["worth_of_baseline_patients"] = [
+        worth(row.iou_mean, baseline["annotated_patients"].tolist(), baseline["iou_mean"].tolist())
+        for row in table.itertuples()
+    ]
+    with replacing(target / "curve.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4f")
+    save_png(target.with_name(f"{target.name}_curve.png"), curve_figure(table, comparison.spec.budgets), dpi=110)
+
+
+def worth(iou: float, budgets: list[int], ious: list[float]) -> float | None:
+    """Annotated patients with which the baseline reaches `iou`; None outside of what was measured.
+
+    Between two budgets the baseline's IoU is taken as linear in the logarithm of the number of patients.
+    """
+    for (few, low), (many, high) in pairwise(zip(budgets, ious, strict=True)):
+        if low <= iou <= high and high > low:
+            return float(few * (many / few) ** ((iou - low) / (high - low)))
+    return None
+
+
+def curve_figure(table: pd.DataFrame, budgets: list[int]) -> Figure:
+    """IoU against annotated patients, an arm a line, with intervals over patients."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    ax = figure.add_subplot()
+    for number, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
+        x = rows["annotated_patients"] * 1.025 ** (number - 1)  # so that intervals don't hide each other
+        errors = [rows["iou_mean"] - rows["ci_low"], rows["ci_high"] - rows["iou_mean"]]
+        ax.errorbar(x, rows["iou_mean"], errors, marker="o", ms=5, lw=1.6, elinewidth=0.9, label=arm.split("/")[1])
+    ax.set_xscale("log")
+    ax.set_xticks(budgets, [str(budget) for budget in budgets])
+    ax.minorticks_off()
+    ax.set_xlabel("annotated patients")
+    ax.set_ylabel("IoU, mean over patients (95 % interval)")
+    ax.grid(axis="y", alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return figure
 
 
 def markdown(summary: dict[str, Any], baseline: str) -> list[str]:
@@ -340,12 +400,16 @@ def main(arguments: list[str] | None = None) -> None:
     table = verbs.add_parser("table", help="tables of what is scored")
     table.add_argument("folder", type=Path)
     table.add_argument("-o", dest="target", type=Path, required=True)
+    curve = verbs.add_parser("curve", help="IoU against the number of annotated patients")
+    curve.add_argument("folder", type=Path)
+    curve.add_argument("-o", dest="target", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
         if given.verb == "run":
             Comparison(read_spec(given.spec), given.folder).run(given.only, parse_shard(given.shard))
         else:
-            write_table(Comparison(read_spec(given.folder / "spec.yaml"), given.folder), given.target)
+            write = {"table": write_table, "curve": write_curve}[given.verb]
+            write(Comparison(read_spec(given.folder / "spec.yaml"), given.folder), given.target)
     except StedmError as error:
         sys.exit(str(error))
 

@@ -85,10 +85,23 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     compared = {(entry["a"], entry["b"]) for entry in summary["comparisons"]}
     assert ("guided/real+synthetic", "base/real+synthetic") in compared
     assert ("base/real+synthetic", "base/real") in compared
+    downstream.write_curve(driven, tmp_path / "table")
+    curve = pd.read_csv(tmp_path / "table/curve.csv").set_index("arm")
+    assert curve.loc["guided/real+synthetic", ["annotated_patients", "draws", "seeds"]].tolist() == [2, 2, 2]
+    assert curve.loc["base/real", "iou_mean"] == pytest.approx(summary["arms"]["base/real"]["iou_mean"], abs=1e-4)
+    assert (tmp_path / "table_curve.png").stat().st_size > 1000
     # The same networks under another variant's name.
     scores = pd.DataFrame(summary["arms"]).T["iou_mean"]
     assert scores["base/real"] == scores["guided/real"] == scores["half/real"]
     assert "| guided | real+synthetic |" in (tmp_path / "table/table.md").read_text()
+
+
+def test_what_an_arm_is_worth_in_patients_of_the_baseline():
+    budgets, ious = [1, 4, 16], [0.5, 0.7, 0.8]
+    assert downstream.worth(0.7, budgets, ious) == pytest.approx(4)
+    assert downstream.worth(0.6, budgets, ious) == pytest.approx(2)
+    assert downstream.worth(0.75, budgets, ious) == pytest.approx(8)
+    assert downstream.worth(0.81, budgets, ious) is None
 
 
 def test_controls_lack_one_thing_each(tmp_path, phantom):
