@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from stedm.data.memory import default_bytes
 from stedm.errors import StedmError
 from stedm.scale.engine import LocalEngine, check_shared, do_piece, make_engine, new_name, parse_shard
 
@@ -32,6 +33,14 @@ class Square:
         if number == 13:
             os.kill(os.getpid(), signal.SIGKILL)
         return number**2
+
+@dataclass(frozen=True)
+class Memory:
+    uses_gpu = False
+
+    def open(self):
+        from stedm.data.memory import default_bytes
+        return lambda piece: default_bytes()
 """
 
 
@@ -64,6 +73,14 @@ def test_pieces_are_done_and_their_job_is_opened_once_a_process(square, processe
 def test_a_killed_worker_process_is_one_line(square):
     with LocalEngine(2) as engine, pytest.raises(StedmError, match="run again with fewer --workers"):
         list(engine.run(square, [13, 1]))
+
+
+def test_processes_of_a_pool_share_the_memory(square):
+    from square_job import Memory
+
+    with LocalEngine(2) as engine:
+        shares = [share for _, share in engine.run(Memory(), [0, 1])]
+    assert shares == pytest.approx([default_bytes() / 2] * 2, rel=1e-6)
 
 
 def test_another_run_loads_anew(square):

@@ -38,9 +38,15 @@ class CacheBudget:
 
 
 def default_bytes() -> int:
-    """A half of the memory at hand, for each of the processes that train together on this machine."""
+    """A half of the memory at hand, for each of the processes that work together on this machine."""
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    return int(_SHARE * _memory_bytes() / processes)
+    return int(_SHARE * _memory_bytes() / (processes * _pool_processes))
+
+
+def share_with_pool(processes: int) -> None:
+    """Tell a process of a pool how many they are, before it opens anything."""
+    global _pool_processes
+    _pool_processes = max(1, processes)
 
 
 def _memory_bytes() -> int:
@@ -57,6 +63,7 @@ def _memory_bytes() -> int:
     return found
 
 
+_pool_processes = 1
 _everywhere: CacheBudget | None = None
 
 

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from stedm.data.memory import share_with_pool
 from stedm.errors import StedmError
 
 Work = Callable[[Any], Any]
@@ -75,7 +76,7 @@ class LocalEngine(Engine):
             # Not forked: threads of numerical libraries and open slides don't survive that.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
-                self.processes, mp_context=context, initializer=_leave_interrupts_to_parent
+                self.processes, mp_context=context, initializer=_begin, initargs=(self.processes,)
             )
         name = new_name()
         try:
@@ -138,5 +139,7 @@ def do_piece(name: str, job: Job, piece: Any) -> Any:
     return _opened[1](piece)
 
 
-def _leave_interrupts_to_parent() -> None:
+def _begin(processes: int) -> None:
+    # Interrupts are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    share_with_pool(processes)
