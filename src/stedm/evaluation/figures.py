@@ -408,7 +408,9 @@ def _row_label(ax: Axes, *lines: str) -> None:
 
 def _heading(ax: Axes, text: str, align: str = "left") -> None:
     x = 0.5 if align == "center" else 0
-    ax.text(x, 1.05, text, transform=ax.transAxes, ha=align, va="bottom", fontsize=9, color=INK)
+    # A centred heading stands over one cell, which is as wide as 21 letters of size 9.
+    size = min(9, 9 * 21 / max(len(text), 1)) if align == "center" else 9
+    ax.text(x, 1.05, text, transform=ax.transAxes, ha=align, va="bottom", fontsize=size, color=INK)
 
 
 def _label(text: str, longest: int = 28) -> str:
