@@ -16,6 +16,7 @@ import pandas as pd
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
 from stedm.experiment import Experiment
 from stedm.seeds import numpy_generator
+from stedm.synthesis.quality import PictureSet, with_shuffled_layouts
 
 Control = Literal["shuffled-layouts", "copied-pictures", "annotated-styles"]
 
@@ -30,11 +31,8 @@ class AnnotatedStyles(Experiment):
 
 def shuffle_layouts(synthetic: DatasetFolder, folder: Path, *, picture_px: int, seed: int) -> None:
     """The set with its masks dealt out anew, no picture with its own; written to `folder`."""
-    order = numpy_generator(seed, "shuffled layouts").permutation(len(synthetic))
-    # Each gets the mask of the next in a random circle.
-    source = np.empty_like(order)
-    source[order] = np.roll(order, 1)
-    _write(synthetic, np.arange(len(synthetic)), synthetic, source, folder, picture_px)
+    shuffled = with_shuffled_layouts(PictureSet.read(synthetic, picture_px, with_masks=True), seed)
+    _write(synthetic, np.arange(len(synthetic)), shuffled.pictures, shuffled.masks, folder)
 
 
 def copy_pictures(annotated: DatasetFolder, n_pictures: int, folder: Path, *, picture_px: int, seed: int) -> None:
@@ -42,17 +40,18 @@ def copy_pictures(annotated: DatasetFolder, n_pictures: int, folder: Path, *, pi
     generator = numpy_generator(seed, "copied pictures")
     rounds = [generator.permutation(len(annotated)) for _ in range(-(-n_pictures // len(annotated)))]
     rows = np.concatenate(rounds)[:n_pictures]
-    _write(annotated, rows, annotated, rows, folder, picture_px)
+    pictures = np.stack([annotated.read_picture(row, picture_px) for row in rows.tolist()])
+    masks = np.stack([annotated.read_mask(row, picture_px) for row in rows.tolist()])
+    _write(annotated, rows, pictures, masks, folder)
 
 
-def _write(
-    pictures: DatasetFolder, rows: np.ndarray, masks: DatasetFolder, mask_rows: np.ndarray, folder: Path, px: int
-) -> None:
+def _write(source: DatasetFolder, rows: np.ndarray, pictures: np.ndarray, masks: np.ndarray, folder: Path) -> None:
+    """A dataset folder of `pictures` and `masks`, whose patients are those of `rows` of `source`."""
     names = [f"{number:06d}.png" for number in range(len(rows))]
-    for name, row, mask_row in zip(names, rows.tolist(), mask_rows.tolist(), strict=True):
-        write_png(folder / "images" / name, pictures.read_picture(row, px))
-        write_png(folder / "masks" / name, masks.read_mask(mask_row, px))
-    kept = pictures.table[["patient_id", "slide_id", "category"]].iloc[rows].reset_index(drop=True)
+    for name, picture, mask in zip(names, pictures, masks, strict=True):
+        write_png(folder / "images" / name, picture)
+        write_png(folder / "masks" / name, mask)
+    kept = source.table[["patient_id", "slide_id", "category"]].iloc[rows].reset_index(drop=True)
     files = pd.DataFrame(
         {
             "image_file_name": [f"images/{name}" for name in names],
@@ -60,4 +59,4 @@ def _write(
             "split": "train",
         }
     )
-    write_metadata(folder, pictures.info, pd.concat([files, kept], axis=1))
+    write_metadata(folder, source.info, pd.concat([files, kept], axis=1))

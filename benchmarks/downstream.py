@@ -303,7 +303,8 @@ def write_curve(comparison: Comparison, target: Path) -> None:
     """TARGET/curve.csv and TARGET_curve.png: every arm over the budgets, and how many patients it is worth."""
     rows = []
     for budget, counts in scored(comparison).items():
-        summary = summarise(counts, pairs=[])
+        evaluation = comparison.spec.config(BASE, budget, comparison.spec.draws[0]).evaluation
+        summary = summarise(counts, evaluation, pairs=[])
         for arm, entry in summary["arms"].items():
             low, high = entry["iou_mean_ci"]
             draws = len({seed // SEEDS_A_DRAW for seed in entry["seeds"]})

@@ -245,7 +245,8 @@ def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[st
     if 1 < main["n_patients"] < FEW_PATIENTS:
         caveats.append(f"Only {main['n_patients']} {evaluation.units}: the intervals are rough.")
     delta, left = main["delta_mean"], [value for value in main["delta_leave_one_out"] if value is not None]
-    if left and main["n_patients"] >= FEW_PATIENTS:
+    # Of a difference about zero anyone decides much.
+    if left and main["n_patients"] >= FEW_PATIENTS and _tone(main["delta_ci"]) != "unclear":
         without = max(left, key=lambda value: abs(value - delta))
         if abs(without - delta) > abs(delta) / 2:
             one = f"One {evaluation.unit} decides much of it"

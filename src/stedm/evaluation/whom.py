@@ -64,7 +64,7 @@ def gains_by_distance(patients: pd.DataFrame, pairs: Iterable[tuple[str, str]]) 
 
 
 def _some(cache: PictureCache) -> PictureSet:
-    """Pictures of every patient, but not more than the first look needs."""
+    """Pictures of every patient, up to `_MOST_PICTURES` each: of slides there may be thousands of tiles."""
     chosen = {
         patient: rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_PICTURES)).astype(int))]
         for patient, rows in rows_by_patient(cache.dataset.table).items()
