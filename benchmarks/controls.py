@@ -1,24 +1,39 @@
-"""Controls of synthetic data: sets that lack one thing on purpose, to see whether that thing is what helps.
+"""Controls and gates of synthetic data: sets that lack one thing on purpose, to see whether that thing is what helps.
 
 - `shuffled-layouts`: the pictures of the set, each with the mask of another one. Do the masks matter?
 - `copied-pictures`: annotated pictures again and again in place of generated ones. Or is it only the mixing?
 - `annotated-styles`: drawn in the styles of the annotated patients. Are unannotated patients needed?
 
+Gates, by the teachers of the model's pseudo-labels (so that no mask is used that the model didn't use):
+
+- `agreed-pictures`, `disputed-pictures`: of each style patient's pictures the half in which the teachers find the
+  layout best, or worst. Are faithful pictures worth more, or difficult ones?
+- `agreed-pixels`: pixels in which the teachers are sure of another class are ignored (after Yang et al. 2023,
+  FreeMask).
+
 `benchmarks/downstream.py` makes them for variants with the key `control`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
+from stedm.errors import StedmError
 from stedm.experiment import Experiment
 from stedm.seeds import numpy_generator
+from stedm.segmentation.model import load_segmenter
+from stedm.segmentation.pseudo import vote
 from stedm.synthesis.quality import PictureSet, with_shuffled_layouts
 
-Control = Literal["shuffled-layouts", "copied-pictures", "annotated-styles"]
+Gate = Literal["agreed-pictures", "disputed-pictures", "agreed-pixels"]
+Control = Literal["shuffled-layouts", "copied-pictures", "annotated-styles", Gate]
+SURE = 0.9
+"""Mean probability of a class from which the teachers are sure of it."""
 
 
 class AnnotatedStyles(Experiment):
@@ -43,6 +58,31 @@ def copy_pictures(annotated: DatasetFolder, n_pictures: int, folder: Path, *, pi
     pictures = np.stack([annotated.read_picture(row, picture_px) for row in rows.tolist()])
     masks = np.stack([annotated.read_mask(row, picture_px) for row in rows.tolist()])
     _write(annotated, rows, pictures, masks, folder)
+
+
+def gate(synthetic: DatasetFolder, teachers: Sequence[Path], kind: Gate, folder: Path, *, picture_px: int) -> None:
+    """What a gate leaves of the set, written to `folder`; `StedmError` where there is no teacher."""
+    if not teachers:
+        raise StedmError(f"control {kind}: needs the teachers of diffusion.pseudo_labels; ask for these")
+    whole = PictureSet.read(synthetic, picture_px, with_masks=True)
+    networks = [load_segmenter(path)[0] for path in teachers]
+    starts = range(0, len(whole.pictures), 64)
+    votes = torch.cat([vote(networks, whole.pictures[start : start + 64]) for start in starts]).numpy()
+    if kind == "agreed-pixels":
+        disputed = (votes.argmax(1) != whole.masks) & (votes.max(1) >= SURE)
+        masks = np.where(disputed, synthetic.info.ignore_index, whole.masks).astype(np.uint8)
+        return _write(synthetic, np.arange(len(synthetic)), whole.pictures, masks, folder)
+    asked = np.take_along_axis(votes, whole.masks[:, None].astype(np.int64), axis=1)[:, 0].mean((1, 2))
+    rows = half_of_each(whole.patients, asked if kind == "disputed-pictures" else -asked)
+    return _write(synthetic, rows, whole.pictures[rows], whole.masks[rows], folder)
+
+
+def half_of_each(patients: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Rows of the half of each patient's pictures with the lowest score, in order; of an odd number the larger half."""
+    ordered = pd.Series(patients).iloc[np.argsort(score, kind="stable")]
+    groups = ordered.groupby(ordered)
+    kept = groups.cumcount() < (groups.transform("size") + 1) // 2
+    return np.sort(ordered.index[kept].to_numpy())
 
 
 def _write(source: DatasetFolder, rows: np.ndarray, pictures: np.ndarray, masks: np.ndarray, folder: Path) -> None:

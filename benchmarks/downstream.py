@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
-from controls import AnnotatedStyles, Control, copy_pictures, shuffle_layouts
+from controls import AnnotatedStyles, Control, Gate, copy_pictures, gate, shuffle_layouts
 from judging import Part, claim, locked
 from stedm.config import RunConfig, SegmentationConfig, SynthesisConfig, parse_config, uses_synthetic
 from stedm.data.folder import DatasetFolder
@@ -43,6 +43,7 @@ from stedm.progress import Reporter
 from stedm.scale.engine import parse_shard
 
 BASE = "base"
+CONTROLS = get_args(Control)
 CONTROL = "control"
 """Key of a variant that is no key of a configuration."""
 SEEDS_A_DRAW = 1000
@@ -82,8 +83,8 @@ class Spec(Part):
         if BASE not in self.variants:
             raise StedmError(f"variants: needs one called {BASE}, which the others are compared with")
         for variant in self.variants:
-            if self.control(variant) not in (None, *get_args(Control)):
-                known = ", ".join(get_args(Control))
+            if self.control(variant) not in (None, *CONTROLS):
+                known = ", ".join(CONTROLS)
                 raise StedmError(f"variant {variant}: control is {self.control(variant)}, not one of {known}")
             config = self.config(variant, self.budgets[0], self.draws[0])
             if config.data.phantom is not None:
@@ -174,11 +175,14 @@ class Comparison:
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
             _link(folder / "model", model / "model")
-            if control in (None, "shuffled-layouts"):
+            if control in (None, "shuffled-layouts", *get_args(Gate)):
                 experiment.synthesize()
-        return self._without(control, drawn, folder, reporter) if control else folder
+        teachers = sorted((model / "teachers").glob("seed-*/model"))
+        return self._without(control, drawn, folder, teachers, reporter) if control else folder
 
-    def _without(self, control: Control, drawn: RunConfig, whole: Path, reporter: Reporter) -> Path:
+    def _without(
+        self, control: Control, drawn: RunConfig, whole: Path, teachers: list[Path], reporter: Reporter
+    ) -> Path:
         """Run folder of a set that lacks something, made beside the whole one."""
         px, seed, target = drawn.data.picture_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
@@ -188,9 +192,11 @@ class Comparison:
             if control == "annotated-styles":
                 experiment.synthesize()
             elif not (synthetic / "metadata.csv").is_file():
+                pictures = None if control == "copied-pictures" else DatasetFolder.open(whole / "synthetic")
                 if control == "shuffled-layouts":
-                    pictures = DatasetFolder.open(whole / "synthetic")
                     shuffle_layouts(pictures, synthetic, picture_px=px, seed=seed)
+                elif control in get_args(Gate):
+                    gate(pictures, teachers, control, synthetic, picture_px=px)
                 else:
                     n = drawn.synthesis.n_pictures
                     copy_pictures(experiment.annotated, n, synthetic, picture_px=px, seed=seed)

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+import controls
 import downstream
 from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetFolder
@@ -14,6 +16,8 @@ from stedm.data.phantom import make_phantom
 from stedm.errors import StedmError
 from stedm.experiment import Experiment
 from stedm.progress import Reporter
+from stedm.segmentation.model import load_segmenter
+from stedm.segmentation.pseudo import vote
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +133,49 @@ def test_controls_lack_one_thing_each(tmp_path, phantom):
     train = set(annotated.table["patient_id"])
     assert set(sets["annotated-styles"].table["patient_id"]) <= train
     assert not train & set(sets["base"].table["patient_id"])
+
+
+def test_gates_keep_what_the_teachers_of_the_pseudo_labels_see(tmp_path, phantom):
+    variants = {
+        name: {"control": name, "synthesis.n_pictures": 9}
+        for name in ("agreed-pictures", "disputed-pictures", "agreed-pixels")
+    }
+    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {"synthesis.n_pictures": 9}, **variants})
+    values = yaml.safe_load(file.read_text())
+    values["base"]["diffusion"]["pseudo_labels"] = {"arm": "real", "steps": 30, "seeds": [0]}
+    file.write_text(yaml.safe_dump(values))
+    driven = downstream.Comparison(downstream.read_spec(file), tmp_path / "runs")
+    driven.run(quiet=True)
+    cells = {name: tmp_path / "runs" / name / "patients-2/draw-0" for name in ("base", *variants)}
+    sets = {name: DatasetFolder.open(cell / "synthetic") for name, cell in cells.items()}
+    whole = sets["base"]
+    of_patient = whole.table["patient_id"].value_counts()
+    network = load_segmenter(next((tmp_path / "runs/shared/models").glob("*/teachers/seed-0/model")))[0]
+
+    def seen(found):
+        """Mean probability that the teacher gives to the layouts of a set."""
+        pictures = np.stack([found.read_picture(row) for row in range(len(found))])
+        masks = np.stack([found.read_mask(row) for row in range(len(found))]).astype(np.int64)
+        return np.take_along_axis(vote([network], pictures).numpy(), masks[:, None], axis=1).mean()
+
+    for name in ("agreed-pictures", "disputed-pictures"):
+        assert sets[name].table["patient_id"].value_counts().to_dict() == ((of_patient + 1) // 2).to_dict()
+    assert seen(sets["disputed-pictures"]) < seen(whole) < seen(sets["agreed-pictures"])
+
+    gated, votes = sets["agreed-pixels"], []
+    for row in range(len(whole)):
+        probability, found = vote([network], whole.read_picture(row)[None])[0].max(dim=0)
+        asked = whole.read_mask(row)
+        disputed = (found.numpy() != asked) & (probability.numpy() >= controls.SURE)
+        assert (gated.read_mask(row) == np.where(disputed, whole.info.ignore_index, asked)).all()
+        votes.append(disputed.any())
+    assert any(votes), "the teacher disputes nothing, so that this test shows nothing"
+
+
+def test_a_gate_needs_teachers(tmp_path, phantom):
+    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, "gate": {"control": "agreed-pixels"}})
+    with pytest.raises(StedmError, match="agreed-pixels: needs the teachers"):
+        downstream.Comparison(downstream.read_spec(file), tmp_path / "runs").run(quiet=True)
 
 
 @pytest.mark.parametrize(
