@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
@@ -31,16 +32,18 @@ from pydantic import Field, ValidationError
 
 from controls import AnnotatedStyles, Control, Gate, copy_pictures, gate, shuffle_layouts
 from judging import Part, claim, locked
-from stedm.config import RunConfig, SegmentationConfig, SynthesisConfig, parse_config, uses_synthetic
+from stedm.config import EvaluationConfig, RunConfig, SegmentationConfig, SynthesisConfig, parse_config, uses_synthetic
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, write_counts
 from stedm.evaluation.figures import save_png
+from stedm.evaluation.metrics import per_patient_and_seed
 from stedm.evaluation.stats import summarise
 from stedm.experiment import Experiment
 from stedm.files import fingerprint, replacing, write_json, write_text
 from stedm.progress import Reporter
 from stedm.scale.engine import parse_shard
+from stedm.seeds import numpy_generator
 
 BASE = "base"
 CONTROLS = get_args(Control)
@@ -62,6 +65,8 @@ class Spec(Part):
     draws: list[int] = [0]
     baseline: str = "real+stain"
     """The arm of `base` that others are compared with."""
+    compare: list[tuple[str, str]] = []
+    """Further comparisons, as VARIANT/ARM (new, baseline)."""
     variants: dict[str, dict[str, Any]]
 
     def config(self, variant: str, budget: int, draw: int) -> RunConfig:
@@ -138,7 +143,7 @@ class Comparison:
         """Train and score what is missing."""
         if unknown := sorted(set(only or []) - set(self.spec.variants)):
             raise StedmError(f"--only {unknown[0]}: no such variant; there are {', '.join(self.spec.variants)}")
-        claim(self.folder, self.spec, may_change=("variants", "budgets", "draws"))
+        claim(self.folder, self.spec, may_change=("variants", "budgets", "draws", "compare"))
         reporter = Reporter(quiet=quiet)
         for cell in [cell for cell in self.cells if not only or cell.variant in only][shard[0] :: shard[1]]:
             reporter.say(f"== {cell.variant}, {cell.budget} annotated patients, draw {cell.draw}")
@@ -284,12 +289,55 @@ def pairs(arms: list[str], baseline: str) -> Iterator[tuple[str, str]]:
             yield arm, f"{BASE}/{kind}"
 
 
+def summary_of(spec: Spec, budget: int, counts: pd.DataFrame) -> dict[str, Any]:
+    """`summary.json` of a budget; where there are several draws of annotated patients, comparisons have
+
+    `delta_by_draw`, {draw: mean difference}, and `delta_ci_draws`, an interval over patients and draws (both resampled;
+    of three draws it is rough, and tells more of patients than of draws).
+    """
+    evaluation = spec.config(BASE, budget, spec.draws[0]).evaluation
+    arms = list(dict.fromkeys(counts["arm"]))
+    scores = per_draw(counts)
+    draws = {arm: set(scores[arm].dropna().index.get_level_values("draw")) for arm in arms}
+    wanted = dict.fromkeys([*pairs(arms, spec.baseline), *spec.compare])
+    # Annotated patients differ between draws: arms are only compared on the same ones.
+    same = [(a, b) for a, b in wanted if {a, b} <= set(arms) and draws[a] == draws[b]]
+    summary = summarise(counts, evaluation, same)
+    for entry in summary["comparisons"]:
+        difference = (scores[entry["a"]] - scores[entry["b"]]).unstack("draw").dropna(axis="columns", how="all")
+        if len(difference.columns) > 1:
+            entry["delta_by_draw"] = {str(draw): float(mean) for draw, mean in difference.mean().items()}
+            entry["delta_ci_draws"] = interval_over_draws(difference.dropna().to_numpy(), evaluation)
+    return summary
+
+
+def per_draw(counts: pd.DataFrame) -> pd.DataFrame:
+    """IoU by (patient_id, draw), a column an arm, averaged over the seeds of the draw; NaN where an arm is missing."""
+    table = per_patient_and_seed(counts)
+    return (
+        table.assign(draw=table["seed"] // SEEDS_A_DRAW)
+        .groupby(["patient_id", "draw", "arm"])["iou"]
+        .mean()
+        .unstack("arm")
+    )
+
+
+def interval_over_draws(difference: np.ndarray, config: EvaluationConfig) -> list[float]:
+    """Percentile bootstrap of the mean of differences (patients, draws), resampling patients and draws."""
+    patients, draws = difference.shape
+    generator = numpy_generator(config.seed, "bootstrap over draws", patients, draws)
+    rows = generator.integers(patients, size=(config.bootstrap, patients, 1))
+    columns = generator.integers(draws, size=(config.bootstrap, 1, draws))
+    tail = (1 - config.confidence) / 2
+    return np.quantile(difference[rows, columns].mean(axis=(1, 2)), [tail, 1 - tail]).tolist()
+
+
 def write_table(comparison: Comparison, target: Path) -> None:
     """TARGET/patients-B/{counts.parquet, summary.json} and TARGET/table.md."""
     spec, text = comparison.spec, [f"## {comparison.spec.name}", ""]
     for budget, counts in scored(comparison).items():
         evaluation = spec.config(BASE, budget, spec.draws[0]).evaluation
-        summary = summarise(counts, evaluation, list(pairs(list(dict.fromkeys(counts["arm"])), spec.baseline)))
+        summary = summary_of(spec, budget, counts)
         folder = target / f"patients-{budget}"
         write_counts(folder / "counts.parquet", counts)
         write_json(folder / "summary.json", summary)
@@ -298,6 +346,7 @@ def write_table(comparison: Comparison, target: Path) -> None:
             "",
             *markdown(summary, spec.baseline),
             "",
+            *further(summary, spec.compare),
         ]
     write_text(target / "table.md", "\n".join(text))
     rows = {v: yaml.safe_dump(spec.variants[v], default_flow_style=True).strip() for v in spec.variants}
@@ -380,6 +429,25 @@ def markdown(summary: dict[str, Any], baseline: str) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def further(summary: dict[str, Any], wanted: list[tuple[str, str]]) -> list[str]:
+    """The further comparisons of a specification, and every one by draw where there are several."""
+    lines = ["| comparison | gain | SD ratio | better / worse | by draw | over draws too |", "|---" * 6 + "|"]
+    for entry in summary["comparisons"]:
+        if (entry["a"], entry["b"]) not in wanted and "delta_by_draw" not in entry:
+            continue
+        low, high = entry.get("delta_ci_draws", (None, None))
+        cells = [
+            f"{entry['a']} - {entry['b']}",
+            _gain(entry),
+            _decimal(entry["sd_ratio"], 2),
+            f"{entry['n_improved']} / {entry['n_worsened']}",
+            ", ".join(f"{delta:+.3f}" for delta in entry.get("delta_by_draw", {}).values()) or "–",
+            "–" if low is None else f"{low:+.3f} to {high:+.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def _gain(entry: dict[str, Any] | None) -> str:

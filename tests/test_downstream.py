@@ -10,10 +10,11 @@ import yaml
 
 import controls
 import downstream
-from stedm.config import PhantomConfig
+from stedm.config import EvaluationConfig, PhantomConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.phantom import make_phantom
 from stedm.errors import StedmError
+from stedm.evaluation.stats import bootstrap_interval
 from stedm.experiment import Experiment
 from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
@@ -89,6 +90,15 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     compared = {(entry["a"], entry["b"]) for entry in summary["comparisons"]}
     assert ("guided/real+synthetic", "base/real+synthetic") in compared
     assert ("base/real+synthetic", "base/real") in compared
+    between = next(e for e in summary["comparisons"] if (e["a"], e["b"]) == ("base/real+synthetic", "base/real"))
+    by_draw = [
+        json.loads((runs / f"base/patients-2/draw-{draw}/report/summary.json").read_text())["arms"] for draw in (0, 1)
+    ]
+    expected = [arms["real+synthetic"]["iou_mean"] - arms["real"]["iou_mean"] for arms in by_draw]
+    assert list(between["delta_by_draw"].values()) == pytest.approx(expected)
+    low, high = between["delta_ci_draws"]
+    assert low <= between["delta_mean"] <= high
+
     downstream.write_curve(driven, tmp_path / "table")
     curve = pd.read_csv(tmp_path / "table/curve.csv").set_index("arm")
     assert curve.loc["guided/real+synthetic", ["annotated_patients", "draws", "seeds"]].tolist() == [2, 2, 2]
@@ -98,6 +108,34 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     scores = pd.DataFrame(summary["arms"]).T["iou_mean"]
     assert scores["base/real"] == scores["guided/real"] == scores["half/real"]
     assert "| guided | real+synthetic |" in (tmp_path / "table/table.md").read_text()
+
+
+def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):
+    spec = downstream.read_spec(_spec_file(tmp_path, phantom, compare=[("half/real+synthetic", "base/real")]))
+    driven = downstream.Comparison(spec, tmp_path / "runs")
+    for cell in driven.cells:
+        if (cell.variant, cell.draw) != ("half", 1):
+            driven.run_cell(cell, Reporter(quiet=True))
+
+    def compared():
+        summary = downstream.summary_of(spec, 2, downstream.pooled_counts(driven, 2))
+        return {(entry["a"], entry["b"]) for entry in summary["comparisons"]}
+
+    assert ("half/real+synthetic", "base/real") not in compared()
+    assert ("guided/real+synthetic", "base/real") in compared()
+    driven.run_cell(downstream.Cell("half", 2, 1), Reporter(quiet=True))
+    assert ("half/real+synthetic", "base/real") in compared()
+
+
+def test_an_interval_over_draws_is_wider_where_draws_differ():
+    patients = np.random.default_rng(0).normal(0.02, 0.01, (40, 1))
+    equal, unequal = patients.repeat(3, axis=1), patients + np.array([-0.02, 0.0, 0.02])
+    config = EvaluationConfig(bootstrap=2000)
+    narrow, wide = (downstream.interval_over_draws(part, config) for part in (equal, unequal))
+    over_patients = bootstrap_interval(lambda x: x.mean(axis=-1), patients[:, 0], config=config)
+    assert narrow == pytest.approx(over_patients, abs=0.001)
+    assert wide[0] < narrow[0] - 0.008
+    assert wide[1] > narrow[1] + 0.008
 
 
 def test_what_an_arm_is_worth_in_patients_of_the_baseline():
