@@ -10,6 +10,7 @@ import yaml
 
 import controls
 import downstream
+import downstream_tables
 from stedm.config import EvaluationConfig, PhantomConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.phantom import make_phantom
@@ -84,7 +85,7 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     driven.run(quiet=True)
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")} == before
 
-    downstream.write_table(driven, tmp_path / "table")
+    downstream_tables.write_table(driven, tmp_path / "table")
     summary = json.loads((tmp_path / "table/patients-2/summary.json").read_text())
     assert summary["arms"]["guided/real+synthetic"]["seeds"] == [0, 1000]
     compared = {(entry["a"], entry["b"]) for entry in summary["comparisons"]}
@@ -99,7 +100,7 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     low, high = between["delta_ci_draws"]
     assert low <= between["delta_mean"] <= high
 
-    downstream.write_curve(driven, tmp_path / "table")
+    downstream_tables.write_curve(driven, tmp_path / "table")
     curve = pd.read_csv(tmp_path / "table/curve.csv").set_index("arm")
     assert curve.loc["guided/real+synthetic", ["annotated_patients", "draws", "seeds"]].tolist() == [2, 2, 2]
     assert curve.loc["base/real", "iou_mean"] == pytest.approx(summary["arms"]["base/real"]["iou_mean"], abs=1e-4)
@@ -118,7 +119,7 @@ def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):
             driven.run_cell(cell, Reporter(quiet=True))
 
     def compared():
-        summary = downstream.summary_of(spec, 2, downstream.pooled_counts(driven, 2))
+        summary = downstream_tables.summary_of(spec, 2, downstream_tables.pooled_counts(driven, 2))
         return {(entry["a"], entry["b"]) for entry in summary["comparisons"]}
 
     assert ("half/real+synthetic", "base/real") not in compared()
@@ -131,7 +132,7 @@ def test_an_interval_over_draws_is_wider_where_draws_differ():
     patients = np.random.default_rng(0).normal(0.02, 0.01, (40, 1))
     equal, unequal = patients.repeat(3, axis=1), patients + np.array([-0.02, 0.0, 0.02])
     config = EvaluationConfig(bootstrap=2000)
-    narrow, wide = (downstream.interval_over_draws(part, config) for part in (equal, unequal))
+    narrow, wide = (downstream_tables.interval_over_draws(part, config) for part in (equal, unequal))
     over_patients = bootstrap_interval(lambda x: x.mean(axis=-1), patients[:, 0], config=config)
     assert narrow == pytest.approx(over_patients, abs=0.001)
     assert wide[0] < narrow[0] - 0.008
@@ -140,10 +141,10 @@ def test_an_interval_over_draws_is_wider_where_draws_differ():
 
 def test_what_an_arm_is_worth_in_patients_of_the_baseline():
     budgets, ious = [1, 4, 16], [0.5, 0.7, 0.8]
-    assert downstream.worth(0.7, budgets, ious) == pytest.approx(4)
-    assert downstream.worth(0.6, budgets, ious) == pytest.approx(2)
-    assert downstream.worth(0.75, budgets, ious) == pytest.approx(8)
-    assert downstream.worth(0.81, budgets, ious) is None
+    assert downstream_tables.worth(0.7, budgets, ious) == pytest.approx(4)
+    assert downstream_tables.worth(0.6, budgets, ious) == pytest.approx(2)
+    assert downstream_tables.worth(0.75, budgets, ious) == pytest.approx(8)
+    assert downstream_tables.worth(0.81, budgets, ious) is None
 
 
 def test_controls_lack_one_thing_each(tmp_path, phantom):

@@ -1,0 +1,234 @@
+"""Statistics of downstream comparisons: tables, gains by draw of annotated patients, and the curve over label budgets.
+
+`benchmarks/downstream.py` trains and scores the runs and calls this.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from stedm.config import EvaluationConfig
+from stedm.errors import StedmError
+from stedm.evaluation.counts import read_counts, write_counts
+from stedm.evaluation.figures import save_png
+from stedm.evaluation.metrics import per_patient_and_seed
+from stedm.evaluation.stats import summarise
+from stedm.files import replacing, write_json, write_text
+from stedm.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    from downstream import Comparison, Spec
+
+BASE = "base"
+"""The variant that others are compared with."""
+SEEDS_A_DRAW = 1000
+"""Seed K of draw D is called D * 1000 + K where draws are pooled."""
+
+
+def scored(comparison: "Comparison") -> dict[int, pd.DataFrame]:
+    """For each budget that has a scored run, its pooled counts; `StedmError` where there is none."""
+    found = {budget: pooled_counts(comparison, budget) for budget in comparison.spec.budgets}
+    if all(counts is None for counts in found.values()):
+        raise StedmError(f"{comparison.folder}: nothing is scored yet; run `downstream.py run` first")
+    return {budget: counts for budget, counts in found.items() if counts is not None}
+
+
+def pooled_counts(comparison: "Comparison", budget: int) -> pd.DataFrame | None:
+    """Counts of all runs of a budget: arms are VARIANT/ARM, seeds of all draws side by side."""
+    tables = []
+    for cell in comparison.cells:
+        path = cell.folder(comparison.folder) / "report" / "counts.parquet"
+        if cell.budget == budget and path.is_file():
+            counts = read_counts(path)
+            seeds = cell.draw * SEEDS_A_DRAW + counts["seed"]
+            tables.append(counts.assign(arm=cell.variant + "/" + counts["arm"].astype(str), seed=seeds))
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def pairs(arms: list[str], baseline: str) -> Iterator[tuple[str, str]]:
+    """Arms of `base` against its baseline; arms of variants against the same arm of `base` and its baseline."""
+    reference = f"{BASE}/{baseline}"
+    for arm in arms:
+        variant, kind = arm.split("/", 1)
+        if arm != reference:
+            yield arm, reference
+        if variant != BASE and f"{BASE}/{kind}" in arms and kind != baseline:
+            yield arm, f"{BASE}/{kind}"
+
+
+def summary_of(spec: "Spec", budget: int, counts: pd.DataFrame) -> dict[str, Any]:
+    """`summary.json` of a budget; where there are several draws of annotated patients, comparisons have
+
+    `delta_by_draw`, {draw: mean difference}, and `delta_ci_draws`, an interval over patients and draws (both resampled;
+    of three draws it is rough, and tells more of patients than of draws).
+    """
+    evaluation = spec.config(BASE, budget, spec.draws[0]).evaluation
+    arms = list(dict.fromkeys(counts["arm"]))
+    scores = per_draw(counts)
+    draws = {arm: set(scores[arm].dropna().index.get_level_values("draw")) for arm in arms}
+    wanted = dict.fromkeys([*pairs(arms, spec.baseline), *spec.compare])
+    # Annotated patients differ between draws: arms are only compared on the same ones.
+    same = [(a, b) for a, b in wanted if {a, b} <= set(arms) and draws[a] == draws[b]]
+    summary = summarise(counts, evaluation, same)
+    for entry in summary["comparisons"]:
+        difference = (scores[entry["a"]] - scores[entry["b"]]).unstack("draw").dropna(axis="columns", how="all")
+        if len(difference.columns) > 1:
+            entry["delta_by_draw"] = {str(draw): float(mean) for draw, mean in difference.mean().items()}
+            entry["delta_ci_draws"] = interval_over_draws(difference.dropna().to_numpy(), evaluation)
+    return summary
+
+
+def per_draw(counts: pd.DataFrame) -> pd.DataFrame:
+    """IoU by (patient_id, draw), a column an arm, averaged over the seeds of the draw; NaN where an arm is missing."""
+    table = per_patient_and_seed(counts)
+    return (
+        table.assign(draw=table["seed"] // SEEDS_A_DRAW)
+        .groupby(["patient_id", "draw", "arm"])["iou"]
+        .mean()
+        .unstack("arm")
+    )
+
+
+def interval_over_draws(difference: np.ndarray, config: EvaluationConfig) -> list[float]:
+    """Percentile bootstrap of the mean of differences (patients, draws), resampling patients and draws."""
+    patients, draws = difference.shape
+    generator = numpy_generator(config.seed, "bootstrap over draws", patients, draws)
+    rows = generator.integers(patients, size=(config.bootstrap, patients, 1))
+    columns = generator.integers(draws, size=(config.bootstrap, 1, draws))
+    tail = (1 - config.confidence) / 2
+    return np.quantile(difference[rows, columns].mean(axis=(1, 2)), [tail, 1 - tail]).tolist()
+
+
+def write_table(comparison: "Comparison", target: Path) -> None:
+    """TARGET/patients-B/{counts.parquet, summary.json} and TARGET/table.md."""
+    spec, text = comparison.spec, [f"## {comparison.spec.name}", ""]
+    for budget, counts in scored(comparison).items():
+        evaluation = spec.config(BASE, budget, spec.draws[0]).evaluation
+        summary = summary_of(spec, budget, counts)
+        folder = target / f"patients-{budget}"
+        write_counts(folder / "counts.parquet", counts)
+        write_json(folder / "summary.json", summary)
+        text += [
+            f"### {budget} annotated patients, split {evaluation.split}",
+            "",
+            *markdown(summary, spec.baseline),
+            "",
+            *further(summary, spec.compare),
+        ]
+    write_text(target / "table.md", "\n".join(text))
+    rows = {v: yaml.safe_dump(spec.variants[v], default_flow_style=True).strip() for v in spec.variants}
+    with replacing(target / "variants.csv") as temporary:
+        pd.Series(rows, name="settings").rename_axis("variant").to_csv(temporary)
+
+
+def write_curve(comparison: "Comparison", target: Path) -> None:
+    """TARGET/curve.csv and TARGET_curve.png: every arm over the budgets, and how many patients it is worth."""
+    rows = []
+    for budget, counts in scored(comparison).items():
+        evaluation = comparison.spec.config(BASE, budget, comparison.spec.draws[0]).evaluation
+        summary = summarise(counts, evaluation, pairs=[])
+        for arm, entry in summary["arms"].items():
+            low, high = entry["iou_mean_ci"]
+            draws = len({seed // SEEDS_A_DRAW for seed in entry["seeds"]})
+            rows.append((arm, budget, entry["iou_mean"], low, high, entry["iou_sd"], draws, len(entry["seeds"])))
+    columns = ["arm", "annotated_patients", "iou_mean", "ci_low", "ci_high", "iou_sd", "draws", "seeds"]
+    table = pd.DataFrame(rows, columns=columns)
+    baseline = table[table["arm"] == f"{BASE}/{comparison.spec.baseline}"]
+    table["worth_of_baseline_patients"] = [
+        worth(row.iou_mean, baseline["annotated_patients"].tolist(), baseline["iou_mean"].tolist())
+        for row in table.itertuples()
+    ]
+    with replacing(target / "curve.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4f")
+    save_png(target.with_name(f"{target.name}_curve.png"), curve_figure(table, comparison.spec.budgets), dpi=110)
+
+
+def worth(iou: float, budgets: list[int], ious: list[float]) -> float | None:
+    """Annotated patients with which the baseline reaches `iou`; None outside of what was measured.
+
+    Between two budgets the baseline's IoU is taken as linear in the logarithm of the number of patients.
+    """
+    for (few, low), (many, high) in pairwise(zip(budgets, ious, strict=True)):
+        if low <= iou <= high and high > low:
+            return float(few * (many / few) ** ((iou - low) / (high - low)))
+    return None
+
+
+def curve_figure(table: pd.DataFrame, budgets: list[int]) -> Figure:
+    """IoU against annotated patients, an arm a line, with intervals over patients."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    ax = figure.add_subplot()
+    for number, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
+        x = rows["annotated_patients"] * 1.025 ** (number - 1)  # so that intervals don't hide each other
+        errors = [rows["iou_mean"] - rows["ci_low"], rows["ci_high"] - rows["iou_mean"]]
+        ax.errorbar(x, rows["iou_mean"], errors, marker="o", ms=5, lw=1.6, elinewidth=0.9, label=arm.split("/")[1])
+    ax.set_xscale("log")
+    ax.set_xticks(budgets, [str(budget) for budget in budgets])
+    ax.minorticks_off()
+    ax.set_xlabel("annotated patients")
+    ax.set_ylabel("IoU, mean over patients (95 % interval)")
+    ax.grid(axis="y", alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return figure
+
+
+def markdown(summary: dict[str, Any], baseline: str) -> list[str]:
+    """A row an arm: mean, spread, worst decile, gain over the baseline and over the same arm of `base`."""
+    against = {(entry["a"], entry["b"]): entry for entry in summary["comparisons"]}
+    lines = [
+        f"| variant | arm | IoU mean | SD | worst decile | seeds | gain over {BASE}, {baseline} | SD ratio | gain over "
+        f"{BASE}, same arm |",
+        "|---" * 9 + "|",
+    ]
+    for arm, entry in summary["arms"].items():
+        variant, kind = arm.split("/", 1)
+        over_baseline = against.get((arm, f"{BASE}/{baseline}"))
+        ratio = over_baseline and over_baseline["sd_ratio"]
+        cells = [
+            variant,
+            kind,
+            *(_decimal(entry[key]) for key in ("iou_mean", "iou_sd", "iou_worst_decile")),
+            str(len(entry["seeds"])),
+            _gain(over_baseline),
+            _decimal(ratio, 2),
+            _gain(against.get((arm, f"{BASE}/{kind}")) if kind != baseline else None),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def further(summary: dict[str, Any], wanted: list[tuple[str, str]]) -> list[str]:
+    """The further comparisons of a specification, and every one by draw where there are several."""
+    lines = ["| comparison | gain | SD ratio | better / worse | by draw | over draws too |", "|---" * 6 + "|"]
+    for entry in summary["comparisons"]:
+        if (entry["a"], entry["b"]) not in wanted and "delta_by_draw" not in entry:
+            continue
+        low, high = entry.get("delta_ci_draws", (None, None))
+        cells = [
+            f"{entry['a']} - {entry['b']}",
+            _gain(entry),
+            _decimal(entry["sd_ratio"], 2),
+            f"{entry['n_improved']} / {entry['n_worsened']}",
+            ", ".join(f"{delta:+.3f}" for delta in entry.get("delta_by_draw", {}).values()) or "–",
+            "–" if low is None else f"{low:+.3f} to {high:+.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def _gain(entry: dict[str, Any] | None) -> str:
+    if entry is None or entry["delta_mean"] is None:
+        return "–"
+    low, high = entry["delta_ci"]
+    return f"{entry['delta_mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _decimal(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
