@@ -162,12 +162,13 @@ def worth(iou: float, budgets: list[int], ious: list[float]) -> float | None:
 
 def curve_figure(table: pd.DataFrame, budgets: list[int]) -> Figure:
     """IoU against annotated patients, an arm a line, with intervals over patients."""
+    labels = arm_labels(table["arm"].unique().tolist())
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     ax = figure.add_subplot()
     for number, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
         x = rows["annotated_patients"] * 1.025 ** (number - 1)  # so that intervals don't hide each other
         errors = [rows["iou_mean"] - rows["ci_low"], rows["ci_high"] - rows["iou_mean"]]
-        ax.errorbar(x, rows["iou_mean"], errors, marker="o", ms=5, lw=1.6, elinewidth=0.9, label=arm.split("/")[1])
+        ax.errorbar(x, rows["iou_mean"], errors, marker="o", ms=5, lw=1.6, elinewidth=0.9, label=labels[arm])
     ax.set_xscale("log")
     ax.set_xticks(budgets, [str(budget) for budget in budgets])
     ax.minorticks_off()
@@ -177,6 +178,15 @@ def curve_figure(table: pd.DataFrame, budgets: list[int]) -> Figure:
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return figure
+
+
+def arm_labels(arms: list[str]) -> dict[str, str]:
+    """VARIANT/ARM as ARM; with the variant where another variant than `base` is shown beside it."""
+    kinds = [arm.split("/", 1)[1] for arm in arms]
+    return {
+        arm: f"{kind}, {arm.split('/', 1)[0]}" if kinds.count(kind) > 1 and not arm.startswith(f"{BASE}/") else kind
+        for arm, kind in zip(arms, kinds, strict=True)
+    }
 
 
 def markdown(summary: dict[str, Any], baseline: str) -> list[str]:

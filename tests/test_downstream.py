@@ -229,3 +229,9 @@ def test_a_gate_needs_teachers(tmp_path, phantom):
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, phantom, changes, said):
     with pytest.raises(StedmError, match=said):
         downstream.read_spec(_spec_file(tmp_path, phantom, **changes))
+
+
+def test_the_curve_tells_variants_of_an_arm_apart():
+    arms = ["base/real+stain", "base/real+synthetic", "guided/real+synthetic", "ssl/ssl"]
+    labels = ["real+stain", "real+synthetic", "real+synthetic, guided", "ssl"]
+    assert downstream_tables.arm_labels(arms) == dict(zip(arms, labels, strict=True))
