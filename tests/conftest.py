@@ -100,3 +100,33 @@ def shared_data():
         return base / name
 
     return find
+
+
+@pytest.fixture
+def tiny_run():
+    """Factory: `tiny_run(data, **segmentation)` gives the values of a configuration whose networks train in seconds."""
+
+    def make(data: dict, **segmentation) -> dict:
+        return {
+            "name": "tiny",
+            "data": {"picture_px": 32, **data},
+            "diffusion": {
+                "steps": 2,
+                "batch": 4,
+                "denoiser": {"channels": [16, 16], "norm_groups": 8},
+                "style": {"dim": 16, "channels": [8]},
+                "pseudo_labels": {"steps": 2, "seeds": [0]},
+            },
+            "synthesis": {"n_pictures": 6, "batch": 3, "steps": 2},
+            "segmentation": {
+                "encoder": "tu-test_resnet",
+                "encoder_depth": 3,
+                "decoder_channels": [16, 8, 8],
+                "steps": 2,
+                "batch": 4,
+                **segmentation,
+            },
+            "evaluation": {"bootstrap": 20},
+        }
+
+    return make

@@ -46,17 +46,27 @@ def demo(output: RunFolder = Path("runs/demo")) -> None:
 
 
 @app.command()
-def run(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+def run(
+    config: ConfigPath,
+    output: RunFolder,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train networks at the same time.")] = 1,
+    engine: EngineName = "local",
+) -> None:
     """The whole experiment: diffusion model, synthetic pictures, segmenters, report. Run again to resume."""
-    _run(config, output, overrides)
+    _run(config, output, overrides, workers, engine)
 
 
-def _run(config: Path, output: Path, overrides: list[str] | None) -> None:
+def _run(config: Path, output: Path, overrides: list[str] | None, workers: int = 1, engine: str = "local") -> None:
     from stedm.config import load_config
     from stedm.evaluation.text import summary_text
     from stedm.experiment import Experiment
+    from stedm.scale.engine import make_engine
+    from stedm.scale.side_by_side import run_side_by_side
 
-    summary = Experiment(load_config(config, overrides), output).run()
+    experiment = Experiment(load_config(config, overrides), output)
+    with make_engine(engine, workers, patient=False) as pool:
+        summary = experiment.run() if pool.is_here else run_side_by_side(experiment, pool)
     typer.echo(summary_text(summary))
     typer.echo(f"report: {output / 'report' / 'report.html'}")
 

@@ -157,7 +157,7 @@ class Experiment:
                     seed=seed_for(self.config.seed, "codec", config.codec.seed),
                     on_progress=tick,
                 )
-            self._note_seconds()
+            self.note_seconds()
         return target
 
     def train_diffusion(self) -> StyleDiffusion:
@@ -178,7 +178,7 @@ class Experiment:
                     style_sources=unannotated_tissue(self.dataset, self.annotated),
                     on_progress=tick,
                 )
-            self._note_seconds()
+            self.note_seconds()
         return StyleDiffusion.from_pretrained(self.folder / "model")
 
     def train_student(self) -> StyleDiffusion:
@@ -202,7 +202,7 @@ class Experiment:
             return train()
         with self.reporter.stage("train student") as tick:
             student = train(on_progress=tick)
-        self._note_seconds()
+        self.note_seconds()
         return student
 
     def painter(self) -> StyleDiffusion:
@@ -271,14 +271,19 @@ class Experiment:
             write_plan(plan, path)
         return read_plan(path)
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the synthetic set is complete."""
+        return (self.folder / "synthetic" / "metadata.csv").is_file()
+
     def synthesize(self) -> DatasetFolder:
         """Draw the synthetic set, or what is missing of it."""
         root = self.folder / "synthetic"
-        if not (root / "metadata.csv").is_file():
+        if not self.is_drawn:
             model, plan = self.painter(), self.plan()
             with self.reporter.stage("draw synthetic pictures") as tick:
                 synthesize(model, plan, root, memory=self._memory, on_progress=tick)
-            self._note_seconds()
+            self.note_seconds()
         return DatasetFolder.open(root, memory=self._memory)
 
     # ---- segmentation ---------------------------------------------------------------------------------------------
@@ -305,20 +310,31 @@ class Experiment:
                     on_progress=tick,
                     unlabeled=self.unlabeled,
                 )
-            self._note_seconds()
+            self.note_seconds()
         return folder / "model"
 
     def counts(self) -> pd.DataFrame:
         """Pixel counts of every arm and seed on the evaluation split."""
-        tables = []
-        for seed in self.config.segmentation.seeds:
-            for arm in self.config.segmentation.arms:
-                path = self._segmenter(arm, seed) / f"counts-{self.config.evaluation.split}.parquet"
-                if not path.is_file():
-                    model = self._segmenter(arm, seed) / "model"
-                    write_counts(path, count_dataset(model, self._held_out, arm=arm, seed=seed))
-                tables.append(read_counts(path))
+        config = self.config.segmentation
+        tables = [self.counts_of(arm, seed) for seed in config.seeds for arm in config.arms]
         return with_groups(pd.concat(tables, ignore_index=True), set(self.annotated.table["category"]))
+
+    def counts_of(self, arm: Arm, seed: int) -> pd.DataFrame:
+        """Pixel counts of one trained segmenter."""
+        path = self._counts_file(arm, seed)
+        if not path.is_file():
+            model = self._segmenter(arm, seed) / "model"
+            write_counts(path, count_dataset(model, self._held_out, arm=arm, seed=seed))
+        return read_counts(path)
+
+    def missing_segmenters(self) -> list[tuple[Arm, int]]:
+        """Arms and seeds that are not trained and counted."""
+        config = self.config.segmentation
+        pairs = [(arm, seed) for seed in config.seeds for arm in config.arms]
+        return [pair for pair in pairs if not self._counts_file(*pair).is_file()]
+
+    def _counts_file(self, arm: Arm, seed: int) -> Path:
+        return self._segmenter(arm, seed) / f"counts-{self.config.evaluation.split}.parquet"
 
     def report(self) -> dict[str, Any]:
         """Score, compare and write the report; returns the summary."""
@@ -388,7 +404,7 @@ class Experiment:
             notes["Synthetic"] = f"{synthesis.n_pictures} pictures, {synthesis.network_calls} network calls each"
         return notes
 
-    def _note_seconds(self) -> None:
+    def note_seconds(self) -> None:
         """Add the wall times of the stages that ran to the provenance."""
         _check_unchanged(self.folder, self.dataset)
         path = self.folder / "provenance.json"

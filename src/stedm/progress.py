@@ -12,10 +12,10 @@ _LOG_EVERY_SECONDS = 30.0
 
 
 class Reporter:
-    """Show stages of a run on stderr."""
+    """Show stages of a run on stderr: bars on a terminal, unless `bars` is false (several processes write to it)."""
 
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, *, bars: bool = True):
+        self.quiet, self.bars = quiet, bars
         self.seconds: dict[str, float] = {}
         """Wall time of each stage that ran here."""
 
@@ -28,7 +28,7 @@ class Reporter:
     def stage(self, name: str) -> Iterator[Tick]:
         """Show a stage while its block runs; yields the function to call with progress."""
         started = time.monotonic()
-        show = _bar if sys.stderr.isatty() and not self.quiet else self._lines
+        show = _bar if self.bars and sys.stderr.isatty() and not self.quiet else self._lines
         with show(name) as tick:
             yield tick
         self.seconds[name] = round(time.monotonic() - started, 1)

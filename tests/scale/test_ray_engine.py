@@ -16,15 +16,18 @@ import pytest
 import torch
 
 from stedm.cli import main
-from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig, SynthesisConfig
+from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig, SynthesisConfig, parse_config
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
+from stedm.experiment import Experiment
 from stedm.files import write_once, write_text
+from stedm.progress import Reporter
 from stedm.scale.engine import make_engine
 from stedm.scale.ray_engine import RayEngine
+from stedm.scale.side_by_side import run_side_by_side
 from stedm.synthesis.plan import make_plan
 from stedm.synthesis.run import synthesize
 
@@ -179,6 +182,16 @@ def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster
         assert synthesize(model, plan, tmp_path / "ray", engine=engine, **options)
     assert sum(file.stat().st_mtime_ns != time for file, time in before.items()) == 3
     assert _content(tmp_path / "ray") == _content(tmp_path / "local")
+
+
+def test_the_networks_of_a_run_are_trained_on_the_cluster(cluster, tmp_path, tiny_dataset, tiny_run):
+    arms = ["real", "real+synthetic"]
+    config = parse_config(tiny_run({"path": str(tiny_dataset())}, arms=arms, seeds=[0]), "test")
+    with make_engine("ray") as engine:
+        spread = run_side_by_side(Experiment(config, tmp_path / "ray", Reporter(quiet=True)), engine)
+    with _one_thread():  # Ray gives its workers one
+        alone = Experiment(config, tmp_path / "alone", Reporter(quiet=True)).run()
+    assert spread["arms"] == alone["arms"]
 
 
 @contextlib.contextmanager

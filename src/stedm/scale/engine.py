@@ -6,13 +6,17 @@ every piece is done. What is done already is not given to it.
 """
 
 import multiprocessing
+import os
 import platform
 import signal
+import sys
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -57,11 +61,18 @@ class Engine(ABC):
 
 
 class LocalEngine(Engine):
-    """This process alone, or several beside it."""
+    """This process alone, or several beside it.
 
-    def __init__(self, processes: int = 1):
-        self.processes = processes
+    Args:
+        processes: how many; 1 = this one.
+        patient: after an error or an interrupt let pieces that have begun be finished; false = end them, for pieces
+            that take long and go on where they were.
+    """
+
+    def __init__(self, processes: int = 1, *, patient: bool = True):
+        self.processes, self.patient = processes, patient
         self._pool: ProcessPoolExecutor | None = None
+        self._not_ours: set[object] = set()
 
     @property
     def is_here(self) -> bool:
@@ -73,6 +84,7 @@ class LocalEngine(Engine):
             yield from ((number, work(piece)) for number, piece in enumerate(pieces))
             return
         if self._pool is None:
+            self._not_ours = set(multiprocessing.active_children())
             # Not forked: threads of numerical libraries and open slides don't survive that.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
@@ -87,15 +99,19 @@ class LocalEngine(Engine):
             raise StedmError(line) from error
 
     def __exit__(self, *error: object) -> None:
-        if self._pool:
-            # After an interrupt what has begun is let finish: its pieces count.
-            self._pool.shutdown(cancel_futures=True)
+        if not self._pool:
+            return
+        if any(error) and not self.patient:
+            for process in multiprocessing.active_children():
+                if process not in self._not_ours:
+                    process.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
 
-def make_engine(name: str, processes: int = 1) -> Engine:
-    """`local` (with so many processes) or `ray`. `StedmError` for other names, and where Ray can't be had."""
+def make_engine(name: str, processes: int = 1, *, patient: bool = True) -> Engine:
+    """`local` (see `LocalEngine`) or `ray`. `StedmError` for other names, and where Ray can't be had."""
     if name == "local":
-        return LocalEngine(processes)
+        return LocalEngine(processes, patient=patient)
     if name == "ray":
         from stedm.scale.ray_engine import RayEngine
 
@@ -143,3 +159,23 @@ def _begin(processes: int) -> None:
     # Interrupts are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     share_with_pool(processes)
+    _share_cores(processes)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _share_cores(processes: int) -> None:
+    """Threads of numerical libraries: as `OMP_NUM_THREADS` says, else a part of the cores."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if torch := sys.modules.get("torch"):  # too late for the variable
+        torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """Workers of a killed command would go on for hours, beside those of its next start."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
