@@ -14,7 +14,7 @@ from stedm.data.folder import write_png
 
 FLAGS = {
     "demo": ["--output"],
-    "run": ["--output", "--set"],
+    "run": ["--output", "--set", "--workers", "--engine"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
     "data catch": ["--annotated"],
