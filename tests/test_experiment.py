@@ -146,6 +146,18 @@ def test_ssl_arms_want_unlabeled_patients_before_anything_is_trained(tiny_datase
         Experiment(_config({"path": root}, arms=["ssl"]), tmp_path / "run", Reporter(quiet=True)).check()
 
 
+def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset, tmp_path, capsys):
+    root = tiny_dataset()
+    table = pd.read_csv(root / "metadata.csv", dtype=str)
+    table.loc[table["split"] == "unlabeled", "mask_file_name"] = ""
+    table.to_csv(root / "metadata.csv", index=False)
+    summary = Experiment(_config({"path": root}, arms=["real", "upper"]), tmp_path / "run").run()
+    assert list(summary["arms"]) == ["real"]
+    assert "the arm upper is left out" in capsys.readouterr().err
+    with pytest.raises(StedmError, match="no masks for the arm upper"):
+        Experiment(_config({"path": root}, arms=["upper"]), tmp_path / "alone").check()
+
+
 def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_dataset, tmp_path):
     values = _config({"path": tiny_dataset()}).model_dump()
     values["synthesis"] |= {"style_choice": "k-centre", "style_pictures": 2}

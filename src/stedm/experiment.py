@@ -75,7 +75,7 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """All stages; returns the summary."""
         self.check()
-        if any(map(uses_synthetic, self.config.segmentation.arms)):
+        if any(map(uses_synthetic, self.arms)):
             self.train_diffusion()
             self.synthesize()
         self.train_segmenters()
@@ -116,14 +116,26 @@ class Experiment:
         """Where the plan takes its style pictures from."""
         return self.unlabeled
 
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """The arms of the configuration, without `upper` where there are no masks but the annotated ones: it would be
+        `real+stain` under another name."""
+        arms = self.config.segmentation.arms
+        if "upper" not in arms or len(self._upper_set()) > len(self.annotated):
+            return arms
+        self.reporter.say(f"{self.dataset.root}: no masks of unlabeled patients; the arm upper is left out")
+        if arms == ["upper"]:
+            raise StedmError(f"{self.dataset.root}: no masks for the arm upper; name others in segmentation.arms")
+        return [arm for arm in arms if arm != "upper"]
+
     def check(self) -> None:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
-        needs_unlabeled = "upper" in self.config.segmentation.arms
+        needs_unlabeled = "upper" in self.arms
         unseen = self.config.data.unseen_categories
         problems = check_dataset(self.dataset.root, read_unlabeled_masks=needs_unlabeled, unseen_categories=unseen)
         if problems:
             raise StedmError.of(problems, f"`stedm check {self.dataset.root}` lists all")
-        if len(self.unlabeled) == 0 and any(map(uses_ssl, self.config.segmentation.arms)):
+        if len(self.unlabeled) == 0 and any(map(uses_ssl, self.arms)):
             raise StedmError(f"{self.dataset.root}: no unlabeled patients; leave the ssl arms out of segmentation.arms")
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(self.dataset.info.classes))
@@ -291,7 +303,7 @@ class Experiment:
     def train_segmenters(self) -> None:
         """One network per seed and arm, each followed by its counts on the evaluation split."""
         for seed in self.config.segmentation.seeds:
-            for arm in self.config.segmentation.arms:
+            for arm in self.arms:
                 self.train_segmenter(arm, seed)
 
     def train_segmenter(self, arm: Arm, seed: int) -> Path:
@@ -315,8 +327,7 @@ class Experiment:
 
     def counts(self) -> pd.DataFrame:
         """Pixel counts of every arm and seed on the evaluation split."""
-        config = self.config.segmentation
-        tables = [self.counts_of(arm, seed) for seed in config.seeds for arm in config.arms]
+        tables = [self.counts_of(arm, seed) for seed in self.config.segmentation.seeds for arm in self.arms]
         return with_groups(pd.concat(tables, ignore_index=True), set(self.annotated.table["category"]))
 
     def counts_of(self, arm: Arm, seed: int) -> pd.DataFrame:
@@ -329,8 +340,7 @@ class Experiment:
 
     def missing_segmenters(self) -> list[tuple[Arm, int]]:
         """Arms and seeds that are not trained and counted."""
-        config = self.config.segmentation
-        pairs = [(arm, seed) for seed in config.seeds for arm in config.arms]
+        pairs = [(arm, seed) for seed in self.config.segmentation.seeds for arm in self.arms]
         return [pair for pair in pairs if not self._counts_file(*pair).is_file()]
 
     def _counts_file(self, arm: Arm, seed: int) -> Path:
@@ -351,7 +361,7 @@ class Experiment:
                 model=self.painter() if has_model else None,
                 bank=bank,
                 synthetic=self.synthesize() if (self.folder / "synthetic" / "metadata.csv").is_file() else None,
-                segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.config.segmentation.arms},
+                segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.arms},
                 counts=counts,
                 synthesis=self.config.synthesis,
             )
