@@ -62,7 +62,7 @@ def _run(config: Path, output: Path, overrides: list[str] | None, workers: int =
     from stedm.evaluation.text import summary_text
     from stedm.experiment import Experiment
     from stedm.scale.engine import make_engine
-    from stedm.scale.side_by_side import run_side_by_side
+    from stedm.side_by_side import run_side_by_side
 
     experiment = Experiment(load_config(config, overrides), output)
     with make_engine(engine, workers, patient=False) as pool:

@@ -27,7 +27,7 @@ from stedm.files import write_once, write_text
 from stedm.progress import Reporter
 from stedm.scale.engine import make_engine
 from stedm.scale.ray_engine import RayEngine
-from stedm.scale.side_by_side import run_side_by_side
+from stedm.side_by_side import run_side_by_side
 from stedm.synthesis.plan import make_plan
 from stedm.synthesis.run import synthesize
 

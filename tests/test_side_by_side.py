@@ -16,7 +16,7 @@ from stedm.config import parse_config
 from stedm.experiment import Experiment
 from stedm.progress import Reporter
 from stedm.scale.engine import LocalEngine
-from stedm.scale.side_by_side import run_side_by_side
+from stedm.side_by_side import run_side_by_side
 
 ARMS = ["real", "ssl", "real+synthetic", "upper"]
 PHANTOM = {
