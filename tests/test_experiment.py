@@ -22,38 +22,23 @@ REPOSITORY = Path(__file__).parents[1]
 ARMS = ["real", "real+stain", "ssl", "real+synthetic", "real+stain+synthetic", "real+stain+synthetic+ssl", "upper"]
 
 
-def _config(data: dict, **segmentation) -> RunConfig:
-    values = {
-        "name": "tiny",
-        "data": {"picture_px": 32, **data},
-        "diffusion": {
-            "steps": 2,
-            "batch": 4,
-            "checkpoint_every_steps": 2,
-            "denoiser": {"channels": [16, 16], "norm_groups": 8},
-            "style": {"dim": 16, "channels": [8]},
-        },
-        "synthesis": {"n_pictures": 6, "batch": 3, "steps": 2},
-        "segmentation": {
-            "encoder": "tu-test_resnet",
-            "encoder_depth": 3,
-            "decoder_channels": [16, 8, 8],
-            "steps": 2,
-            "batch": 4,
-            "arms": ARMS,
-            "seeds": [0, 1],
-            **segmentation,
-        },
-        "evaluation": {"bootstrap": 20},
-    }
-    return parse_config(values, "test")
+@pytest.fixture
+def tiny_config(tiny_run):
+    """Factory of a configuration with all arms, without pseudo-labels."""
+
+    def make(data: dict, **segmentation) -> RunConfig:
+        values = tiny_run(data, **{"arms": ARMS, "seeds": [0, 1], **segmentation})
+        values["diffusion"]["pseudo_labels"] = None
+        return parse_config(values, "test")
+
+    return make
 
 
 def _files(folder: Path) -> dict[str, int]:
     return {path.as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_whole_path_on_a_phantom_and_again(tmp_path):
+def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     # Four classes: nothing on the way may think of two.
     phantom = {
         "stain": "he",
@@ -61,7 +46,7 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path):
         "patients": {"train": 2, "unlabeled": 2, "val": 1, "test": 3},
         "pictures_per_patient": 2,
     }
-    config = _config({"phantom": phantom})
+    config = tiny_config({"phantom": phantom})
     summary = Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
     assert list(summary["arms"]) == ARMS
     assert all(arm["n_patients"] == 3 and arm["seeds"] == [0, 1] for arm in summary["arms"].values())
@@ -92,25 +77,25 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path):
     assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
 
 
-def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tiny_dataset, tmp_path):
+def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset()
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
-    config = _config({"path": root}, arms=["real", "ssl", "real+synthetic"], seeds=[0])
+    config = tiny_config({"path": root}, arms=["real", "ssl", "real+synthetic"], seeds=[0])
     Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
-    more = _config({"path": root}, arms=["real", "real+synthetic"], seeds=[0, 1])
+    more = tiny_config({"path": root}, arms=["real", "real+synthetic"], seeds=[0, 1])
     summary = Experiment(more, tmp_path / "run", Reporter(quiet=True)).run()
     assert summary["arms"]["real"]["seeds"] == [0, 1]
-    upper = _config({"path": root}, arms=["upper"], seeds=[0])
+    upper = tiny_config({"path": root}, arms=["upper"], seeds=[0])
     with pytest.raises(StedmError, match="unlabeled"):
         Experiment(upper, tmp_path / "upper", Reporter(quiet=True)).run()
 
 
-def test_a_run_draws_with_its_student(tiny_dataset, tmp_path):
+def test_a_run_draws_with_its_student(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset()
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
-    values = _config({"path": root}, arms=["real+synthetic"], seeds=[0]).model_dump()
+    values = tiny_config({"path": root}, arms=["real+synthetic"], seeds=[0]).model_dump()
     plain = parse_config(values, "test")
     small = {"calls": [1, 2], "teacher_steps": 2, "steps": 2, "batch": 2}
     values["diffusion"]["student"] |= small
@@ -140,26 +125,26 @@ def test_a_run_draws_with_its_student(tiny_dataset, tmp_path):
                 experiment.train_student()
 
 
-def test_ssl_arms_want_unlabeled_patients_before_anything_is_trained(tiny_dataset, tmp_path):
+def test_ssl_arms_want_unlabeled_patients_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset(patients={"train": 2, "val": 1, "test": 2})
     with pytest.raises(StedmError, match="leave the ssl arms out"):
-        Experiment(_config({"path": root}, arms=["ssl"]), tmp_path / "run", Reporter(quiet=True)).check()
+        Experiment(tiny_config({"path": root}, arms=["ssl"]), tmp_path / "run", Reporter(quiet=True)).check()
 
 
-def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset, tmp_path, capsys):
+def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset, tmp_path, capsys, tiny_config):
     root = tiny_dataset()
     table = pd.read_csv(root / "metadata.csv", dtype=str)
     table.loc[table["split"] == "unlabeled", "mask_file_name"] = ""
     table.to_csv(root / "metadata.csv", index=False)
-    summary = Experiment(_config({"path": root}, arms=["real", "upper"]), tmp_path / "run").run()
+    summary = Experiment(tiny_config({"path": root}, arms=["real", "upper"]), tmp_path / "run").run()
     assert list(summary["arms"]) == ["real"]
     assert "the arm upper is left out" in capsys.readouterr().err
     with pytest.raises(StedmError, match="no masks for the arm upper"):
-        Experiment(_config({"path": root}, arms=["upper"]), tmp_path / "alone").check()
+        Experiment(tiny_config({"path": root}, arms=["upper"]), tmp_path / "alone").check()
 
 
-def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_dataset, tmp_path):
-    values = _config({"path": tiny_dataset()}).model_dump()
+def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_dataset, tmp_path, tiny_config):
+    values = tiny_config({"path": tiny_dataset()}).model_dump()
     values["synthesis"] |= {"style_choice": "k-centre", "style_pictures": 2}
     config = parse_config(values, "test")
     experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
@@ -171,32 +156,34 @@ def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_datas
         plan_pictures(config, 2)
 
 
-def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path):
+def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset(patients={"train": 4, "unlabeled": 2, "val": 1, "test": 2})
-    config = _config({"path": root, "annotated_patients": 2, "draw": 1})
+    config = tiny_config({"path": root, "annotated_patients": 2, "draw": 1})
     experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
     assert len(experiment.annotated.patients()) == 2
     assert set(experiment.plan()["layout_patient_id"]) <= set(experiment.annotated.patients())
     assert len(experiment.unlabeled.patients()) == 2
 
 
-def test_a_run_folder_is_not_shared_by_two_configurations_or_two_states_of_the_data(tiny_dataset, tmp_path):
+def test_a_run_folder_is_not_shared_by_two_configurations_or_two_states_of_the_data(
+    tiny_dataset, tmp_path, tiny_config
+):
     root = tiny_dataset()
-    Experiment(_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).check()
+    Experiment(tiny_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).check()
     with pytest.raises(StedmError, match=r"segmentation\.steps: 2 there, 3 asked"):
-        Experiment(_config({"path": root}, steps=3), tmp_path / "run", Reporter(quiet=True))
+        Experiment(tiny_config({"path": root}, steps=3), tmp_path / "run", Reporter(quiet=True))
     table = pd.read_csv(root / "metadata.csv", dtype=str)
     table.iloc[1:].to_csv(root / "metadata.csv", index=False)
     with pytest.raises(StedmError, match="changed since"):
-        Experiment(_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).check()
+        Experiment(tiny_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).check()
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("keep")
     with pytest.raises(StedmError, match="not empty"):
-        Experiment(_config({"path": root}), tmp_path / "home", Reporter(quiet=True))
+        Experiment(tiny_config({"path": root}), tmp_path / "home", Reporter(quiet=True))
 
 
-def test_a_run_goes_on_after_the_configuration_has_got_new_keys(tiny_dataset, tmp_path):
-    config = _config({"path": tiny_dataset(picture_px=32)})
+def test_a_run_goes_on_after_the_configuration_has_got_new_keys(tiny_dataset, tmp_path, tiny_config):
+    config = tiny_config({"path": tiny_dataset(picture_px=32)})
     run = tmp_path / "run"
     Experiment(config, run).train_diffusion()
     there = yaml.safe_load((run / "config.yaml").read_text())
@@ -207,24 +194,24 @@ def test_a_run_goes_on_after_the_configuration_has_got_new_keys(tiny_dataset, tm
     assert _files(run / "model") == before
 
 
-def test_problems_of_the_data_stop_a_run_before_anything_is_trained(tiny_dataset, tmp_path):
+def test_problems_of_the_data_stop_a_run_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset()
     next((root / "images").glob("train*")).write_bytes(b"broken")
     with pytest.raises(StedmError, match="train"):
-        Experiment(_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).run()
+        Experiment(tiny_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).run()
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_an_unknown_encoder_stops_a_run_before_anything_is_trained(tiny_dataset, tmp_path):
-    config = _config({"path": tiny_dataset()}, encoder="tu-resnot")
+def test_an_unknown_encoder_stops_a_run_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
+    config = tiny_config({"path": tiny_dataset()}, encoder="tu-resnot")
     with pytest.raises(StedmError, match="resnot"):
         Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path):
+def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset()
-    config = _config({"path": root}, arms=["real"], seeds=[0])
+    config = tiny_config({"path": root}, arms=["real"], seeds=[0])
     Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
     model = tmp_path / "run" / "segmenters" / "real" / "seed-0" / "model"
     summary = evaluate_segmenter(model, root, "val", tmp_path / "report")
@@ -238,13 +225,13 @@ def flowers_like(tiny_dataset) -> Path:
     return tiny_dataset(patients={"train": 8, "unlabeled": 2, "val": 2, "test": 4}, pictures=1)
 
 
-def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path):
+def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path, tiny_config):
     root = flowers_like(tiny_dataset)
     unseen = [f"trainP{number}-0.png" for number in (1, 3, 5, 7)]
     for name in [*unseen, "unlabeledP0-0.png", "unlabeledP1-0.png"]:
         (root / "masks" / name).write_bytes(b"not to be opened")
     data = {"path": root, "annotated_per_category": 2, "unseen_categories": ["b"]}
-    config = _config(data, arms=["real", "real+synthetic"], seeds=[0])
+    config = tiny_config(data, arms=["real", "real+synthetic"], seeds=[0])
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"unit": "category"})})
     experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
     summary = experiment.run()
@@ -255,14 +242,14 @@ def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path):
     assert summary["groups"]["unseen categories"]["categories"] == ["b"]
     assert summarise(read_counts(tmp_path / "run" / "report" / "counts.parquet"), config.evaluation) == summary
     with pytest.raises(StedmError, match=r"trainP1-0\.png"):
-        Experiment(_config(data, arms=["upper"]), tmp_path / "upper", Reporter(quiet=True)).run()
+        Experiment(tiny_config(data, arms=["upper"]), tmp_path / "upper", Reporter(quiet=True)).run()
 
 
-def test_unannotated_pictures_are_the_same_at_every_budget(tiny_dataset, tmp_path):
+def test_unannotated_pictures_are_the_same_at_every_budget(tiny_dataset, tmp_path, tiny_config):
     root = flowers_like(tiny_dataset)
     runs = [
         Experiment(
-            _config({"path": root, "annotated_per_category": k, "unseen_categories": ["b"]}),
+            tiny_config({"path": root, "annotated_per_category": k, "unseen_categories": ["b"]}),
             tmp_path / str(k),
             Reporter(quiet=True),
         )
@@ -290,8 +277,10 @@ def test_the_committed_flowers_configuration_fits_the_data(shared_data, tmp_path
     assert set(plan["category"]) == set(with_masks[::2])
 
 
-def test_pseudo_labels_come_from_segmenters_of_annotated_pictures_and_reach_the_diffusion_model(tiny_dataset, tmp_path):
-    config = _config({"path": str(tiny_dataset())}, arms=["real"], seeds=[0])
+def test_pseudo_labels_come_from_segmenters_of_annotated_pictures_and_reach_the_diffusion_model(
+    tiny_dataset, tmp_path, tiny_config
+):
+    config = tiny_config({"path": str(tiny_dataset())}, arms=["real"], seeds=[0])
     asked = config.model_dump(mode="json")
     asked["diffusion"]["pseudo_labels"] = {"arm": "real", "confidence": 0.5, "steps": 2, "seeds": [0, 3]}
     with_labels = Experiment(parse_config(asked, "test"), tmp_path / "with", Reporter(quiet=True))
@@ -313,9 +302,9 @@ def test_pseudo_labels_come_from_segmenters_of_annotated_pictures_and_reach_the_
     assert _files(tmp_path / "with") == before
 
 
-def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path):
+def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path, tiny_config):
     """How it is computed may change; run folders from before these keys existed go on."""
-    config = _config({"phantom": {}})
+    config = tiny_config({"phantom": {}})
     _claim(tmp_path / "run", config)
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     for key in ("workers", "accumulate", "compile", "activation_checkpointing"):
@@ -330,14 +319,16 @@ def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path):
         _claim(tmp_path / "run", changed(accumulate=2))
 
 
-def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(tiny_dataset, tmp_path, monkeypatch):
+def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(
+    tiny_dataset, tmp_path, monkeypatch, tiny_config
+):
     held = []
     spread = samples._spread_slots
     monkeypatch.setattr(samples, "_spread_slots", lambda n, n_held: held.append(n_held / n) or spread(n, n_held))
     root, found, parts_held = tiny_dataset(), [], []
     for cache_mb, at_once in ((None, 64), (0.03, 4)):
         held.clear()
-        config = _config({"path": root, "cache_mb": cache_mb}, arms=["ssl"], seeds=[0])
+        config = tiny_config({"path": root, "cache_mb": cache_mb}, arms=["ssl"], seeds=[0])
         monkeypatch.setattr(experiment, "_PICTURES_AT_ONCE", at_once)
         run = Experiment(config, tmp_path / str(cache_mb), Reporter(quiet=True))
         run.train_diffusion()

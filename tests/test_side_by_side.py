@@ -74,7 +74,10 @@ def test_a_killed_command_takes_its_workers_along(tmp_path, tiny_run, by):
         running += line.startswith("segmenter") and line.endswith("...\n")
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 2
+    second = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     process.send_signal(by)
     assert process.wait(timeout=30) != 0
     process.stderr.close()
     assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert second.returncode == 1
+    assert second.stderr == "stedm: run: another process is at work here; wait for it, or give another -o\n"

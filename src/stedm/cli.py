@@ -61,11 +61,12 @@ def _run(config: Path, output: Path, overrides: list[str] | None, workers: int =
     from stedm.config import load_config
     from stedm.evaluation.text import summary_text
     from stedm.experiment import Experiment
+    from stedm.files import alone_in
     from stedm.scale.engine import make_engine
     from stedm.side_by_side import run_side_by_side
 
     experiment = Experiment(load_config(config, overrides), output)
-    with make_engine(engine, workers, patient=False) as pool:
+    with alone_in(output), make_engine(engine, workers, patient=False) as pool:
         summary = experiment.run() if pool.is_here else run_side_by_side(experiment, pool)
     typer.echo(summary_text(summary))
     typer.echo(f"report: {output / 'report' / 'report.html'}")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from stedm.errors import StedmError
 
 
@@ -31,6 +33,24 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: str | os.PathLike) -> Iterator[None]:
+    """Work in `folder` as the only process that asks for it, by FOLDER/.lock; a killed process keeps no lock.
+
+    Raises:
+        StedmError: another process is at work there.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            # Not 0: children of a process that was just killed may hold its lock for a moment.
+            held.enter_context(FileLock(Path(folder) / ".lock").acquire(timeout=5))
+        except Timeout as error:
+            raise StedmError(f"{folder}: another process is at work here; wait for it, or give another -o") from error
+        except (OSError, NotImplementedError):
+            pass  # a file system without locks
+        yield
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
