@@ -3,6 +3,8 @@
 - `shuffled-layouts`: the pictures of the set, each with the mask of another one. Do the masks matter?
 - `copied-pictures`: annotated pictures again and again in place of generated ones. Or is it only the mixing?
 - `annotated-styles`: drawn in the styles of the annotated patients. Are unannotated patients needed?
+- `mixed-styles`: half of a picture's style pictures are another patient's. Do styles that nobody has add to those of
+  patients?
 
 Gates, by the teachers of the model's pseudo-labels (so that no mask is used that the model didn't use):
 
@@ -28,10 +30,11 @@ from stedm.experiment import Experiment
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo import vote
+from stedm.synthesis.plan import LIST_SEPARATOR
 from stedm.synthesis.quality import PictureSet, with_shuffled_layouts
 
 Gate = Literal["agreed-pictures", "disputed-pictures", "agreed-pixels"]
-Control = Literal["shuffled-layouts", "copied-pictures", "annotated-styles", Gate]
+Control = Literal["shuffled-layouts", "copied-pictures", "annotated-styles", "mixed-styles", Gate]
 SURE = 0.9
 """Mean probability of a class from which the teachers are sure of it."""
 
@@ -42,6 +45,35 @@ class AnnotatedStyles(Experiment):
     @property
     def style_source(self) -> DatasetFolder:
         return self.annotated
+
+
+class MixedStyles(Experiment):
+    """A run whose synthetic pictures are each in the style of two unannotated patients."""
+
+    def plan(self) -> pd.DataFrame:
+        return mix_styles(super().plan(), self.config.seed)
+
+
+def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The plan with the last half of each picture's style pictures taken from a picture of another patient.
+
+    Raises:
+        StedmError: pictures have one style picture each, or all are of one patient.
+    """
+    names = [str(joined).split(LIST_SEPARATOR) for joined in plan["style_image_file_names"]]
+    patients = plan["style_patient_id"].to_numpy()
+    if min(map(len, names)) < 2 or len(set(patients)) < 2:
+        raise StedmError("control mixed-styles: needs two style pictures a picture and two unannotated patients")
+    mixed = []
+    for row, own in enumerate(names):
+        other = numpy_generator(seed, "mixed style", row).choice(np.flatnonzero(patients != patients[row]))
+        kept = (len(own) + 1) // 2
+        mixed.append(LIST_SEPARATOR.join(own[:kept] + names[other][: len(own) - kept]))
+    return plan.assign(style_image_file_names=mixed)
+
+
+DRAWN: dict[Control, type[Experiment]] = {"annotated-styles": AnnotatedStyles, "mixed-styles": MixedStyles}
+"""Controls whose pictures are drawn anew."""
 
 
 def shuffle_layouts(synthetic: DatasetFolder, folder: Path, *, picture_px: int, seed: int) -> None:

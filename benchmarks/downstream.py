@@ -25,7 +25,7 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
-from controls import AnnotatedStyles, Control, Gate, copy_pictures, gate, shuffle_layouts
+from controls import DRAWN, Control, Gate, copy_pictures, gate, shuffle_layouts
 from downstream_tables import BASE, write_curve, write_table
 from judging import Part, claim, locked
 from stedm.config import RunConfig, SegmentationConfig, SynthesisConfig, parse_config, uses_synthetic
@@ -179,10 +179,10 @@ class Comparison:
         """Run folder of a set that lacks something, made beside the whole one."""
         px, seed, target = drawn.data.picture_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
-            experiment = (AnnotatedStyles if control == "annotated-styles" else Experiment)(drawn, folder, reporter)
+            experiment = DRAWN.get(control, Experiment)(drawn, folder, reporter)
             _link(folder / "model", whole / "model")
             synthetic = folder / "synthetic"
-            if control == "annotated-styles":
+            if control in DRAWN:
                 experiment.synthesize()
             elif not (synthetic / "metadata.csv").is_file():
                 pictures = None if control == "copied-pictures" else DatasetFolder.open(whole / "synthetic")
