@@ -1,11 +1,13 @@
 """What segmentation gains from each choice: variants of a run over label budgets, draws of patients and seeds.
 
     python benchmarks/downstream.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
-    python benchmarks/downstream.py table FOLDER -o docs/results/NAME
-    python benchmarks/downstream.py curve FOLDER -o docs/results/NAME      IoU against annotated patients, a figure
+    python benchmarks/downstream.py table FOLDER -o docs/results/NAME [--keep]
+    python benchmarks/downstream.py curve FOLDER -o docs/results/NAME [--keep]   a figure: IoU against patients
 
 `run` trains and scores what is missing and can be stopped and started at any time, or in several shards at once. What
 two runs have in common (a diffusion model, a synthetic set, segmenters without synthetic pictures) is made once:
+
+With --keep a table is added to: counts that docs/results/NAME has of runs that are not in FOLDER stay.
 
 FOLDER/spec.yaml                         the specification, paths made absolute
 FOLDER/shared/{models,sets,segmenters}/  what runs have in common, each a run folder of its own
@@ -256,17 +258,19 @@ def main(arguments: list[str] | None = None) -> None:
     run.add_argument("--shard", default="1/1", help="I/N: the I-th of N parts of the work")
     table = verbs.add_parser("table", help="tables of what is scored")
     table.add_argument("folder", type=Path)
-    table.add_argument("-o", dest="target", type=Path, required=True)
     curve = verbs.add_parser("curve", help="IoU against the number of annotated patients")
     curve.add_argument("folder", type=Path)
-    curve.add_argument("-o", dest="target", type=Path, required=True)
+    for verb in (table, curve):
+        verb.add_argument("-o", dest="target", type=Path, required=True)
+        verb.add_argument("--keep", action="store_true", help="keep what -o has of runs that are not in the folder")
     given = parser.parse_args(arguments)
     try:
         if given.verb == "run":
             Comparison(read_spec(given.spec), given.folder).run(given.only, parse_shard(given.shard))
         else:
             write = {"table": write_table, "curve": write_curve}[given.verb]
-            write(Comparison(read_spec(given.folder / "spec.yaml"), given.folder), given.target)
+            comparison = Comparison(read_spec(given.folder / "spec.yaml"), given.folder)
+            write(comparison, given.target, kept=given.target if given.keep else None)
     except StedmError as error:
         sys.exit(str(error))
 

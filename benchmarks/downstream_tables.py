@@ -31,15 +31,18 @@ SEEDS_A_DRAW = 1000
 """Seed K of draw D is called D * 1000 + K where draws are pooled."""
 
 
-def scored(comparison: "Comparison") -> dict[int, pd.DataFrame]:
-    """For each budget that has a scored run, its pooled counts; `StedmError` where there is none."""
-    found = {budget: pooled_counts(comparison, budget) for budget in comparison.spec.budgets}
+def scored(comparison: "Comparison", kept: Path | None = None) -> dict[int, pd.DataFrame]:
+    """For each budget that has a scored run, its pooled counts; `StedmError` where there is none.
+
+    Of runs that are no longer there, the counts of an earlier table in `kept` are taken.
+    """
+    found = {budget: pooled_counts(comparison, budget, kept) for budget in comparison.spec.budgets}
     if all(counts is None for counts in found.values()):
         raise StedmError(f"{comparison.folder}: nothing is scored yet; run `downstream.py run` first")
     return {budget: counts for budget, counts in found.items() if counts is not None}
 
 
-def pooled_counts(comparison: "Comparison", budget: int) -> pd.DataFrame | None:
+def pooled_counts(comparison: "Comparison", budget: int, kept: Path | None = None) -> pd.DataFrame | None:
     """Counts of all runs of a budget: arms are VARIANT/ARM, seeds of all draws side by side."""
     tables = []
     for cell in comparison.cells:
@@ -48,7 +51,28 @@ def pooled_counts(comparison: "Comparison", budget: int) -> pd.DataFrame | None:
             counts = read_counts(path)
             seeds = cell.draw * SEEDS_A_DRAW + counts["seed"]
             tables.append(counts.assign(arm=cell.variant + "/" + counts["arm"].astype(str), seed=seeds))
-    return pd.concat(tables, ignore_index=True) if tables else None
+    earlier = kept and kept / f"patients-{budget}" / "counts.parquet"
+    if earlier and earlier.is_file():
+        tables.append(_without_cells(read_counts(earlier), tables))
+    if not tables:
+        return None
+    variants, counts = list(comparison.spec.variants), pd.concat(tables, ignore_index=True)
+    variant, draw = _cell_of(counts)
+    # As if all runs were there: draw by draw, variants in the order of the specification; those it has no more are out.
+    order = pd.DataFrame({"draw": draw, "variant": variant.map({name: n for n, name in enumerate(variants)})})
+    order = order.dropna().sort_values(["draw", "variant"], kind="stable")
+    return counts.loc[order.index].reset_index(drop=True)
+
+
+def _cell_of(counts: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Variant and draw of each row of pooled counts."""
+    return counts["arm"].astype(str).str.split("/", n=1).str[0], counts["seed"] // SEEDS_A_DRAW
+
+
+def _without_cells(counts: pd.DataFrame, newer: list[pd.DataFrame]) -> pd.DataFrame:
+    """`counts` without the runs that `newer` tables have."""
+    runs = {run for table in newer for run in set(zip(*_cell_of(table), strict=True))}
+    return counts[[run not in runs for run in zip(*_cell_of(counts), strict=True)]]
 
 
 def pairs(arms: list[str], baseline: str) -> Iterator[tuple[str, str]]:
@@ -105,10 +129,10 @@ def interval_over_draws(difference: np.ndarray, config: EvaluationConfig) -> lis
     return np.quantile(difference[rows, columns].mean(axis=(1, 2)), [tail, 1 - tail]).tolist()
 
 
-def write_table(comparison: "Comparison", target: Path) -> None:
-    """TARGET/patients-B/{counts.parquet, summary.json} and TARGET/table.md."""
+def write_table(comparison: "Comparison", target: Path, kept: Path | None = None) -> None:
+    """TARGET/patients-B/{counts.parquet, summary.json} and TARGET/table.md; `kept` as in `scored`."""
     spec, text = comparison.spec, [f"## {comparison.spec.name}", ""]
-    for budget, counts in scored(comparison).items():
+    for budget, counts in scored(comparison, kept).items():
         evaluation = spec.config(BASE, budget, spec.draws[0]).evaluation
         summary = summary_of(spec, budget, counts)
         folder = target / f"patients-{budget}"
@@ -127,10 +151,13 @@ def write_table(comparison: "Comparison", target: Path) -> None:
         pd.Series(rows, name="settings").rename_axis("variant").to_csv(temporary)
 
 
-def write_curve(comparison: "Comparison", target: Path) -> None:
-    """TARGET/curve.csv and TARGET_curve.png: every arm over the budgets, and how many patients it is worth."""
+def write_curve(comparison: "Comparison", target: Path, kept: Path | None = None) -> None:
+    """TARGET/curve.csv and TARGET_curve.png: every arm over the budgets, and how many patients it is worth.
+
+    `kept` as in `scored`.
+    """
     rows = []
-    for budget, counts in scored(comparison).items():
+    for budget, counts in scored(comparison, kept).items():
         evaluation = comparison.spec.config(BASE, budget, comparison.spec.draws[0]).evaluation
         summary = summarise(counts, evaluation, pairs=[])
         for arm, entry in summary["arms"].items():
@@ -181,12 +208,16 @@ def curve_figure(table: pd.DataFrame, budgets: list[int]) -> Figure:
 
 
 def arm_labels(arms: list[str]) -> dict[str, str]:
-    """VARIANT/ARM as ARM; with the variant where another variant than `base` is shown beside it."""
-    kinds = [arm.split("/", 1)[1] for arm in arms]
-    return {
-        arm: f"{kind}, {arm.split('/', 1)[0]}" if kinds.count(kind) > 1 and not arm.startswith(f"{BASE}/") else kind
-        for arm, kind in zip(arms, kinds, strict=True)
-    }
+    """VARIANT/ARM as ARM; with the variant where another variant than the arm's own shows it too.
+
+    An arm's own variant is `base` or the one that is called like a part of it.
+    """
+    labels = {}
+    for arm in arms:
+        variant, kind = arm.split("/", 1)
+        several = sum(other.endswith(f"/{kind}") for other in arms) > 1
+        labels[arm] = f"{kind}, {variant}" if several and variant not in (BASE, *kind.split("+")) else kind
+    return labels
 
 
 def markdown(summary: dict[str, Any], baseline: str) -> list[str]:

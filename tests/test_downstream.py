@@ -1,6 +1,7 @@
 """The driver of downstream comparisons, end to end on a miniature phantom: shared parts, resuming, pooled draws."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from stedm.config import EvaluationConfig, PhantomConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.phantom import make_phantom
 from stedm.errors import StedmError
+from stedm.evaluation.counts import write_counts
 from stedm.evaluation.stats import bootstrap_interval
 from stedm.experiment import Experiment
 from stedm.progress import Reporter
@@ -128,6 +130,32 @@ def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):
     assert ("half/real+synthetic", "base/real") in compared()
 
 
+def test_a_table_keeps_what_is_known_of_runs_that_are_gone(tmp_path, phantom):
+    spec_file = _spec_file(tmp_path, phantom)
+    driven = downstream.Comparison(downstream.read_spec(spec_file), tmp_path / "runs")
+    driven.run(quiet=True)
+    target = tmp_path / "table"
+    downstream_tables.write_table(driven, target)
+    whole = (target / "table.md").read_text()
+    shutil.rmtree(tmp_path / "runs/base/patients-2/draw-0")
+    shutil.rmtree(tmp_path / "runs/guided")
+    verb = ["table", str(tmp_path / "runs"), "-o", str(target)]
+    downstream.main([*verb, "--keep"])
+    assert (target / "table.md").read_text() == whole
+    downstream.main(["curve", str(tmp_path / "runs"), "-o", str(target), "--keep"])
+    assert pd.read_csv(target / "curve.csv").set_index("arm").loc["base/real", "draws"] == 2
+    # A run that is there counts, not what was known of it.
+    counts = pd.read_parquet(target / "patients-2/counts.parquet")
+    counts.loc[counts["seed"] >= 1000, "tp"] = 0
+    write_counts(target / "patients-2/counts.parquet", counts)
+    downstream.main([*verb, "--keep"])
+    known = pd.read_parquet(target / "patients-2/counts.parquet").query("seed >= 1000")
+    found = known.groupby("arm", observed=True)["tp"].sum()
+    assert found["guided/real+synthetic"] == 0 < found["base/real"]
+    downstream.main(verb)
+    assert "guided" not in (target / "table.md").read_text()
+
+
 def test_an_interval_over_draws_is_wider_where_draws_differ():
     patients = np.random.default_rng(0).normal(0.02, 0.01, (40, 1))
     equal, unequal = patients.repeat(3, axis=1), patients + np.array([-0.02, 0.0, 0.02])
@@ -238,6 +266,6 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, phantom, change
 
 
 def test_the_curve_tells_variants_of_an_arm_apart():
-    arms = ["base/real+stain", "base/real+synthetic", "guided/real+synthetic", "ssl/ssl"]
-    labels = ["real+stain", "real+synthetic", "real+synthetic, guided", "ssl"]
+    arms = ["base/real+stain", "base/real+synthetic", "guided/real+synthetic", "ssl/ssl", "weight 0.1/ssl"]
+    labels = ["real+stain", "real+synthetic", "real+synthetic, guided", "ssl", "ssl, weight 0.1"]
     assert downstream_tables.arm_labels(arms) == dict(zip(arms, labels, strict=True))
