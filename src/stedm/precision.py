@@ -8,8 +8,9 @@ import torch
 def resolve_precision(name: str, device: torch.device) -> str:
     """`auto`, `fp32` or `bf16` to `fp32` or `bf16`.
 
-    `auto` takes bf16 on GPUs that have it and on CPUs with native instructions for it (AVX-512 BF16, AMX), where
-    convolutions run three to four times as fast; elsewhere bf16 is emulated and slower than fp32.
+    `auto` takes bf16 on GPUs that have it and on CPUs that are fast at it: with AMX, or AMD's with AVX-512 BF16 (a step
+    of training takes 0.6 to 0.7 of the time, `benchmarks/precision.py`). Intel's AVX-512 BF16 without AMX, as virtual
+    machines show it, is slower than fp32 (1.1 to 1.4 times the time); elsewhere bf16 is emulated and slower still.
     """
     if name != "auto":
         return name
@@ -18,7 +19,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if device.type == "cpu":
         # torch < 2.10 can't tell; fp32 is right everywhere.
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+        full_rate = capabilities.get("avx512_bf16") and "intel" not in str(capabilities.get("cpu_name")).lower()
+        return "bf16" if capabilities.get("amx_bf16") or full_rate else "fp32"
     return "fp32"
 
 
