@@ -57,18 +57,20 @@ class MixedStyles(Experiment):
 def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The plan with the last half of each picture's style pictures taken from a picture of another patient.
 
+    A patient's only picture is joined by one of another patient.
+
     Raises:
-        StedmError: pictures have one style picture each, or all are of one patient.
+        StedmError: all pictures are in the style of one patient.
     """
     names = [str(joined).split(LIST_SEPARATOR) for joined in plan["style_image_file_names"]]
     patients = plan["style_patient_id"].to_numpy()
-    if min(map(len, names)) < 2 or len(set(patients)) < 2:
-        raise StedmError("control mixed-styles: needs two style pictures a picture and two unannotated patients")
+    if len(set(patients)) < 2:
+        raise StedmError("control mixed-styles: needs two unannotated patients")
     mixed = []
     for row, own in enumerate(names):
         other = numpy_generator(seed, "mixed style", row).choice(np.flatnonzero(patients != patients[row]))
         kept = (len(own) + 1) // 2
-        mixed.append(LIST_SEPARATOR.join(own[:kept] + names[other][: len(own) - kept]))
+        mixed.append(LIST_SEPARATOR.join(own[:kept] + names[other][: max(len(own) - kept, 1)]))
     return plan.assign(style_image_file_names=mixed)
 
 
