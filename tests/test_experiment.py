@@ -165,6 +165,15 @@ def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path, tiny_confi
     assert len(experiment.unlabeled.patients()) == 2
 
 
+def test_a_refused_run_leaves_its_folder_to_the_mended_configuration(tiny_dataset, tmp_path, tiny_config):
+    root = tiny_dataset(patients={"train": 2, "unlabeled": 2, "val": 1, "test": 2})
+    with pytest.raises(StedmError, match="6 annotated patients asked for, split train has 2"):
+        Experiment(tiny_config({"path": root, "annotated_patients": 6}), tmp_path / "run", Reporter(quiet=True)).check()
+    experiment = Experiment(tiny_config({"path": root, "annotated_patients": 2}), tmp_path / "run", Reporter(quiet=True))
+    experiment.check()
+    assert "annotated_patients: 2" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_a_run_folder_is_not_shared_by_two_configurations_or_two_states_of_the_data(
     tiny_dataset, tmp_path, tiny_config
 ):
@@ -310,6 +319,7 @@ def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path, t
     for key in ("workers", "accumulate", "compile", "activation_checkpointing"):
         del written["diffusion"][key]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(written))
+    (tmp_path / "run" / "model").mkdir()
 
     def changed(**values) -> RunConfig:
         return config.model_copy(update={"diffusion": config.diffusion.model_copy(update=values)})

@@ -531,7 +531,9 @@ def _claim(folder: Path, config: RunConfig) -> None:
     checkpointing.
     """
     path = folder / "config.yaml"
-    if path.is_file():
+    begun = folder.is_dir() and any(file.name not in ("config.yaml", ".lock") for file in folder.iterdir())
+    # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
+    if path.is_file() and begun:
         there = _flat(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
         asked = _flat(yaml.safe_load(to_yaml(config)))
         # A student says itself what it was trained with, and a run may be given one later.
@@ -547,7 +549,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
             raise StedmError(
                 f"{folder}: holds a run of another configuration ({'; '.join(differing)}); give another -o"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
     write_text(path, to_yaml(config))
 
