@@ -169,7 +169,8 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_configuration(tiny_datase
     root = tiny_dataset(patients={"train": 2, "unlabeled": 2, "val": 1, "test": 2})
     with pytest.raises(StedmError, match="6 annotated patients asked for, split train has 2"):
         Experiment(tiny_config({"path": root, "annotated_patients": 6}), tmp_path / "run", Reporter(quiet=True)).check()
-    experiment = Experiment(tiny_config({"path": root, "annotated_patients": 2}), tmp_path / "run", Reporter(quiet=True))
+    mended = tiny_config({"path": root, "annotated_patients": 2})
+    experiment = Experiment(mended, tmp_path / "run", Reporter(quiet=True))
     experiment.check()
     assert "annotated_patients: 2" in (tmp_path / "run" / "config.yaml").read_text()
 
