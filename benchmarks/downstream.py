@@ -169,7 +169,9 @@ class Comparison:
         drawn = trained.model_copy(update={"synthesis": config.synthesis})
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
-            _link(folder / "model", model / "model")
+            for name in ("model", "teachers"):
+                if (model / name).exists():
+                    _link(folder / name, model / name)
             if control in (None, "shuffled-layouts", *get_args(Gate)):
                 experiment.synthesize()
         teachers = sorted((model / "teachers").glob("seed-*/model"))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stedm.data.folder import DatasetInfo, write_metadata, write_png
+from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.scale.engine import Engine, do_piece, new_name
 from stedm.seeds import numpy_generator
 
@@ -61,6 +61,28 @@ def tiny_dataset(tmp_path):
         return make_tiny_dataset(tmp_path / name, **options)
 
     return make
+
+
+def pseudo_labels_of_ones(pictures: DatasetFolder, folder: Path) -> DatasetFolder:
+    """A folder as stedm.segmentation.pseudo writes it, every pixel of class 1."""
+    names = [f"masks/{row}.png" for row in range(len(pictures))]
+    for row, name in enumerate(names):
+        write_png(folder / name, np.ones_like(pictures.read_picture(row)[..., 0]))
+        write_png(folder / name.replace("masks", "images"), pictures.read_picture(row))
+    table = pictures.table.assign(
+        source_image_file_name=pictures.table["image_file_name"],
+        image_file_name=[name.replace("masks", "images") for name in names],
+        mask_file_name=names,
+        split="train",
+    )
+    write_metadata(folder, pictures.info, table)
+    return DatasetFolder.open(folder)
+
+
+@pytest.fixture
+def predicted_ones():
+    """Function: a folder of predicted layouts for pictures, every pixel of class 1."""
+    return pseudo_labels_of_ones
 
 
 class PicklingEngine(Engine):

@@ -10,6 +10,7 @@ import yaml
 from stedm import experiment
 from stedm.config import RunConfig, load_config, parse_config
 from stedm.data import samples
+from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts
@@ -359,3 +360,28 @@ def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(
     # Another machine may have another memory.
     changed = config.model_copy(update={"data": config.data.model_copy(update={"cache_mb": 5})})
     Experiment(changed, run.folder, Reporter(quiet=True)).check()
+
+
+def test_predicted_layouts_are_predicted_again_by_who_learned_from_them(tiny_dataset, tmp_path, tiny_run):
+    root = tiny_dataset()
+    for mask in (root / "masks").glob("unlabeled*"):
+        mask.write_bytes(b"not to be opened")
+    values = tiny_run({"path": root}, arms=["real+stain+synthetic"], seeds=[0], mirror=True)
+    values["synthesis"] |= {"layouts": "predicted", "start": 0.5, "rounds": 2}
+    run = tmp_path / "run"
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    first, last = (pd.read_csv(run / part / "synthetic" / "metadata.csv") for part in ("rounds/1", "."))
+    assert set(first["layout_kind"]) == set(last["layout_kind"]) == {"predicted"}
+    assert set(last["start"]) == {0.5}
+    assert not set(first["seed"]) & set(last["seed"])
+    assert (run / "predictors" / "seed-0" / "model" / "config.json").is_file()
+    layouts = DatasetFolder.open(run / "predicted_layouts")
+    assert all(layouts.read_mask(row).max() <= 1 for row in range(len(layouts)))
+    before = _files(run)
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    redone = {path for path, time in _files(run).items() if time != before.get(path)}
+    assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
+    for key, changes in (("pseudo_labels", None), ("objective", "eps")):
+        wrong = {**values, "diffusion": {**values["diffusion"], key: changes}}
+        with pytest.raises(StedmError, match=r"synthesis\.(layouts|start)"):
+            parse_config(wrong, "test")

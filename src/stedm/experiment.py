@@ -6,6 +6,8 @@ RUN/codec/                          training of the first stage, where the confi
 RUN/checkpoints/ metrics.jsonl      training of the diffusion model
 RUN/teachers/seed-K/                segmenters of the annotated pictures, where asked for, and
 RUN/pseudo_labels/                  layouts of unannotated pictures as they see them
+RUN/predicted_layouts/              what they see, sure or not, where synthesis.layouts asks for it
+RUN/predictors/seed-K/              who predicts in a later round; RUN/rounds/R/ has what the rounds before made
 RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
 RUN/student/                        training of a student of it, and RUN/student/model, where asked for
@@ -45,6 +47,7 @@ from stedm.evaluation.panels import report_panels
 from stedm.evaluation.report import write_report
 from stedm.evaluation.whom import stain_distance
 from stedm.files import write_json, write_text
+from stedm.layout.recipe import PREDICTED
 from stedm.progress import Reporter
 from stedm.seeds import seed_for
 from stedm.segmentation.model import build_segmenter, load_segmenter
@@ -266,9 +269,10 @@ class Experiment:
                 StyleBank.embed(model, self.unlabeled, on_progress=tick).save(path)
         return StyleBank.load(path, model)
 
-    def plan(self) -> pd.DataFrame:
-        """Make the plan, or read it."""
-        path = self.folder / "plan.parquet"
+    def plan(self, number: int | None = None) -> pd.DataFrame:
+        """Make the plan of a round (None = the last), or read it."""
+        number = number or self.config.synthesis.rounds
+        path = self._round(number) / "plan.parquet"
         if not path.is_file():
             synthesis = self.config.synthesis
             bank = self.style_bank() if synthesis.style_choice == "k-centre" else None
@@ -276,27 +280,73 @@ class Experiment:
                 synthesis,
                 self.annotated,
                 self.style_source,
-                seed=self.config.seed,
+                seed=self.config.seed if number == 1 else seed_for(self.config.seed, "round", number),
                 bank=bank,
                 picture_px=self.config.data.picture_px,
+                predicted=self.predicted_layouts(number) if PREDICTED in synthesis.layout_weights else None,
             )
             write_plan(plan, path)
         return read_plan(path)
+
+    def predicted_layouts(self, number: int | None = None) -> DatasetFolder:
+        """Layouts of the unannotated pictures, pixel by pixel the most probable class, in a round (None = the last)."""
+        number, config = number or self.config.synthesis.rounds, self.config.diffusion.pseudo_labels
+        folder = self._round(number) / "predicted_layouts"
+        assert config is not None
+        if not (folder / "metadata.csv").is_file():
+            train = self._train_teacher if number == 1 else partial(self._train_predictor, number)
+            networks = [train(config, seed) for seed in config.seeds]
+            with self.reporter.stage(f"predicted layouts{self._of_round(number)}") as tick:
+                write_pseudo_labels(
+                    networks,
+                    self.unlabeled,
+                    folder,
+                    picture_px=self.config.data.picture_px,
+                    confidence=0.0,
+                    on_progress=tick,
+                )
+            self.note_seconds()
+        return DatasetFolder.open(folder, memory=self._memory)
+
+    def _train_predictor(self, number: int, config: PseudoLabelConfig, seed: int) -> Path:
+        """A segmenter that predicts layouts for a round from what the round before has drawn."""
+        folder = self._round(number) / "predictors" / f"seed-{seed}"
+        if not (folder / "model" / "config.json").is_file():
+            synthetic = self.synthesize(number - 1)
+            with self.reporter.stage(f"predictor of round {number}, seed {seed}") as tick:
+                train_segmenter(
+                    self.config.segmentation,
+                    "real+stain+synthetic",
+                    self.annotated,
+                    synthetic,
+                    folder,
+                    seed=seed_for(self.config.seed, "predictor", number, seed),
+                    picture_px=self.config.data.picture_px,
+                    on_progress=tick,
+                )
+        return folder / "model"
+
+    def _round(self, number: int) -> Path:
+        return self.folder if number == self.config.synthesis.rounds else self.folder / "rounds" / str(number)
 
     @property
     def is_drawn(self) -> bool:
         """Whether the synthetic set is complete."""
         return (self.folder / "synthetic" / "metadata.csv").is_file()
 
-    def synthesize(self) -> DatasetFolder:
-        """Draw the synthetic set, or what is missing of it."""
-        root = self.folder / "synthetic"
-        if not self.is_drawn:
-            model, plan = self.painter(), self.plan()
-            with self.reporter.stage("draw synthetic pictures") as tick:
+    def synthesize(self, number: int | None = None) -> DatasetFolder:
+        """Draw the synthetic set of a round (None = the last), or what is missing of it."""
+        number = number or self.config.synthesis.rounds
+        root = self._round(number) / "synthetic"
+        if not (root / "metadata.csv").is_file():
+            model, plan = self.painter(), self.plan(number)
+            with self.reporter.stage(f"draw synthetic pictures{self._of_round(number)}") as tick:
                 synthesize(model, plan, root, memory=self._memory, on_progress=tick)
             self.note_seconds()
         return DatasetFolder.open(root, memory=self._memory)
+
+    def _of_round(self, number: int) -> str:
+        return f", round {number}" if self.config.synthesis.rounds > 1 else ""
 
     # ---- segmentation ---------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """StyleDiffusion: what it draws depends on layout, style and seed as promised; saved = loaded."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from stedm import StyleDiffusion
 from stedm.data.samples import PictureCache
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.guidance import Guidance, guided_prediction
+from stedm.diffusion.pipeline import _picture_seed
 from stedm.diffusion.train import make_denoiser, train_diffusion
 from stedm.errors import StedmError
 
@@ -245,3 +247,34 @@ def test_after_a_short_training_layout_gives_the_shapes_and_style_the_colours(di
                 there = np.concatenate([real[mask == 1].mean(axis=0), real[mask == 0].mean(axis=0)])
                 distances.append(np.linalg.norm(there - np.concatenate([inside, outside])))
             assert rows[int(np.argmin(distances))] == owner, f"style of patient {owner} not recognised: {distances}"
+
+
+def test_pictures_are_painted_anew_from_some_noise(model, style):
+    pictures = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    generate = partial(model.generate, LAYOUTS, style, steps=3, seed=4)
+    changes = [
+        np.abs(generate(start_pictures=pictures, start=start).astype(int) - pictures).mean()
+        for start in (0.02, 0.5, 0.99)
+    ]
+    assert changes == sorted(changes)
+    assert changes[0] < 5 < changes[2]
+    together = generate(start_pictures=pictures, start=0.5)
+    alone = model.generate(
+        LAYOUTS[1], style, steps=3, seed=[_picture_seed(4, 1)], start_pictures=pictures[1:2], start=0.5
+    )
+    assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 0.5}, "needs start_pictures"),
+        ({"start_pictures": np.zeros((3, 16, 16, 3), np.uint8)}, "a start between 0 and 1"),
+        ({"start_pictures": np.zeros((2, 16, 16, 3), np.uint8), "start": 0.5}, r"\(3, 16, 16, 3\) expected"),
+        ({"start_pictures": np.zeros((3, 16, 16, 3)), "start": 0.5}, "float64"),
+    ],
+    ids=str,
+)
+def test_unusable_start_pictures_are_refused(model, style, options, message):
+    with pytest.raises(StedmError, match=message):
+        model.generate(LAYOUTS, style, steps=1, **options)

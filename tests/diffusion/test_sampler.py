@@ -29,9 +29,9 @@ def _prediction(objective: str, noisy, timestep, mean: torch.Tensor | float, sd:
 
 
 def _draw(
-    objective: str, name: str, steps: int, noise: torch.Tensor, mean, sd: float, shift: float = 1.0
+    objective: str, name: str, steps: int, noise: torch.Tensor, mean, sd: float, shift: float = 1.0, start: float = 1.0
 ) -> torch.Tensor:
-    latents, scheduler = noise.clone(), make_sampler(name, objective, steps, shift)
+    latents, scheduler = noise.clone(), make_sampler(name, objective, steps, shift, start)
     for timestep in scheduler.timesteps:
         predicted = _prediction(objective, latents, timestep, mean, sd)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
@@ -126,3 +126,21 @@ def test_samplers_that_do_not_fit_are_refused():
     for name in ("euler", "heun", "nonsense"):
         with pytest.raises(StedmError, match=rf"sampler {name}: .* eps is sampled with ddim"):
             make_sampler(name, "eps", 4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS["flow"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_way_may_begin_at_a_picture_with_some_noise(name, shift):
+    picture, other, noise = torch.randn(3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    scheduler = make_sampler(name, "flow", 4, shift, start=0.6)
+    assert float(scheduler.timesteps[0]) == pytest.approx(600, abs=1)
+    assert float(scheduler.sigmas[-1]) == 0.0
+    # The network knows one picture; the way to it is found from another one with noise up to that time.
+    drawn = _draw("flow", name, 4, torch.lerp(other, noise, 0.6), picture, 0.0, shift, start=0.6)
+    torch.testing.assert_close(drawn, picture, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["eps", "v"])
+def test_only_flow_begins_at_a_picture(objective):
+    with pytest.raises(StedmError, match="objective flow only"):
+        make_sampler("dpm++", objective, 4, start=0.5)

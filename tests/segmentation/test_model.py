@@ -184,3 +184,23 @@ def test_non_commercial_encoder_only_with_a_warning():
 def test_decoder_needs_a_width_per_level():
     with pytest.raises(ValueError, match="give one per level"):
         SegmentationConfig(encoder_depth=5, decoder_channels=[8, 8, 8])
+
+
+def test_a_mirroring_segmenter_follows_a_mirrored_picture(tmp_path):
+    info = DatasetInfo(name="tiny", classes=["a", "b"])
+    plain = build_segmenter(TINY, 2, seed=3).eval()
+    folder = save_segmenter(tmp_path / "model", plain, TINY.model_copy(update={"mirror": True}), info, 32)
+    network, read = load_segmenter(folder)
+    assert read.mirror
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        for axes in ((2,), (3,), (2, 3)):
+            turned = network(pictures.flip(axes)).softmax(dim=1).flip(axes)
+            torch.testing.assert_close(turned, network(pictures).softmax(dim=1))
+            assert not torch.allclose(plain(pictures.flip(axes)).flip(axes), plain(pictures), atol=1e-3)
+    # Folders of before say nothing of mirrors, and predict as they did.
+    values = json.loads((folder / "config.json").read_text())
+    del values["mirror"]
+    (folder / "config.json").write_text(json.dumps(values))
+    with torch.no_grad():
+        torch.testing.assert_close(load_segmenter(folder)[0](pictures), plain(pictures))

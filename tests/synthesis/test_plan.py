@@ -242,3 +242,45 @@ def test_known_fractions_choose_the_layouts(dataset):
 def test_contradictory_settings_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         SynthesisConfig(**settings)
+
+
+@pytest.fixture
+def predicted(dataset, predicted_ones, tmp_path):
+    return predicted_ones(dataset.split("unlabeled"), tmp_path / "predicted")
+
+
+def test_predicted_layouts_are_of_a_picture_of_the_style_patient(dataset, predicted):
+    config = SynthesisConfig(n_pictures=60, layouts={"predicted": 1, "warp": 1}, start=0.8)
+    sources = dataset.split("train"), dataset.split("unlabeled")
+    plan = make_plan(config, *sources, picture_px=32, predicted=predicted)
+    rows = plan[plan["layout_kind"] == "predicted"]
+    assert 15 < len(rows) < 45
+    table = dataset.table.set_index("image_file_name")
+    assert (table.loc[rows["layout_image_file_name"], "patient_id"].to_numpy() == rows["style_patient_id"]).all()
+    assert (rows["layout_patient_id"] == rows["style_patient_id"]).all()
+    shown = [names.split(LIST_SEPARATOR) for names in rows["style_image_file_names"]]
+    assert not any(name in names for name, names in zip(rows["layout_image_file_name"], shown, strict=True))
+    assert set(rows["start"]) == {0.8}
+    assert set(plan.loc[plan["layout_kind"] == "warp", "start"]) == {1.0}
+    checked_sources(plan, dataset)
+    # A plan that takes what was predicted for an annotated picture, or in one of test, is refused.
+    for split in ("train", "test"):
+        plan.loc[rows.index[0], "layout_image_file_name"] = table.index[table["split"] == split][0]
+        with pytest.raises(StedmError, match=f"is of split {split}"):
+            checked_sources(plan, dataset)
+
+
+def test_the_only_picture_of_a_patient_is_its_own_style(dataset, predicted):
+    unlabeled = dataset.split("unlabeled")
+    alone = unlabeled.select(~unlabeled.table["patient_id"].duplicated())
+    config = SynthesisConfig(n_pictures=3, layouts="predicted")
+    plan = make_plan(config, dataset.split("train"), alone, picture_px=32, predicted=predicted)
+    assert (plan["style_image_file_names"] == plan["layout_image_file_name"]).all()
+
+
+def test_predicted_layouts_need_segmenters(dataset):
+    with pytest.raises(StedmError, match="pseudo_labels"):
+        _plan(dataset, layouts="predicted")
+    for changes in ({"start": 0.5}, {"rounds": 2}):
+        with pytest.raises(ValidationError, match="only predicted layouts"):
+            SynthesisConfig(**changes)

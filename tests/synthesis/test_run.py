@@ -13,7 +13,8 @@ import pytest
 from stedm import StyleDiffusion
 from stedm.config import DenoiserConfig, DiffusionConfig, Guidance, StyleConfig, SynthesisConfig
 from stedm.data.check import check_dataset
-from stedm.data.folder import DatasetFolder, write_png
+from stedm.data.folder import DatasetFolder, write_metadata, write_png
+from stedm.data.pictures import read_picture_file
 from stedm.data.transforms import symmetry
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
@@ -212,3 +213,34 @@ def test_pictures_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
     with pytest.raises(StedmError, match="not empty"):
         synthesize(model, plan, tmp_path / "mine")
+
+
+def test_predicted_layouts_are_painted_on_their_pictures(model, dataset, predicted_ones, tmp_path, pickling_engine):
+    unlabeled = dataset.split("unlabeled")
+    predicted = predicted_ones(unlabeled, tmp_path / "predicted")
+    settings = SynthesisConfig(n_pictures=8, batch=4, steps=2, layouts="predicted", start=0.02)
+    plan = make_plan(settings, dataset.split("train"), unlabeled, picture_px=16, predicted=predicted)
+    write_plan(plan, tmp_path / "plan.parquet")
+    plan = read_plan(tmp_path / "plan.parquet")
+    assert synthesize(model, plan, tmp_path / "set")
+    made = DatasetFolder.open(tmp_path / "set")
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    for row in range(len(made)):
+        planned = made.table.iloc[row]
+        source = dataset.read_picture(row_of[planned["layout_image_file_name"]])
+        source = symmetry(source, int(planned["layout_symmetry"]))
+        assert made.read_mask(row).min() == 1
+        # So little noise changes little, whatever the network says.
+        assert np.abs(made.read_picture(row).astype(int) - source).mean() < 6
+    model.save_pretrained(tmp_path / "model")
+    synthesize(model, plan, tmp_path / "others", engine=pickling_engine, model_folder=tmp_path / "model")
+    for name in made.table["image_file_name"]:
+        there, here = (read_picture_file(tmp_path / folder, name).astype(int) for folder in ("others", "set"))
+        assert np.abs(there - here).max() <= 1
+    plan.loc[0, "layout_image_file_name"] = "images/gone.png"
+    with pytest.raises(StedmError, match=r"gone.png is not in"):
+        synthesize(model, plan, tmp_path / "third")
+    lacking = predicted.table.iloc[:1]
+    write_metadata(tmp_path / "predicted", predicted.info, lacking)
+    with pytest.raises(StedmError, match="no layout of"):
+        synthesize(model, read_plan(tmp_path / "plan.parquet"), tmp_path / "fourth")

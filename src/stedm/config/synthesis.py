@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from stedm.config.base import Fraction, Part, Positive
 
-LayoutKind = Literal["resample", "warp", "recombine", "procedural"]
+LayoutKind = Literal["resample", "warp", "recombine", "procedural", "predicted"]
 Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun", "student"]
 
 
@@ -56,6 +56,8 @@ class Sampling(Part):
     sampler: Sampler = "unipc"
     steps: Positive = 8
     time_shift: Annotated[float, Field(gt=0)] = 4.0
+    start: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Time at which the way begins: 1 = pure noise; below, a given picture with so much noise (flow only)."""
 
     @property
     def network_calls(self) -> int:
@@ -85,7 +87,15 @@ class SynthesisConfig(Part):
     layouts: LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)] = "resample"
     """Where layouts come from (stedm.layout.prior): `resample` = annotated ones as they are; `warp` = deformed ones;
     `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and
-    structure sizes; or a mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
+    structure sizes; `predicted` = what the teachers of `diffusion.pseudo_labels` see in a picture of the style patient;
+    or a mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
+    start: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.start
+    """Where the drawing of `predicted` layouts begins: 1 = at noise; 0.8 = at the picture that the layout was predicted
+    in, with noise up to time 0.8 (SDEdit, Meng et al. 2022), so that what layout and style don't contradict stays. Flow
+    only."""
+    rounds: Positive = 1
+    """How often `predicted` layouts are predicted: first by the teachers, then by segmenters that have learned from the
+    synthetic pictures of the round before (as many, of arm real+stain+synthetic and as in `segmentation`)."""
     category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
     """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
     class takes that part of the picture. Categories without annotated layouts can be described in this way."""
@@ -116,6 +126,10 @@ class SynthesisConfig(Part):
                     raise ValueError(f"category_fractions.{category}.{name}: [{low}, {high}] must be [low, high]")
         if self.category_fractions and not self.match_category:
             raise ValueError("category_fractions needs match_category: true")
+        if self.start < 1 and "predicted" not in self.layout_weights:
+            raise ValueError("start: only predicted layouts have a picture to begin at; set it to 1")
+        if self.rounds > 1 and "predicted" not in self.layout_weights:
+            raise ValueError("rounds: only predicted layouts change from round to round; set it to 1")
         return self
 
     @property

@@ -18,6 +18,7 @@ def guided_path(
     sampling: Sampling,
     *,
     objective: str,
+    clean: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield the latent `(b, latent_channels, h, w)` after each of `sampling.steps` steps; the last one is the picture.
 
@@ -27,9 +28,11 @@ def guided_path(
         layout: class indices `(b, height, width)`; `denoiser.unknown` = unknown.
         style: `(b, style_dim)`.
         objective: `eps`, `v` or `flow`.
+        clean: like `noise`; latents of the pictures that the way begins at where `sampling.start` is below 1.
     """
     guidance, steps = sampling.guidance, sampling.steps
-    latents, scheduler = noise, make_sampler(sampling.sampler, objective, steps, sampling.time_shift)
+    scheduler = make_sampler(sampling.sampler, objective, steps, sampling.time_shift, sampling.start)
+    latents = noise if clean is None else torch.lerp(clean, noise, sampling.start)
     last = len(scheduler.timesteps) - 1
     for evaluation, timestep in enumerate(scheduler.timesteps):
         now, step = timestep.to(noise.device), evaluation // scheduler.order

@@ -107,6 +107,8 @@ class StyleDiffusion:
         time_shift: float | None = None,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
+        start_pictures: np.ndarray | None = None,
+        start: float = 1.0,
         batch: int = 32,
         on_progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
@@ -125,6 +127,8 @@ class StyleDiffusion:
             time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.objective.shifted); None =
                 the default one; nothing to a student, whose steps are where they were distilled.
             seed: one seed for the call, or one for each picture (picture i then doesn't depend on the others).
+            start_pictures: uint8 RGB `(n, H, W, 3)`: pictures to paint anew. Noise is put on them up to time `start`;
+                what stands out from it and doesn't contradict layout and style stays (SDEdit, Meng et al. 2022).
             batch: pictures drawn at once.
             on_progress: called with the number of pictures done.
 
@@ -137,6 +141,8 @@ class StyleDiffusion:
         """
         layouts = self._checked_layouts(layouts)
         settings = self._checked_sampling(guidance, steps, time_shift, sampler)
+        if start_pictures is not None or start != 1.0:
+            settings = self._checked_start(settings, start_pictures, start, layouts.shape)
         if (style is None) == (style_vectors is None):
             raise StedmError("generate: give either style pictures or style_vectors")
         styles = _checked_styles(style, len(layouts)) if style is not None else []
@@ -149,7 +155,8 @@ class StyleDiffusion:
             part = slice(start, start + batch)
             with autocast(self.precision, self.device):
                 chosen = self.style_vectors(styles[part]) if vectors is None else vectors[part]
-                done.append(self._draw(layouts[part], chosen, seeds[part], settings))
+                begun = None if start_pictures is None else start_pictures[part]
+                done.append(self._draw(layouts[part], chosen, seeds[part], settings, begun))
             if on_progress:
                 on_progress(min(start + batch, len(layouts)))
         return np.concatenate(done)
@@ -204,6 +211,7 @@ class StyleDiffusion:
         style: torch.Tensor,
         seeds: Sequence[int],
         settings: Sampling,
+        start_pictures: np.ndarray | None = None,
     ) -> np.ndarray:
         height, width = layouts.shape[1:]
         shape = (self.codec.latent_channels, height // self.codec.factor, width // self.codec.factor)
@@ -214,9 +222,30 @@ class StyleDiffusion:
         if self.student is not None:
             latents = student_steps(self.denoiser, latents, layout, style, settings)
         else:
-            *_, latents = guided_path(self.denoiser, latents, layout, style, settings, objective=self.objective)
+            clean = None if start_pictures is None else self._latents(start_pictures)
+            *_, latents = guided_path(
+                self.denoiser, latents, layout, style, settings, objective=self.objective, clean=clean
+            )
         pictures = self.codec.decode(latents)
         return ((pictures + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _latents(self, pictures: np.ndarray) -> torch.Tensor:
+        """Latents of uint8 RGB `(n, H, W, 3)`."""
+        return self.codec.encode(to_signed(torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)))
+
+    def _checked_start(
+        self, settings: Sampling, pictures: np.ndarray | None, start: float, shape: tuple[int, ...]
+    ) -> Sampling:
+        """Settings that begin at pictures, for layouts of `shape`."""
+        if pictures is None or not 0 < start < 1:
+            raise StedmError(f"generate: start {start} needs start_pictures, and they a start between 0 and 1")
+        if pictures.shape != (*shape, 3) or pictures.dtype != np.uint8:
+            raise StedmError(
+                f"generate: start_pictures: uint8 RGB {(*shape, 3)} expected, got {pictures.dtype} {pictures.shape}"
+            )
+        if self.student is not None:
+            raise StedmError("generate: a student draws from noise only; use the model that it was distilled from")
+        return settings.model_copy(update={"start": start})
 
     def _checked_sampling(
         self, guidance: float | Guidance | None, steps: int | None, time_shift: float | None, sampler: str | None

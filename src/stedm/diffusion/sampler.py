@@ -33,7 +33,7 @@ SAMPLERS = {
 """Names of the samplers of each objective."""
 
 
-def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0) -> SchedulerMixin:
+def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0, start: float = 1.0) -> SchedulerMixin:
     """A scheduler set up for exactly `steps` steps.
 
     Args:
@@ -41,9 +41,11 @@ def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0) -> S
             (Song et al. 2021) for eps and v; `euler`, and `heun` with two evaluations a step, for flow.
         objective: `eps`, `v` or `flow`.
         shift: 1 = steps evenly spaced in time; more puts more of them near noise (`objective.shifted`).
+        start: time at which the first step begins, 1 = pure noise; all times are scaled by it.
 
     Raises:
-        StedmError: the sampler doesn't go with the objective, or is unknown; or some of its steps fall together.
+        StedmError: the sampler doesn't go with the objective, or is unknown; some of its steps fall together; or
+            `start` is below 1 for another objective than flow.
     """
     if name not in SAMPLERS[objective]:
         known = SAMPLERS[objective]
@@ -51,7 +53,13 @@ def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0) -> S
             f"sampler {name}: a model of objective {objective} is sampled with {', '.join(known[:-1])} or {known[-1]}"
         )
     if objective == "flow":
-        return _flow_sampler(name, steps, shift)
+        scheduler = _flow_sampler(name, steps, shift)
+        if start != 1.0:
+            # In flow a time is a sigma.
+            scheduler.sigmas, scheduler.timesteps = start * scheduler.sigmas, start * scheduler.timesteps
+        return scheduler
+    if start != 1.0:
+        raise StedmError(f"start {start}: drawing can begin at a picture for the objective flow only; set it to 1")
     return _noise_sampler(name, objective, steps, shift)
 
 

@@ -19,6 +19,9 @@ from stedm.data.transforms import N_SYMMETRIES, symmetry
 from stedm.errors import StedmError
 
 KINDS: tuple[LayoutKind, ...] = ("resample", "warp", "recombine", "procedural")
+"""Made of annotated layouts (see stedm.layout.prior)."""
+PREDICTED: LayoutKind = "predicted"
+"""What segmenters see in an unannotated picture."""
 
 _WARP_SIDES = 0.05  # standard deviation of the displacement, in picture sides
 _WARP_SCALE_SIDES = 0.3  # distance over which the displacement changes; much more than it moves, so nothing folds
@@ -61,7 +64,8 @@ class LayoutRecipe:
 
     kind: LayoutKind
     source: str
-    """Annotated picture (`image_file_name`) whose layout is used, or whose class fractions `procedural` followed."""
+    """Picture (`image_file_name`) whose layout is used, or whose class fractions `procedural` followed; an annotated
+    one, but for `predicted`."""
     symmetry: int
     seed: int = 0
     second: str = ""
@@ -74,7 +78,7 @@ def build_layout(recipe: LayoutRecipe, read: Callable[[str], np.ndarray], pictur
     """Build a layout, uint8 (picture_px, picture_px) of class indices; unknown pixels of the sources stay unknown.
 
     Args:
-        read: gives the layout of an annotated picture by its `image_file_name`.
+        read: gives the layout of the recipe's pictures by `image_file_name`.
     """
     generator = np.random.default_rng(recipe.seed)
     if recipe.kind == "procedural":

@@ -12,7 +12,7 @@ from stedm.data.folder import DatasetFolder, write_metadata
 from stedm.data.pictures import write_png
 from stedm.data.transforms import to_signed
 from stedm.errors import StedmError
-from stedm.segmentation.model import load_segmenter
+from stedm.segmentation.model import Mirrored, load_segmenter
 
 _PICTURES_AT_ONCE = 64
 
@@ -63,14 +63,8 @@ def write_pseudo_labels(
 def vote(networks: Sequence[nn.Module], pictures: np.ndarray) -> Tensor:
     """Mean class probabilities (n, classes, px, px) of networks over four views of uint8 RGB (n, px, px, 3)."""
     signed = to_signed(torch.from_numpy(pictures).permute(0, 3, 1, 2))
-    views = [(), (3,), (2,), (2, 3)]
-    total: Tensor | float = 0.0
-    for network in networks:
-        network.eval()
-        for dims in views:
-            seen = signed.flip(dims).contiguous(memory_format=torch.channels_last)
-            total = total + network(seen).float().softmax(dim=1).flip(dims)
-    return total / (len(networks) * len(views))
+    voters = [(network if isinstance(network, Mirrored) else Mirrored(network)).eval() for network in networks]
+    return torch.stack([voter(signed).exp() for voter in voters]).mean(dim=0)
 
 
 def _checked(path: Path, classes: list[str]) -> nn.Module:

@@ -13,10 +13,11 @@ import pandas as pd
 
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
+from stedm.data.transforms import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.files import fingerprint, replacing
 from stedm.layout.prior import LayoutPrior
-from stedm.layout.recipe import KINDS, LayoutRecipe, Texture
+from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe, Texture
 from stedm.seeds import numpy_generator, seed_for
 from stedm.style.bank import StyleBank, farthest_first
 from stedm.style.sampling import rows_by_patient
@@ -37,6 +38,7 @@ COLUMNS = [
     "guidance_stop",
     "guidance_rescale",
     "time_shift",
+    "start",
     "sampler",
     "steps",
 ]
@@ -47,6 +49,7 @@ ADDED_COLUMNS = {
     "guidance_stop": 1.0,
     "guidance_rescale": 0.0,
     "time_shift": 1.0,
+    "start": 1.0,
 }
 LAYOUT_COLUMNS = {"layout_kind": "resample", "layout_seed": 0, "layout_second_image": "", "layout_texture": ""}
 """How a layout is made from its source (see `LayoutRecipe`), and what a plan without these columns means."""
@@ -60,6 +63,7 @@ def make_plan(
     seed: int = 0,
     bank: StyleBank | None = None,
     picture_px: int | None = None,
+    predicted: DatasetFolder | None = None,
 ) -> pd.DataFrame:
     """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients, or over their categories.
 
@@ -70,10 +74,12 @@ def make_plan(
         bank: styles of the unannotated patients, for `style_choice` k-centre.
         picture_px: side at which layouts are measured, that of the model; needed unless all layouts are resampled
             and `config.category_fractions` is empty.
+        predicted: layouts of the unannotated pictures, as stedm.segmentation.pseudo writes them, for layouts of kind
+            predicted. The table's `attrs` name its folder.
 
     Raises:
-        StedmError: a patient of val or test is among the sources, one of them is empty, the bank is missing, or no
-            layout is within `config.category_fractions`.
+        StedmError: a patient of val or test is among the sources, one of them is empty, the bank or the predicted
+            layouts are missing, or no layout is within `config.category_fractions`.
     """
     if len(annotated) == 0 or len(unlabeled) == 0:
         raise StedmError(f"{annotated.root}: a plan needs annotated pictures (layouts) and unannotated ones (styles)")
@@ -85,23 +91,33 @@ def make_plan(
     _refuse_unknown_categories(config, annotated, unlabeled)
     prior = LayoutPrior.fit(annotated, picture_px, config.category_fractions)
     kinds, weights = zip(*sorted(config.layout_weights.items()), strict=True)
+    if PREDICTED in kinds and predicted is None:
+        raise StedmError("plan: layouts predicted need segmenters; use `stedm run` with diffusion.pseudo_labels")
     sources = annotated.table.set_index("image_file_name")
     rows = []
     for i in range(config.n_pictures):
         generator = numpy_generator(seed, "row", i)
         turn, queue = i // len(queues), queues[i % len(queues)]
         patient = queue[turn % len(queue)]
-        category, style_rows = _style(unlabeled.table, patients[patient], config, generator, bank)
+        category, shown = _style(unlabeled.table, patients[patient], config, generator, bank)
         kind = numpy_generator(seed, "layout kind", i).choice(kinds, p=weights).item()
-        recipe = prior.recipe(kind, category if config.match_category else None, generator)
+        if kind == PREDICTED:
+            # A picture isn't its own style, unless the patient has no other.
+            source, shown = unlabeled.table.iloc[shown[0]], shown[1:] if len(shown) > 1 else shown
+            recipe = LayoutRecipe(kind, source["image_file_name"], int(generator.integers(N_SYMMETRIES)))
+        else:
+            recipe = prior.recipe(kind, category if config.match_category else None, generator)
+            source = sources.loc[recipe.source]
+        names = unlabeled.table["image_file_name"].iloc[shown[: config.style_pictures]]
         rows.append(
             {
                 "image_id": f"synthetic-{i:06d}",
                 "style_patient_id": patient,
-                "style_image_file_names": LIST_SEPARATOR.join(unlabeled.table["image_file_name"].iloc[style_rows]),
+                "style_image_file_names": LIST_SEPARATOR.join(names),
                 "seed": seed_for(seed, "noise", i),
-                **_layout_columns(recipe, sources.loc[recipe.source]),
+                **_layout_columns(recipe, source),
                 **_sampling_columns(config),
+                "start": float(config.start) if kind == PREDICTED else 1.0,
             }
         )
     plan = pd.DataFrame(rows, columns=[*COLUMNS, *LAYOUT_COLUMNS])
@@ -110,6 +126,8 @@ def make_plan(
         "batch": config.batch,
         "unseen_categories": list(annotated.unseen_categories),
     }
+    if predicted is not None:
+        plan.attrs["predicted_layouts"] = str(predicted.root.resolve())
     return plan
 
 
@@ -165,15 +183,16 @@ def _style(
     generator: np.random.Generator,
     bank: StyleBank | None,
 ) -> tuple[str, np.ndarray]:
-    """Draw a category that the patient has, and style pictures of that category."""
+    """Draw a category that the patient has, and of its pictures one more than are shown as style: in random order or,
+    with k-centre, such that the first ones cover the patient's styles."""
     categories = table["category"].iloc[patient_rows].to_numpy()
     category = str(generator.choice(categories))
     rows = generator.permutation(patient_rows[categories == category])
     if config.style_choice == "k-centre" and bank is not None:
         # From a random picture on, so that the rows of a patient differ.
         vectors = bank.picture_vectors(table["image_file_name"].iloc[rows].tolist())
-        rows = rows[farthest_first(vectors, config.style_pictures, 0)]
-    return category, rows[: config.style_pictures]
+        rows = rows[farthest_first(vectors, config.style_pictures + 1, 0)]
+    return category, rows[: config.style_pictures + 1]
 
 
 def layout_recipe(row: Any) -> LayoutRecipe:
@@ -187,7 +206,7 @@ def layout_recipe(row: Any) -> LayoutRecipe:
         texture = Texture.from_json(text) if kind == "procedural" else None
     except (ValueError, KeyError, TypeError) as error:
         raise StedmError(f"plan row {row.image_id}: layout_texture is not readable; make the plan again") from error
-    if kind not in KINDS or (kind == "recombine" and not second):
+    if kind not in (*KINDS, PREDICTED) or (kind == "recombine" and not second):
         raise StedmError(f"plan row {row.image_id}: layout_kind {kind!r} is not usable; make the plan again")
     second = second if kind == "recombine" else ""
     return LayoutRecipe(kind, row.layout_image_file_name, int(row.layout_symmetry), int(seed), second, texture)
@@ -236,7 +255,8 @@ def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
     splits = dict(zip(dataset.table["image_file_name"], dataset.table["split"], strict=True))
     for row in plan.itertuples():
         recipe = layout_recipe(row)
-        layouts = [(name, ("train",)) for name in (recipe.source, recipe.second) if name]
+        annotated = ("unlabeled",) if recipe.kind == PREDICTED else ("train",)
+        layouts = [(name, annotated) for name in (recipe.source, recipe.second) if name]
         styles = [(name, ("unlabeled", "train")) for name in str(row.style_image_file_names).split(LIST_SEPARATOR)]
         for name, allowed in layouts + styles:
             if name not in splits:

@@ -15,10 +15,11 @@ from stedm.config import Guidance
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
 from stedm.data.samples import PictureCache
+from stedm.data.transforms import symmetry
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.files import claim
-from stedm.layout.recipe import build_layout
+from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
 from stedm.scale.engine import Engine, Work, check_shared
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
@@ -61,7 +62,8 @@ def synthesize(
     dataset = DatasetFolder.open(plan.attrs["dataset"], unseen_categories=unseen, memory=memory)
     checked_sources(plan, dataset)
     _claim(folder, plan, model)
-    painter = _Painter(model, dataset)
+    predicted = _open_predicted(plan, memory)
+    painter = _Painter(model, dataset, predicted)
     size = int(plan.attrs["batch"])
     batches = [plan.iloc[start : start + size] for start in range(0, len(plan), size)][shard[0] :: shard[1]]
     missing = [batch for batch in batches if not _are_drawn(folder, batch)]
@@ -70,7 +72,8 @@ def synthesize(
     if engine is None or engine.is_here:
         drawn = _drawn_here(painter, folder, missing)
     else:
-        job = DrawJob(_absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder))
+        there = predicted and _absolute(predicted.root)
+        job = DrawJob(_absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder), there)
         drawn = (missing[number] for number, _ in engine.run(job, missing))
     for batch in drawn:
         done += len(batch)
@@ -101,12 +104,14 @@ class DrawJob:
     precision: str
     dataset: Path
     folder: Path
+    predicted: Path | None = None
     uses_gpu: ClassVar[bool] = True
 
     def open(self) -> Work:
-        for path in (self.model, self.dataset, self.folder / "synthesis.json"):
+        for path in filter(None, (self.model, self.dataset, self.folder / "synthesis.json", self.predicted)):
             check_shared(path)
-        painter = _Painter(load_painter(self.model, self.precision), DatasetFolder.open(self.dataset))
+        predicted = DatasetFolder.open(self.predicted) if self.predicted else None
+        painter = _Painter(load_painter(self.model, self.precision), DatasetFolder.open(self.dataset), predicted)
         return lambda batch: _write(self.folder, batch["image_id"], *painter(batch))
 
 
@@ -163,27 +168,39 @@ def _write(folder: Path, image_ids: Sequence[str], pictures: np.ndarray, masks: 
 class _Painter:
     """Plan rows to pictures and masks."""
 
-    def __init__(self, model: StyleDiffusion, dataset: DatasetFolder):
+    def __init__(self, model: StyleDiffusion, dataset: DatasetFolder, predicted: DatasetFolder | None = None):
         if model.classes != dataset.info.classes:
             raise StedmError(f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}")
         self.model, self.unknown_index = model, dataset.info.ignore_index
         self.cache = PictureCache(dataset, model.picture_px)
         self._row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+        if predicted is not None:
+            self._predicted = PictureCache(predicted, model.picture_px)
+            names = predicted.table["source_image_file_name"]
+            self._predicted_row_of = {name: row for row, name in enumerate(names)}
 
-    def _layout(self, image_file_name: str) -> np.ndarray:
+    def _mask(self, image_file_name: str) -> np.ndarray:
         return self.cache.mask(self._row_of[image_file_name])
 
+    def _predicted_mask(self, image_file_name: str) -> np.ndarray:
+        return self._predicted.mask(self._predicted_row_of[image_file_name])
+
+    def _layout(self, recipe: LayoutRecipe) -> np.ndarray:
+        read = self._predicted_mask if recipe.kind == PREDICTED else self._mask
+        return build_layout(recipe, read, self.model.picture_px)
+
+    def _start_picture(self, recipe: LayoutRecipe) -> np.ndarray:
+        return symmetry(self.cache.picture(self._row_of[recipe.source]), recipe.symmetry)
+
     def __call__(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        masks = np.stack(
-            [
-                build_layout(layout_recipe(row), self._layout, self.model.picture_px)
-                for row in rows.itertuples(index=False)
-            ]
-        )
+        recipes = [layout_recipe(row) for row in rows.itertuples(index=False)]
+        masks = np.stack([self._layout(recipe) for recipe in recipes])
         styles = [self._style(row) for row in rows.itertuples()]
         pictures = np.zeros((*masks.shape, 3), np.uint8)
         for same in rows.groupby(_SETTINGS).indices.values():
             first = rows.iloc[same[0]]
+            start = float(first["start"])
+            begun = np.stack([self._start_picture(recipes[i]) for i in same]) if start < 1 else None
             pictures[same] = self.model.generate(
                 masks[same],
                 [styles[i] for i in same],
@@ -192,6 +209,8 @@ class _Painter:
                 time_shift=float(first["time_shift"]),
                 sampler=first["sampler"],
                 seed=rows["seed"].iloc[same].tolist(),
+                start_pictures=begun,
+                start=start,
                 batch=len(rows),
             )
         return pictures, masks
@@ -219,6 +238,21 @@ def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
         another=lambda: f"{folder}: holds pictures of another plan or model; give another folder or remove this one",
         not_empty=f"{folder}: not empty and not a synthetic set; give another folder",
     )
+
+
+def _open_predicted(plan: pd.DataFrame, memory: CacheBudget | None) -> DatasetFolder | None:
+    """The layouts that segmenters saw, where the plan has rows of them.
+
+    Raises:
+        StedmError: the folder is gone, or lacks a layout.
+    """
+    rows = plan[plan["layout_kind"] == PREDICTED]
+    if rows.empty:
+        return None
+    predicted = DatasetFolder.open(plan.attrs["predicted_layouts"], memory=memory)
+    if missing := sorted(set(rows["layout_image_file_name"]) - set(predicted.table["source_image_file_name"])):
+        raise StedmError(f"{predicted.root}: no layout of {missing[0]}; make the plan again")
+    return predicted
 
 
 def _write_table(folder: Path, plan: pd.DataFrame, info: DatasetInfo, model_fingerprint: str) -> None:
