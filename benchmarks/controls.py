@@ -3,6 +3,8 @@
 - `shuffled-layouts`: the pictures of the set, each with the mask of another one. Do the masks matter?
 - `copied-pictures`: annotated pictures again and again in place of generated ones. Or is it only the mixing?
 - `annotated-styles`: drawn in the styles of the annotated patients. Are unannotated patients needed?
+- `unpainted-pictures`: of a set of predicted layouts the pictures that they were predicted in, as they are. Is painting
+  needed, or is it self-training?
 - `mixed-styles`: half of a picture's style pictures are another patient's. Do styles that nobody has add to those of
   patients?
 
@@ -25,8 +27,10 @@ import pandas as pd
 import torch
 
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
+from stedm.data.transforms import symmetry
 from stedm.errors import StedmError
 from stedm.experiment import Experiment
+from stedm.layout.recipe import PREDICTED
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo import vote
@@ -34,7 +38,7 @@ from stedm.synthesis.plan import LIST_SEPARATOR
 from stedm.synthesis.quality import PictureSet, with_shuffled_layouts
 
 Gate = Literal["agreed-pictures", "disputed-pictures", "agreed-pixels"]
-Control = Literal["shuffled-layouts", "copied-pictures", "annotated-styles", "mixed-styles", Gate]
+Control = Literal["shuffled-layouts", "copied-pictures", "unpainted-pictures", "annotated-styles", "mixed-styles", Gate]
 SURE = 0.9
 """Mean probability of a class from which the teachers are sure of it."""
 
@@ -50,8 +54,8 @@ class AnnotatedStyles(Experiment):
 class MixedStyles(Experiment):
     """A run whose synthetic pictures are each in the style of two unannotated patients."""
 
-    def plan(self) -> pd.DataFrame:
-        return mix_styles(super().plan(), self.config.seed)
+    def plan(self, number: int | None = None) -> pd.DataFrame:
+        return mix_styles(super().plan(number), self.config.seed)
 
 
 def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -92,6 +96,22 @@ def copy_pictures(annotated: DatasetFolder, n_pictures: int, folder: Path, *, pi
     pictures = np.stack([annotated.read_picture(row, picture_px) for row in rows.tolist()])
     masks = np.stack([annotated.read_mask(row, picture_px) for row in rows.tolist()])
     _write(annotated, rows, pictures, masks, folder)
+
+
+def unpaint(synthetic: DatasetFolder, dataset: DatasetFolder, folder: Path, *, picture_px: int) -> None:
+    """The set with the pictures that its layouts were predicted in, turned like them; written to `folder`.
+
+    Raises:
+        StedmError: a layout wasn't predicted.
+    """
+    table = synthetic.table
+    if set(table["layout_kind"]) != {PREDICTED}:
+        raise StedmError("control unpainted-pictures: needs predicted layouts only; set synthesis.layouts to predicted")
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    sources = [dataset.read_picture(row_of[name], picture_px) for name in table["layout_image_file_name"]]
+    turned = [symmetry(picture, int(turn)) for picture, turn in zip(sources, table["layout_symmetry"], strict=True)]
+    masks = np.stack([synthetic.read_mask(row) for row in range(len(synthetic))])
+    _write(synthetic, np.arange(len(synthetic)), np.stack(turned), masks, folder)
 
 
 def gate(synthetic: DatasetFolder, teachers: Sequence[Path], kind: Gate, folder: Path, *, picture_px: int) -> None:

@@ -3,6 +3,7 @@
     python benchmarks/downstream.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
     python benchmarks/downstream.py table FOLDER -o docs/results/NAME [--keep]
     python benchmarks/downstream.py curve FOLDER -o docs/results/NAME [--keep]   a figure: IoU against patients
+    python benchmarks/downstream.py headline FOLDER -o docs/results/NAME [--keep]   a report over all draws
 
 `run` trains and scores what is missing and can be stopped and started at any time, or in several shards at once. What
 two runs have in common (a diffusion model, a synthetic set, segmenters without synthetic pictures) is made once:
@@ -27,8 +28,8 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
-from controls import DRAWN, Control, Gate, copy_pictures, gate, shuffle_layouts
-from downstream_tables import BASE, write_curve, write_table
+from controls import DRAWN, Control, Gate, copy_pictures, gate, shuffle_layouts, unpaint
+from downstream_tables import BASE, write_curve, write_headline, write_table
 from judging import Part, claim, locked
 from stedm.config import RunConfig, SegmentationConfig, SynthesisConfig, parse_config, uses_synthetic
 from stedm.data.folder import DatasetFolder
@@ -172,7 +173,7 @@ class Comparison:
             for name in ("model", "teachers"):
                 if (model / name).exists():
                     _link(folder / name, model / name)
-            if control in (None, "shuffled-layouts", *get_args(Gate)):
+            if control in (None, "shuffled-layouts", "unpainted-pictures", *get_args(Gate)):
                 experiment.synthesize()
         teachers = sorted((model / "teachers").glob("seed-*/model"))
         return self._without(control, drawn, folder, teachers, reporter) if control else folder
@@ -192,6 +193,8 @@ class Comparison:
                 pictures = None if control == "copied-pictures" else DatasetFolder.open(whole / "synthetic")
                 if control == "shuffled-layouts":
                     shuffle_layouts(pictures, synthetic, picture_px=px, seed=seed)
+                elif control == "unpainted-pictures":
+                    unpaint(pictures, experiment.dataset, synthetic, picture_px=px)
                 elif control in get_args(Gate):
                     gate(pictures, teachers, control, synthetic, picture_px=px)
                 else:
@@ -262,7 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
     table.add_argument("folder", type=Path)
     curve = verbs.add_parser("curve", help="IoU against the number of annotated patients")
     curve.add_argument("folder", type=Path)
-    for verb in (table, curve):
+    headline = verbs.add_parser("headline", help="a report over all draws, arms under their plain names")
+    headline.add_argument("folder", type=Path)
+    for verb in (table, curve, headline):
         verb.add_argument("-o", dest="target", type=Path, required=True)
         verb.add_argument("--keep", action="store_true", help="keep what -o has of runs that are not in the folder")
     given = parser.parse_args(arguments)
@@ -270,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.verb == "run":
             Comparison(read_spec(given.spec), given.folder).run(given.only, parse_shard(given.shard))
         else:
-            write = {"table": write_table, "curve": write_curve}[given.verb]
+            write = {"table": write_table, "curve": write_curve, "headline": write_headline}[given.verb]
             comparison = Comparison(read_spec(given.folder / "spec.yaml"), given.folder)
             write(comparison, given.target, kept=given.target if given.keep else None)
     except StedmError as error:

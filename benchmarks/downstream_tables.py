@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, write_counts
-from stedm.evaluation.figures import save_png
-from stedm.evaluation.metrics import per_patient_and_seed
+from stedm.evaluation.figures import arms_figure, save_png
+from stedm.evaluation.metrics import per_patient, per_patient_and_seed
+from stedm.evaluation.report import write_report
 from stedm.evaluation.stats import summarise
 from stedm.files import replacing, write_json, write_text
 from stedm.seeds import numpy_generator
@@ -87,11 +88,7 @@ def pairs(arms: list[str], baseline: str) -> Iterator[tuple[str, str]]:
 
 
 def summary_of(spec: "Spec", budget: int, counts: pd.DataFrame) -> dict[str, Any]:
-    """`summary.json` of a budget; where there are several draws of annotated patients, comparisons have
-
-    `delta_by_draw`, {draw: mean difference}, and `delta_ci_draws`, an interval over patients and draws (both resampled;
-    of three draws it is rough, and tells more of patients than of draws).
-    """
+    """`summary.json` of a budget; of several draws of annotated patients with what `add_draws` adds."""
     evaluation = spec.config(BASE, budget, spec.draws[0]).evaluation
     arms = list(dict.fromkeys(counts["arm"]))
     scores = per_draw(counts)
@@ -100,12 +97,24 @@ def summary_of(spec: "Spec", budget: int, counts: pd.DataFrame) -> dict[str, Any
     # Annotated patients differ between draws: arms are only compared on the same ones.
     same = [(a, b) for a, b in wanted if {a, b} <= set(arms) and draws[a] == draws[b]]
     summary = summarise(counts, evaluation, same)
+    add_draws(summary, scores, evaluation)
+    return summary
+
+
+def add_draws(summary: dict[str, Any], scores: pd.DataFrame, evaluation: EvaluationConfig) -> None:
+    """Add to the comparisons of several draws of annotated patients `delta_by_draw`, {draw: mean difference},
+    `sd_ratio_by_draw`, and `delta_ci_draws`, an interval over patients and draws (both resampled; of three draws it is
+    rough, and tells more of patients than of draws).
+
+    scores: of `per_draw`.
+    """
     for entry in summary["comparisons"]:
-        difference = (scores[entry["a"]] - scores[entry["b"]]).unstack("draw").dropna(axis="columns", how="all")
+        a, b = (scores[entry[arm]].unstack("draw").dropna(axis="columns", how="all") for arm in "ab")
+        difference = a - b
         if len(difference.columns) > 1:
             entry["delta_by_draw"] = {str(draw): float(mean) for draw, mean in difference.mean().items()}
+            entry["sd_ratio_by_draw"] = {str(draw): float(ratio) for draw, ratio in (a.std() / b.std()).items()}
             entry["delta_ci_draws"] = interval_over_draws(difference.dropna().to_numpy(), evaluation)
-    return summary
 
 
 def per_draw(counts: pd.DataFrame) -> pd.DataFrame:
@@ -149,6 +158,29 @@ def write_table(comparison: "Comparison", target: Path, kept: Path | None = None
     rows = {v: yaml.safe_dump(spec.variants[v], default_flow_style=True).strip() for v in spec.variants}
     with replacing(target / "variants.csv") as temporary:
         pd.Series(rows, name="settings").rename_axis("variant").to_csv(temporary)
+
+
+def write_headline(comparison: "Comparison", target: Path, kept: Path | None = None) -> None:
+    """TARGET/{counts.parquet, per_patient.csv, summary.json, report.html} and TARGET_arms.png: a report over all draws
+    under the plain names of the arms. `kept` as in `scored`.
+
+    Raises:
+        StedmError: an arm is in several variants, so that its plain name says too little, or there are several budgets.
+    """
+    if len(comparison.spec.budgets) > 1:
+        raise StedmError("headline: one budget only; make a table of several")
+    [(budget, counts)] = scored(comparison, kept).items()
+    plain = {arm: arm.split("/", 1)[1] for arm in counts["arm"].unique()}
+    if len(set(plain.values())) < len(plain):
+        raise StedmError("headline: an arm is in several variants; make a table of them")
+    counts = counts.assign(arm=counts["arm"].map(plain))
+    spec, config = comparison.spec, comparison.spec.config(BASE, budget, comparison.spec.draws[0])
+    notes = {"Annotated": f"{budget} patients, {len(set(counts['seed'] // SEEDS_A_DRAW))} draws of them"}
+    summary = write_report(target, counts, title=spec.name, notes=notes, evaluation=config.evaluation)
+    add_draws(summary, per_draw(counts), config.evaluation)
+    write_json(target / "summary.json", summary)
+    figure = arms_figure(per_patient(counts), config.evaluation.unit)
+    save_png(target.with_name(f"{target.name}_arms.png"), figure, dpi=110)
 
 
 def write_curve(comparison: "Comparison", target: Path, kept: Path | None = None) -> None:

@@ -15,9 +15,10 @@ import downstream_tables
 from stedm.config import EvaluationConfig, PhantomConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.phantom import make_phantom
+from stedm.data.transforms import symmetry
 from stedm.errors import StedmError
-from stedm.evaluation.counts import write_counts
-from stedm.evaluation.stats import bootstrap_interval
+from stedm.evaluation.counts import read_counts, write_counts
+from stedm.evaluation.stats import bootstrap_interval, summarise
 from stedm.experiment import Experiment
 from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
@@ -269,3 +270,45 @@ def test_the_curve_tells_variants_of_an_arm_apart():
     arms = ["base/real+stain", "base/real+synthetic", "guided/real+synthetic", "ssl/ssl", "weight 0.1/ssl"]
     labels = ["real+stain", "real+synthetic", "real+synthetic, guided", "ssl", "ssl, weight 0.1"]
     assert downstream_tables.arm_labels(arms) == dict(zip(arms, labels, strict=True))
+
+
+def test_unpainted_pictures_are_those_that_the_layouts_were_predicted_in(tmp_path, phantom):
+    variants = {"unpainted": {"control": "unpainted-pictures"}}
+    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, **variants})
+    values = yaml.safe_load(file.read_text())
+    values["base"]["diffusion"]["pseudo_labels"] = {"arm": "real", "steps": 2, "seeds": [0]}
+    values["base"]["synthesis"] |= {"layouts": "predicted", "start": 0.5}
+    file.write_text(yaml.safe_dump(values))
+    driven = downstream.Comparison(downstream.read_spec(file), tmp_path / "runs")
+    driven.run(quiet=True)
+    base, unpainted = (
+        DatasetFolder.open(tmp_path / "runs" / name / "patients-2/draw-0/synthetic") for name in ("base", "unpainted")
+    )
+    dataset = DatasetFolder.open(phantom)
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    for row, planned in enumerate(base.table.itertuples()):
+        source = dataset.read_picture(row_of[planned.layout_image_file_name])
+        assert np.array_equal(unpainted.read_picture(row), symmetry(source, planned.layout_symmetry))
+        assert np.array_equal(unpainted.read_mask(row), base.read_mask(row))
+        assert not np.array_equal(unpainted.read_picture(row), base.read_picture(row))
+
+
+def test_the_headline_is_a_report_over_draws_under_plain_names(tmp_path, phantom):
+    file = _spec_file(tmp_path, phantom, variants={"base": {}})
+    driven = downstream.Comparison(downstream.read_spec(file), tmp_path / "runs")
+    driven.run(quiet=True)
+    downstream_tables.write_headline(driven, tmp_path / "headline")
+    summary = json.loads((tmp_path / "headline/summary.json").read_text())
+    assert list(summary["arms"]) == ["real", "real+synthetic"]
+    assert summary["arms"]["real"]["seeds"] == [0, 1000]
+    [entry] = [e for e in summary["comparisons"] if (e["a"], e["b"]) == ("real+synthetic", "real")]
+    assert set(entry["delta_by_draw"]) == set(entry["sd_ratio_by_draw"]) == {"0", "1"}
+    assert entry["delta_mean"] == pytest.approx(np.mean(list(entry["delta_by_draw"].values())))
+    assert (tmp_path / "headline_arms.png").stat().st_size > 1000
+    counts = read_counts(tmp_path / "headline/counts.parquet")
+    assert summarise(counts, driven.spec.config("base", 2, 0).evaluation)["arms"] == summary["arms"]
+    both = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, "guided": {"synthesis.guidance": 2}})
+    several = downstream.Comparison(downstream.read_spec(both), tmp_path / "several")
+    several.run(quiet=True)
+    with pytest.raises(StedmError, match="in several variants"):
+        downstream_tables.write_headline(several, tmp_path / "none")
