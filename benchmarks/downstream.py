@@ -170,9 +170,7 @@ class Comparison:
         drawn = trained.model_copy(update={"synthesis": config.synthesis})
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
-            for name in ("model", "teachers"):
-                if (model / name).exists():
-                    _link(folder / name, model / name)
+            _link(folder / "model", model / "model")
             if control in (None, "shuffled-layouts", "unpainted-pictures", *get_args(Gate)):
                 experiment.synthesize()
         teachers = sorted((model / "teachers").glob("seed-*/model"))

@@ -6,8 +6,8 @@ RUN/codec/                          training of the first stage, where the confi
 RUN/checkpoints/ metrics.jsonl      training of the diffusion model
 RUN/teachers/seed-K/                segmenters of the annotated pictures, where asked for, and
 RUN/pseudo_labels/                  layouts of unannotated pictures as they see them
-RUN/predicted_layouts/              what they see, sure or not, where synthesis.layouts asks for it
-RUN/predictors/seed-K/              who predicts in a later round; RUN/rounds/R/ has what the rounds before made
+RUN/predicted_layouts/              layouts of unannotated pictures, sure or not, where synthesis.layouts asks for them
+RUN/predictors/seed-K/              the segmenters that predict them; RUN/rounds/R/ has what the rounds before made
 RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
 RUN/student/                        training of a student of it, and RUN/student/model, where asked for
@@ -290,12 +290,10 @@ class Experiment:
 
     def predicted_layouts(self, number: int | None = None) -> DatasetFolder:
         """Layouts of the unannotated pictures, pixel by pixel the most probable class, in a round (None = the last)."""
-        number, config = number or self.config.synthesis.rounds, self.config.diffusion.pseudo_labels
+        number = number or self.config.synthesis.rounds
         folder = self._round(number) / "predicted_layouts"
-        assert config is not None
         if not (folder / "metadata.csv").is_file():
-            train = self._train_teacher if number == 1 else partial(self._train_predictor, number)
-            networks = [train(config, seed) for seed in config.seeds]
+            networks = [self._train_predictor(number, seed) for seed in range(self.config.synthesis.predictors)]
             with self.reporter.stage(f"predicted layouts{self._of_round(number)}") as tick:
                 write_pseudo_labels(
                     networks,
@@ -308,15 +306,15 @@ class Experiment:
             self.note_seconds()
         return DatasetFolder.open(folder, memory=self._memory)
 
-    def _train_predictor(self, number: int, config: PseudoLabelConfig, seed: int) -> Path:
-        """A segmenter that predicts layouts for a round from what the round before has drawn."""
+    def _train_predictor(self, number: int, seed: int) -> Path:
+        """A segmenter that predicts layouts for a round: it has learned from what the round before has drawn."""
         folder = self._round(number) / "predictors" / f"seed-{seed}"
         if not (folder / "model" / "config.json").is_file():
-            synthetic = self.synthesize(number - 1)
+            synthetic = self.synthesize(number - 1) if number > 1 else None
             with self.reporter.stage(f"predictor of round {number}, seed {seed}") as tick:
                 train_segmenter(
                     self.config.segmentation,
-                    "real+stain+synthetic",
+                    "real+stain+synthetic" if synthetic is not None else "real+stain",
                     self.annotated,
                     synthetic,
                     folder,

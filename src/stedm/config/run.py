@@ -38,10 +38,8 @@ class RunConfig(Part):
         return self
 
     @model_validator(mode="after")
-    def _predicted_layouts_that_can_be(self) -> "RunConfig":
+    def _start_that_can_be(self) -> "RunConfig":
         diffusion, synthesis = self.diffusion, self.synthesis
-        if "predicted" in synthesis.layout_weights and diffusion.pseudo_labels is None:
-            raise ValueError("synthesis.layouts: predicted are what segmenters of diffusion.pseudo_labels see; set it")
         if synthesis.start < 1 and (diffusion.objective != "flow" or synthesis.sampler == "student"):
             raise ValueError("synthesis.start: below 1 needs diffusion.objective flow and another sampler than student")
         return self

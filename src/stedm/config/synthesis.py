@@ -87,15 +87,17 @@ class SynthesisConfig(Part):
     layouts: LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)] = "resample"
     """Where layouts come from (stedm.layout.prior): `resample` = annotated ones as they are; `warp` = deformed ones;
     `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and
-    structure sizes; `predicted` = what the teachers of `diffusion.pseudo_labels` see in a picture of the style patient;
-    or a mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
+    structure sizes; `predicted` = what segmenters see in a picture of the style patient (see `predictors`); or a
+    mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
     start: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.start
     """Where the drawing of `predicted` layouts begins: 1 = at noise; 0.8 = at the picture that the layout was predicted
     in, with noise up to time 0.8 (SDEdit, Meng et al. 2022), so that what layout and style don't contradict stays. Flow
     only."""
     rounds: Positive = 1
-    """How often `predicted` layouts are predicted: first by the teachers, then by segmenters that have learned from the
-    synthetic pictures of the round before (as many, of arm real+stain+synthetic and as in `segmentation`)."""
+    """How often `predicted` layouts are predicted: first by segmenters of arm real+stain, then by such of arm
+    real+stain+synthetic that have learned from the synthetic pictures of the round before."""
+    predictors: Positive = 3
+    """Segmenters that vote for predicted layouts, trained for this alone, as `segmentation` says."""
     category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
     """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
     class takes that part of the picture. Categories without annotated layouts can be described in this way."""

@@ -92,7 +92,7 @@ def make_plan(
     prior = LayoutPrior.fit(annotated, picture_px, config.category_fractions)
     kinds, weights = zip(*sorted(config.layout_weights.items()), strict=True)
     if PREDICTED in kinds and predicted is None:
-        raise StedmError("plan: layouts predicted need segmenters; use `stedm run` with diffusion.pseudo_labels")
+        raise StedmError("plan: predicted layouts need trained segmenters; use `stedm run`")
     sources = annotated.table.set_index("image_file_name")
     rows = []
     for i in range(config.n_pictures):
