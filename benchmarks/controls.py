@@ -78,8 +78,36 @@ def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
     return plan.assign(style_image_file_names=mixed)
 
 
-DRAWN: dict[Control, type[Experiment]] = {"annotated-styles": AnnotatedStyles, "mixed-styles": MixedStyles}
-"""Controls whose pictures are drawn anew."""
+class Unpainted(Experiment):
+    """A run whose synthetic pictures are those that the layouts were predicted in, as they are, in every round."""
+
+    def synthesize(self, number: int | None = None) -> DatasetFolder:
+        number, px = number or self.config.synthesis.rounds, self.config.data.picture_px
+        folder = self._round(number) / "synthetic"
+        if not (folder / "metadata.csv").is_file():
+            plan = self.plan(number)
+            if set(plan["layout_kind"]) != {PREDICTED}:
+                raise StedmError(
+                    "control unpainted-pictures: set synthesis.layouts to predicted; the others have no picture"
+                )
+            unlabeled, layouts = self.unlabeled, self.predicted_layouts(number)
+            row_of = {name: row for row, name in enumerate(unlabeled.table["image_file_name"])}
+            rows = [row_of[name] for name in plan["layout_image_file_name"]]
+            turns = plan["layout_symmetry"].tolist()
+            pictures, masks = (
+                np.stack([symmetry(read(row, px), turn) for row, turn in zip(rows, turns, strict=True)])
+                for read in (unlabeled.read_picture, layouts.read_mask)
+            )
+            _write(unlabeled, np.array(rows), pictures, masks, folder)
+        return DatasetFolder.open(folder)
+
+
+DRAWN: dict[Control, type[Experiment]] = {
+    "annotated-styles": AnnotatedStyles,
+    "mixed-styles": MixedStyles,
+    "unpainted-pictures": Unpainted,
+}
+"""Controls whose pictures are made by a run of their own."""
 
 
 def shuffle_layouts(synthetic: DatasetFolder, folder: Path, *, picture_px: int, seed: int) -> None:
@@ -96,22 +124,6 @@ def copy_pictures(annotated: DatasetFolder, n_pictures: int, folder: Path, *, pi
     pictures = np.stack([annotated.read_picture(row, picture_px) for row in rows.tolist()])
     masks = np.stack([annotated.read_mask(row, picture_px) for row in rows.tolist()])
     _write(annotated, rows, pictures, masks, folder)
-
-
-def unpaint(synthetic: DatasetFolder, dataset: DatasetFolder, folder: Path, *, picture_px: int) -> None:
-    """The set with the pictures that its layouts were predicted in, turned like them; written to `folder`.
-
-    Raises:
-        StedmError: a layout wasn't predicted.
-    """
-    table = synthetic.table
-    if set(table["layout_kind"]) != {PREDICTED}:
-        raise StedmError("control unpainted-pictures: needs predicted layouts only; set synthesis.layouts to predicted")
-    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
-    sources = [dataset.read_picture(row_of[name], picture_px) for name in table["layout_image_file_name"]]
-    turned = [symmetry(picture, int(turn)) for picture, turn in zip(sources, table["layout_symmetry"], strict=True)]
-    masks = np.stack([synthetic.read_mask(row) for row in range(len(synthetic))])
-    _write(synthetic, np.arange(len(synthetic)), np.stack(turned), masks, folder)
 
 
 def gate(synthetic: DatasetFolder, teachers: Sequence[Path], kind: Gate, folder: Path, *, picture_px: int) -> None:

@@ -28,7 +28,7 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
-from controls import DRAWN, Control, Gate, copy_pictures, gate, shuffle_layouts, unpaint
+from controls import DRAWN, Control, Gate, copy_pictures, gate, shuffle_layouts
 from downstream_tables import BASE, write_curve, write_headline, write_table
 from judging import Part, claim, locked
 from stedm.config import RunConfig, SegmentationConfig, SynthesisConfig, parse_config, uses_synthetic
@@ -36,6 +36,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.experiment import Experiment
 from stedm.files import fingerprint
+from stedm.layout.recipe import PREDICTED
 from stedm.progress import Reporter
 from stedm.scale.engine import parse_shard
 
@@ -58,6 +59,8 @@ class Spec(Part):
     """The arm of `base` that others are compared with."""
     compare: list[tuple[str, str]] = []
     """Further comparisons, as VARIANT/ARM (new, baseline)."""
+    names: dict[str, str] = {}
+    """What arms are called in a headline, as VARIANT/ARM: NAME; by default ARM."""
     variants: dict[str, dict[str, Any]]
 
     def config(self, variant: str, budget: int, draw: int) -> RunConfig:
@@ -134,7 +137,7 @@ class Comparison:
         """Train and score what is missing."""
         if unknown := sorted(set(only or []) - set(self.spec.variants)):
             raise StedmError(f"--only {unknown[0]}: no such variant; there are {', '.join(self.spec.variants)}")
-        claim(self.folder, self.spec, may_change=("variants", "budgets", "draws", "compare"))
+        claim(self.folder, self.spec, may_change=("variants", "budgets", "draws", "compare", "names"))
         reporter = Reporter(quiet=quiet)
         for cell in [cell for cell in self.cells if not only or cell.variant in only][shard[0] :: shard[1]]:
             reporter.say(f"== {cell.variant}, {cell.budget} annotated patients, draw {cell.draw}")
@@ -168,10 +171,14 @@ class Comparison:
         with self._shared("models", trained) as model:
             Experiment(trained, model, reporter).train_diffusion()
         drawn = trained.model_copy(update={"synthesis": config.synthesis})
+        if PREDICTED in config.synthesis.layout_weights:
+            # The segmenters that predict are trained as those that are compared.
+            free = {key: getattr(plain, key) for key in ("arms", "seeds")}
+            drawn = drawn.model_copy(update={"segmentation": config.segmentation.model_copy(update=free)})
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
             _link(folder / "model", model / "model")
-            if control in (None, "shuffled-layouts", "unpainted-pictures", *get_args(Gate)):
+            if control in (None, "shuffled-layouts", *get_args(Gate)):
                 experiment.synthesize()
         teachers = sorted((model / "teachers").glob("seed-*/model"))
         return self._without(control, drawn, folder, teachers, reporter) if control else folder
@@ -191,8 +198,6 @@ class Comparison:
                 pictures = None if control == "copied-pictures" else DatasetFolder.open(whole / "synthetic")
                 if control == "shuffled-layouts":
                     shuffle_layouts(pictures, synthetic, picture_px=px, seed=seed)
-                elif control == "unpainted-pictures":
-                    unpaint(pictures, experiment.dataset, synthetic, picture_px=px)
                 elif control in get_args(Gate):
                     gate(pictures, teachers, control, synthetic, picture_px=px)
                 else:

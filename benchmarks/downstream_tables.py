@@ -19,7 +19,7 @@ from stedm.evaluation.counts import read_counts, write_counts
 from stedm.evaluation.figures import arms_figure, save_png
 from stedm.evaluation.metrics import per_patient, per_patient_and_seed
 from stedm.evaluation.report import write_report
-from stedm.evaluation.stats import summarise
+from stedm.evaluation.stats import default_pairs, summarise
 from stedm.files import replacing, write_json, write_text
 from stedm.seeds import numpy_generator
 
@@ -170,13 +170,17 @@ def write_headline(comparison: "Comparison", target: Path, kept: Path | None = N
     if len(comparison.spec.budgets) > 1:
         raise StedmError("headline: one budget only; make a table of several")
     [(budget, counts)] = scored(comparison, kept).items()
-    plain = {arm: arm.split("/", 1)[1] for arm in counts["arm"].unique()}
-    if len(set(plain.values())) < len(plain):
-        raise StedmError("headline: an arm is in several variants; make a table of them")
-    counts = counts.assign(arm=counts["arm"].map(plain))
     spec, config = comparison.spec, comparison.spec.config(BASE, budget, comparison.spec.draws[0])
+    plain = {arm: spec.names.get(arm, arm.split("/", 1)[1]) for arm in counts["arm"].unique()}
+    if len(set(plain.values())) < len(plain):
+        raise StedmError("headline: an arm is in several variants; give it a name of its own in `names`")
+    counts = counts.assign(arm=counts["arm"].map(plain))
     notes = {"Annotated": f"{budget} patients, {len(set(counts['seed'] // SEEDS_A_DRAW))} draws of them"}
-    summary = write_report(target, counts, title=spec.name, notes=notes, evaluation=config.evaluation)
+    write_report(target, counts, title=spec.name, notes=notes, evaluation=config.evaluation)
+    wanted = [(plain[a], plain[b]) for a, b in spec.compare if {a, b} <= set(plain)]
+    means = summarise(counts, config.evaluation, pairs=[])["arms"]
+    compared = dict.fromkeys([*default_pairs(means, {arm: entry["iou_mean"] for arm, entry in means.items()}), *wanted])
+    summary = summarise(counts, config.evaluation, list(compared))
     add_draws(summary, per_draw(counts), config.evaluation)
     write_json(target / "summary.json", summary)
     figure = arms_figure(per_patient(counts), config.evaluation.unit)

@@ -278,12 +278,16 @@ def test_unpainted_pictures_are_those_that_the_layouts_were_predicted_in(tmp_pat
     values = yaml.safe_load(file.read_text())
     values["base"]["diffusion"]["pseudo_labels"] = {"arm": "real", "steps": 2, "seeds": [0]}
     values["base"]["synthesis"] |= {"layouts": "predicted", "start": 0.5}
+    values["base"]["segmentation"]["steps"] = 3
     file.write_text(yaml.safe_dump(values))
     driven = downstream.Comparison(downstream.read_spec(file), tmp_path / "runs")
     driven.run(quiet=True)
     base, unpainted = (
         DatasetFolder.open(tmp_path / "runs" / name / "patients-2/draw-0/synthetic") for name in ("base", "unpainted")
     )
+    # Who predicts is trained as long as those that are compared.
+    for predictor in (tmp_path / "runs/shared/sets").glob("*/predictors/seed-0"):
+        assert yaml.safe_load((predictor.parents[1] / "config.yaml").read_text())["segmentation"]["steps"] == 3
     dataset = DatasetFolder.open(phantom)
     row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
     for row, planned in enumerate(base.table.itertuples()):
@@ -291,6 +295,11 @@ def test_unpainted_pictures_are_those_that_the_layouts_were_predicted_in(tmp_pat
         assert np.array_equal(unpainted.read_picture(row), symmetry(source, planned.layout_symmetry))
         assert np.array_equal(unpainted.read_mask(row), base.read_mask(row))
         assert not np.array_equal(unpainted.read_picture(row), base.read_picture(row))
+    mixed = {"base": {"synthesis.layouts": {"predicted": 1, "warp": 1}, "control": "unpainted-pictures"}}
+    values["variants"] = mixed
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(StedmError, match=r"set synthesis\.layouts to predicted"):
+        downstream.Comparison(downstream.read_spec(file), tmp_path / "mixed").run(quiet=True)
 
 
 def test_the_headline_is_a_report_over_draws_under_plain_names(tmp_path, phantom):
@@ -312,3 +321,12 @@ def test_the_headline_is_a_report_over_draws_under_plain_names(tmp_path, phantom
     several.run(quiet=True)
     with pytest.raises(StedmError, match="in several variants"):
         downstream_tables.write_headline(several, tmp_path / "none")
+    values = yaml.safe_load(both.read_text())
+    values |= {"names": {"guided/real+synthetic": "guided", "guided/real": "real again"}}
+    values["compare"] = [["guided/real+synthetic", "base/real+synthetic"]]
+    both.write_text(yaml.safe_dump(values))
+    named = downstream.Comparison(downstream.read_spec(both), tmp_path / "several")
+    downstream_tables.write_headline(named, tmp_path / "named")
+    summary = json.loads((tmp_path / "named/summary.json").read_text())
+    assert set(summary["arms"]) == {"real", "real+synthetic", "guided", "real again"}
+    assert ("guided", "real+synthetic") in {(entry["a"], entry["b"]) for entry in summary["comparisons"]}
