@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -17,6 +18,8 @@ from stedm.evaluation.counts import read_counts
 from stedm.evaluation.stats import summarise
 from stedm.experiment import Experiment, _claim, evaluate_segmenter, plan_pictures
 from stedm.progress import Reporter
+from stedm.segmentation.model import load_segmenter
+from stedm.segmentation.pseudo import vote
 from stedm.style.bank import StyleBank
 
 REPOSITORY = Path(__file__).parents[1]
@@ -384,3 +387,27 @@ def test_predicted_layouts_are_predicted_again_by_who_learned_from_them(tiny_dat
     wrong = {**values, "diffusion": {**values["diffusion"], "objective": "eps"}}
     with pytest.raises(StedmError, match=r"synthesis\.start"):
         parse_config(wrong, "test")
+
+
+def test_teachers_label_pictures_for_self_training(tiny_dataset, tmp_path, tiny_run):
+    root = tiny_dataset()
+    for mask in (root / "masks").glob("unlabeled*"):
+        mask.write_bytes(b"not to be opened")
+    values = tiny_run({"path": root}, arms=["ssl", "real+stain+synthetic+ssl"], seeds=[0])
+    values["segmentation"] |= {"ssl": {"kind": "self-training", "teachers": 2}, "steps": 8}
+    run = tmp_path / "run"
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    rounds = [run / "self_training" / f"round-{number}" for number in (1, 2)]
+    unlabeled = DatasetFolder.open(root).split("unlabeled").table["image_file_name"].tolist()
+    labels = [DatasetFolder.open(folder / "labels") for folder in rounds]
+    assert all(found.table["source_image_file_name"].tolist() == unlabeled for found in labels)
+    assert all(len(list(folder.glob("predictors/*/model/config.json"))) == 2 for folder in rounds)
+    # The last round's labels are the vote of its own teachers, for every pixel.
+    teachers = [load_segmenter(path)[0] for path in sorted(rounds[1].glob("predictors/*/model"))]
+    pictures = np.stack([labels[1].read_picture(row) for row in range(len(unlabeled))])
+    masks = np.stack([labels[1].read_mask(row) for row in range(len(unlabeled))])
+    assert np.array_equal(vote(teachers, pictures).argmax(1), masks)
+    before = _files(run)
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    redone = {path for path, time in _files(run).items() if time != before.get(path) and not path.endswith(".lock")}
+    assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone

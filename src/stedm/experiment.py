@@ -13,6 +13,7 @@ RUN/model/                          the diffusion model (averaged weights)
 RUN/student/                        training of a student of it, and RUN/student/model, where asked for
 RUN/style_bank.parquet              style vectors of the unannotated patients under that model
 RUN/plan.parquet synthetic/         the plan and its pictures, a dataset folder
+RUN/self_training/round-R/          teachers of the ssl arms and their labels, where ssl.kind is self-training
 RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts
 RUN/report/                         counts, per_patient.csv, summary.json, report.html
 """
@@ -20,6 +21,7 @@ RUN/report/                         counts, per_patient.csv, summary.json, repor
 import json
 import platform
 import subprocess
+from collections.abc import Callable
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from filelock import FileLock
 
 from stedm import __version__
 from stedm.config import Arm, PseudoLabelConfig, RunConfig, parse_config, to_yaml, uses_ssl, uses_synthetic
@@ -292,11 +295,42 @@ class Experiment:
         """Layouts of the unannotated pictures, pixel by pixel the most probable class, in a round (None = the last)."""
         number = number or self.config.synthesis.rounds
         folder = self._round(number) / "predicted_layouts"
+        before = partial(self.synthesize, number - 1) if number > 1 else None
+        name = f"predicted layouts{self._of_round(number)}"
+        return self._voted(folder, before, self.config.synthesis.predictors, name, ("predictor", number))
+
+    def teacher_labels(self, number: int | None = None) -> DatasetFolder:
+        """The unannotated pictures as they are, labelled in a round of self-training (None = the last)."""
+        ssl = self.config.segmentation.ssl
+        number = number or ssl.rounds
+        before = partial(self.teacher_labels, number - 1) if number > 1 else None
+        folder = self.folder / "self_training" / f"round-{number}" / "labels"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Networks of several seeds may be trained side by side; the first to come makes what all of them need.
+        with FileLock(folder.parent / ".lock"):
+            name = f"labels of teachers, round {number}"
+            return self._voted(folder, before, ssl.teachers, name, ("self-training", number))
+
+    def _voted(
+        self, folder: Path, before: Callable[[], DatasetFolder] | None, n: int, name: str, role: tuple[str, int]
+    ) -> DatasetFolder:
+        """Labels of all pixels of the unannotated pictures, by the vote of `n` segmenters that are trained for it.
+
+        They learn from the annotated pictures and, where there is a round before, from those that `before` gives.
+        """
         if not (folder / "metadata.csv").is_file():
-            networks = [self._train_predictor(number, seed) for seed in range(self.config.synthesis.predictors)]
-            with self.reporter.stage(f"predicted layouts{self._of_round(number)}") as tick:
+            voters = [
+                self._train_voter(
+                    folder.with_name("predictors") / f"seed-{k}",
+                    before,
+                    f"{name}, segmenter {k}",
+                    seed_for(self.config.seed, *role, k),
+                )
+                for k in range(n)
+            ]
+            with self.reporter.stage(name) as tick:
                 write_pseudo_labels(
-                    networks,
+                    voters,
                     self.unlabeled,
                     folder,
                     picture_px=self.config.data.picture_px,
@@ -306,19 +340,17 @@ class Experiment:
             self.note_seconds()
         return DatasetFolder.open(folder, memory=self._memory)
 
-    def _train_predictor(self, number: int, seed: int) -> Path:
-        """A segmenter that predicts layouts for a round: it has learned from what the round before has drawn."""
-        folder = self._round(number) / "predictors" / f"seed-{seed}"
+    def _train_voter(self, folder: Path, before: Callable[[], DatasetFolder] | None, name: str, seed: int) -> Path:
         if not (folder / "model" / "config.json").is_file():
-            synthetic = self.synthesize(number - 1) if number > 1 else None
-            with self.reporter.stage(f"predictor of round {number}, seed {seed}") as tick:
+            others = before() if before else None
+            with self.reporter.stage(name) as tick:
                 train_segmenter(
                     self.config.segmentation,
-                    "real+stain+synthetic" if synthetic is not None else "real+stain",
+                    "real+stain" if others is None else "real+stain+synthetic",
                     self.annotated,
-                    synthetic,
+                    others,
                     folder,
-                    seed=seed_for(self.config.seed, "predictor", number, seed),
+                    seed=seed,
                     picture_px=self.config.data.picture_px,
                     on_progress=tick,
                 )
@@ -369,9 +401,14 @@ class Experiment:
                     picture_px=self.config.data.picture_px,
                     on_progress=tick,
                     unlabeled=self.unlabeled,
+                    labelled=self._labels_for(arm),
                 )
             self.note_seconds()
         return folder / "model"
+
+    def _labels_for(self, arm: Arm) -> DatasetFolder | None:
+        wanted = uses_ssl(arm) and self.config.segmentation.ssl.kind == "self-training"
+        return self.teacher_labels() if wanted else None
 
     def counts(self) -> pd.DataFrame:
         """Pixel counts of every arm and seed on the evaluation split."""

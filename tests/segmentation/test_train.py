@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from stedm.config import SegmentationConfig
+from stedm.config import SegmentationConfig, SslConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
 from stedm.data.pictures import write_png
 from stedm.errors import StedmError
@@ -165,3 +165,22 @@ def test_unusable_sets_are_one_clear_line(real, tmp_path):
     bare = DatasetFolder(real.root, real.info, real.table.assign(mask_file_name=""))
     with pytest.raises(StedmError, match="no annotated picture"):
         train_segmenter(TINY, "real", bare, None, tmp_path / "run", 0, PX)
+
+
+def test_pictures_that_teachers_labelled_take_half_the_place_of_synthetic_ones(real, synthetic, tmp_path):
+    labelled = _discs(tmp_path / "labelled", pictures={"u": 2, "v": 3}, blue=100, seed=2)
+    samples = MixedSamples(real, synthetic, 0.5, PX, 0, labelled)
+    blue = np.array([samples[index]["picture"][0, -1, 2] for index in range(2000)])
+    shares = [(blue == value).mean() for value in (10, 200, 100)]
+    assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.04)
+    # Without synthetic pictures they take all of it, and without them nothing changes.
+    alone = MixedSamples(real, None, 0.5, PX, 0, labelled)
+    assert np.mean([alone[index]["picture"][0, -1, 2] == 100 for index in range(200)]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_self_training_needs_labels(real, tmp_path):
+    config = TINY.model_copy(update={"ssl": SslConfig(kind="self-training")})
+    with pytest.raises(StedmError, match="labels of teachers"):
+        train_segmenter(config, "ssl", real, None, tmp_path / "run", 0, PX)
+    model = train_segmenter(config, "ssl", real, None, tmp_path / "run", 0, PX, labelled=real)
+    assert load_segmenter(model)[1].classes == ["ground", "disc"]

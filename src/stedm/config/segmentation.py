@@ -60,8 +60,20 @@ class StainAugmentConfig(Part):
 
 
 class SslConfig(Part):
-    """Consistency training of the `ssl` arms on pictures without masks (see stedm.segmentation.baselines)."""
+    """How the `ssl` arms learn from pictures without masks.
 
+    Keys below `kind` are of consistency training, but for `rounds` and `teachers`.
+    """
+
+    kind: Literal["consistency", "self-training"] = "consistency"
+    """`consistency`: a teacher labels weak views for strong ones while both are trained (stedm.segmentation.baselines);
+    `self-training`: trained teachers label the pictures, every pixel its most probable class, and a new network learns
+    from them as from annotated ones; `synthetic_fraction` of its samples are such pictures."""
+    rounds: Positive = 2
+    """Rounds of self-training: the first teachers are of arm real+stain, later ones have learned from the labels of the
+    round before."""
+    teachers: Positive = 3
+    """Networks that vote for the labels of a round of self-training."""
     confidence: Fraction = 0.95
     """Pixels whose most probable class has a lower probability, by the teacher, teach nothing."""
     weight: Annotated[float, Field(ge=0)] = 1.0

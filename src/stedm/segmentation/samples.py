@@ -13,6 +13,8 @@ from stedm.style.sampling import rows_by_patient
 class MixedSamples(Dataset):
     """Sample i of a run, a pure function of (seed, i): synthetic with probability `synthetic_fraction`, else real.
 
+    Pictures labelled by teachers (`labelled`) count as synthetic ones; where there are both, either is as likely.
+
     Within a set the patient is drawn first, then one of the patient's annotated pictures, so that every patient
     weighs the same however many pictures it has, as in the per-patient evaluation.
 
@@ -26,21 +28,25 @@ class MixedSamples(Dataset):
         synthetic_fraction: float,
         picture_px: int,
         seed: int,
+        labelled: DatasetFolder | None = None,
     ):
-        for key in ("classes", "ignore_index"):
-            if synthetic is not None and getattr(synthetic.info, key) != getattr(real.info, key):
-                theirs, ours = getattr(synthetic.info, key), getattr(real.info, key)
-                raise StedmError(
-                    f"{synthetic.root}: has {key} {theirs}, {real.root} has {ours}; make it from this dataset"
-                )
-        self.synthetic_fraction = 0.0 if synthetic is None else synthetic_fraction
+        others = [dataset for dataset in (synthetic, labelled) if dataset is not None]
+        for other in others:
+            for key in ("classes", "ignore_index"):
+                theirs, ours = getattr(other.info, key), getattr(real.info, key)
+                if theirs != ours:
+                    raise StedmError(
+                        f"{other.root}: has {key} {theirs}, {real.root} has {ours}; make it from this dataset"
+                    )
+        self.synthetic_fraction = synthetic_fraction if others else 0.0
         self.seed = seed
-        sets = [_with_masks(dataset) for dataset in (real, synthetic) if dataset is not None]
-        self._sets = [_PatientBalanced(dataset, picture_px) for dataset in sets]
+        self._sets = [_PatientBalanced(_with_masks(dataset), picture_px) for dataset in (real, *others)]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         generator = numpy_generator(self.seed, "segmentation sample", index)
         which = int(generator.random() < self.synthetic_fraction)
+        if which and len(self._sets) > 2:
+            which = int(generator.integers(1, len(self._sets)))
         cache, row = self._sets[which].draw(generator)
         return {"picture": cache.picture(row), "mask": cache.mask(row)}
 

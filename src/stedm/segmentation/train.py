@@ -29,21 +29,23 @@ def train_segmenter(
     picture_px: int,
     on_progress: Progress | None = None,
     unlabeled: DatasetFolder | None = None,
+    labelled: DatasetFolder | None = None,
 ) -> Path:
     """Train the network of `arm` for `config.steps` steps and write it to `folder/model`; returns that folder.
 
     `real` holds the annotated pictures, `synthetic` generated ones; the latter are used by the `synthetic` arms only.
     The pictures of `unlabeled` teach the `ssl` arms and lend their colours to `stain.kind` randstainna; their masks are
-    never read.
+    never read. Of self-training (`ssl.kind`) they come with the labels of teachers, as `labelled`.
     Killed at any time and called again with the same arguments, it ends in the weights of an uninterrupted run.
     Raises `StedmError` for a set without masks, for sets with different classes, and for a set that the arm needs.
     """
-    samples = _samples(config, arm, real, synthetic, unlabeled, seed, picture_px)
+    consistent = uses_ssl(arm) and config.ssl.kind == "consistency"
+    samples = _samples(config, arm, real, synthetic, unlabeled, labelled, seed, picture_px)
     loss_of = SegmentationLoss(config.cross_entropy_weight, config.dice_weight, real.info.ignore_index)
     cohort = _cohort(config, arm, real, unlabeled, picture_px)
     network = build_segmenter(config, len(real.info.classes), seed)
     engine = Engine(
-        StudentAndTeacher(network, config.ssl.ema_decay) if uses_ssl(arm) else network,
+        StudentAndTeacher(network, config.ssl.ema_decay) if consistent else network,
         Path(folder),
         config,
         seed=seed_for(seed, "segmentation"),
@@ -55,7 +57,7 @@ def train_segmenter(
             # Dropout and stochastic depth of some encoders draw from the global generator.
             torch.manual_seed(engine.generator.initial_seed())
             pictures, masks = augment_batch(batch["picture"], batch["mask"], engine.generator, config, arm, cohort)
-            if uses_ssl(arm):
+            if consistent:
                 loss = consistency.loss(engine, pictures, masks, batch["unlabeled"])
             else:
                 with engine.autocast():
@@ -65,7 +67,7 @@ def train_segmenter(
     model = Path(folder) / "model"
     if engine.accelerator.is_main_process:
         trained = engine.accelerator.unwrap_model(engine.network)
-        network = trained.student if uses_ssl(arm) else trained
+        network = trained.student if consistent else trained
         save_segmenter(model, network, config, real.info, picture_px, real.common_mpp(picture_px))
     engine.accelerator.wait_for_everyone()
     return model
@@ -77,13 +79,18 @@ def _samples(
     real: DatasetFolder,
     synthetic: DatasetFolder | None,
     unlabeled: DatasetFolder | None,
+    labelled: DatasetFolder | None,
     seed: int,
     picture_px: int,
 ) -> Dataset:
     if uses_synthetic(arm) and synthetic is None:
         raise StedmError(f"arm {arm}: needs a synthetic set")
-    mixed = MixedSamples(real, synthetic if uses_synthetic(arm) else None, config.synthetic_fraction, picture_px, seed)
-    if not uses_ssl(arm):
+    self_training = uses_ssl(arm) and config.ssl.kind == "self-training"
+    if self_training and labelled is None:
+        raise StedmError(f"arm {arm}: needs unlabeled pictures with the labels of teachers")
+    drawn, guessed = synthetic if uses_synthetic(arm) else None, labelled if self_training else None
+    mixed = MixedSamples(real, drawn, config.synthetic_fraction, picture_px, seed, guessed)
+    if self_training or not uses_ssl(arm):
         return mixed
     if unlabeled is None:
         raise StedmError(f"arm {arm}: needs pictures of unlabeled patients")
