@@ -100,7 +100,8 @@ class SynthesisConfig(Part):
     """Segmenters that vote for predicted layouts, trained for this alone, as `segmentation` says."""
     category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
     """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
-    class takes that part of the picture. Categories without annotated layouts can be described in this way."""
+    class takes that part of the picture (`predicted` ones are as they are seen). Categories without annotated layouts
+    can be described in this way."""
     guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.style
     """Classifier-free guidance on style; 1 = none."""
     layout_guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.layout

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from stedm.config import CodecConfig, DiffusionConfig, PixelCodecConfig, RunConfig, TrainedCodecConfig
 from stedm.data.folder import read_info
@@ -29,6 +29,13 @@ _PARTS = {
     "layout_embedding": "layout embedding",
 }
 _ASSUMED_CLASSES = 2
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+"""Formulas for attention on CPUs, for which torch 2.14 counts nothing and torch 2.15 counts this."""
 _FLOAT_BYTES = 4
 
 
@@ -255,7 +262,7 @@ def _saved_bytes(run: _Run, batch: int, bf16: bool) -> int:
 
 def flops_of(action: Callable[[], object]) -> int:
     """FLOPs of matrix products, convolutions and attention in a call, a multiply-add as two."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         action()
     return counter.get_total_flops()
 
