@@ -240,6 +240,10 @@ def test_predicted_layouts_are_painted_on_their_pictures(model, dataset, predict
     plan.loc[0, "layout_image_file_name"] = "images/gone.png"
     with pytest.raises(StedmError, match=r"gone.png is not in"):
         synthesize(model, plan, tmp_path / "third")
+    nowhere = read_plan(tmp_path / "plan.parquet")
+    del nowhere.attrs["predicted_layouts"]
+    with pytest.raises(StedmError, match="doesn't say where"):
+        synthesize(model, nowhere, tmp_path / "nowhere")
     lacking = predicted.table.iloc[:1]
     write_metadata(tmp_path / "predicted", predicted.info, lacking)
     with pytest.raises(StedmError, match="no layout of"):

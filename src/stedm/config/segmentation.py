@@ -111,8 +111,8 @@ class SegmentationConfig(TrainingConfig):
     synthetic_fraction: Fraction = 0.8
     """Part of the training samples that are synthetic, in the `+synthetic` arms (paper: 0.8)."""
     mirror: bool = False
-    """Predict with the mean over each picture and its three mirror images (test-time augmentation, as in nnU-Net):
-    every network predicts better, in four times the time. Noted in the segmenter's folder, so that it always does."""
+    """Predict with the mean over each picture and its three mirror images (test-time augmentation, as in nnU-Net),
+    in four times the time. Noted in the segmenter's folder, so that it always does."""
     stain: StainAugmentConfig = StainAugmentConfig()
     ssl: SslConfig = SslConfig()
     arms: list[Arm] = ["real", "real+stain", "real+synthetic", "real+stain+synthetic"]

@@ -72,7 +72,7 @@ def synthesize(
     if engine is None or engine.is_here:
         drawn = _drawn_here(painter, folder, missing)
     else:
-        there = predicted and _absolute(predicted.root)
+        there = None if predicted is None else _absolute(predicted.root)
         job = DrawJob(_absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder), there)
         drawn = (missing[number] for number, _ in engine.run(job, missing))
     for batch in drawn:
@@ -244,11 +244,13 @@ def _open_predicted(plan: pd.DataFrame, memory: CacheBudget | None) -> DatasetFo
     """The layouts that segmenters saw, where the plan has rows of them.
 
     Raises:
-        StedmError: the folder is gone, or lacks a layout.
+        StedmError: the folder isn't named, is gone, or lacks a layout.
     """
     rows = plan[plan["layout_kind"] == PREDICTED]
     if rows.empty:
         return None
+    if "predicted_layouts" not in plan.attrs:
+        raise StedmError("plan: has predicted layouts and doesn't say where they are; make the plan again")
     predicted = DatasetFolder.open(plan.attrs["predicted_layouts"], memory=memory)
     if missing := sorted(set(rows["layout_image_file_name"]) - set(predicted.table["source_image_file_name"])):
         raise StedmError(f"{predicted.root}: no layout of {missing[0]}; make the plan again")
