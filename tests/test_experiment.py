@@ -1,6 +1,7 @@
 """`stedm run`: the whole path on a tiny cohort, resumable, and blind to what it must not see."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from stedm.experiment import Experiment, _claim, evaluate_segmenter, plan_pictur
 from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo import vote
+from stedm.segmentation.train import train_segmenter
 from stedm.style.bank import StyleBank
 
 REPOSITORY = Path(__file__).parents[1]
@@ -131,8 +133,9 @@ def test_a_run_draws_with_its_student(tiny_dataset, tmp_path, tiny_config):
 
 def test_ssl_arms_want_unlabeled_patients_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset(patients={"train": 2, "val": 1, "test": 2})
-    with pytest.raises(StedmError, match="leave the ssl arms out"):
-        Experiment(tiny_config({"path": root}, arms=["ssl"]), tmp_path / "run", Reporter(quiet=True)).check()
+    for arm in ("ssl", "real+stain+synthetic+self-training"):
+        with pytest.raises(StedmError, match=f"leave {re.escape(arm)} out"):
+            Experiment(tiny_config({"path": root}, arms=[arm]), tmp_path / arm, Reporter(quiet=True)).check()
 
 
 def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset, tmp_path, capsys, tiny_config):
@@ -389,15 +392,22 @@ def test_predicted_layouts_are_predicted_again_by_who_learned_from_them(tiny_dat
         parse_config(wrong, "test")
 
 
-def test_teachers_label_pictures_for_self_training(tiny_dataset, tmp_path, tiny_run):
+def test_teachers_label_pictures_for_self_training(tiny_dataset, tmp_path, tiny_run, monkeypatch):
     root = tiny_dataset()
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
-    values = tiny_run({"path": root}, arms=["ssl", "real+stain+synthetic+ssl"], seeds=[0])
-    values["segmentation"] |= {"ssl": {"kind": "self-training", "teachers": 2}, "steps": 8}
+    values = tiny_run({"path": root}, arms=["self-training", ours := "real+stain+synthetic+self-training"], seeds=[0])
+    values["segmentation"] |= {"self_training": {"teachers": 2}, "steps": 8}
     run = tmp_path / "run"
+    trained = set()
+
+    def note(config, arm, real, synthetic, *rest, labelled=None, **more):
+        trained.add((arm, synthetic is not None, labelled is not None))
+        return train_segmenter(config, arm, real, synthetic, *rest, labelled=labelled, **more)
+
+    monkeypatch.setattr(experiment, "train_segmenter", note)
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
-    rounds = [run / "self_training" / f"round-{number}" for number in (1, 2)]
+    rounds = [run / "self_training" / "self-training" / f"round-{number}" for number in (1, 2)]
     unlabeled = DatasetFolder.open(root).split("unlabeled").table["image_file_name"].tolist()
     labels = [DatasetFolder.open(folder / "labels") for folder in rounds]
     assert all(found.table["source_image_file_name"].tolist() == unlabeled for found in labels)
@@ -407,6 +417,14 @@ def test_teachers_label_pictures_for_self_training(tiny_dataset, tmp_path, tiny_
     pictures = np.stack([labels[1].read_picture(row) for row in range(len(unlabeled))])
     masks = np.stack([labels[1].read_mask(row) for row in range(len(unlabeled))])
     assert np.array_equal(vote(teachers, pictures).argmax(1), masks)
+    # (arm, learned from synthetic pictures, from labels of teachers): beside synthetic pictures the first teachers have
+    # learned from these too.
+    assert trained == {
+        ("real+stain", False, False),
+        ("self-training", False, True),
+        ("real+stain+synthetic", True, False),
+        (ours, True, True),
+    }
     before = _files(run)
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
     redone = {path for path, time in _files(run).items() if time != before.get(path) and not path.endswith(".lock")}

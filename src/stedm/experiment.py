@@ -13,7 +13,7 @@ RUN/model/                          the diffusion model (averaged weights)
 RUN/student/                        training of a student of it, and RUN/student/model, where asked for
 RUN/style_bank.parquet              style vectors of the unannotated patients under that model
 RUN/plan.parquet synthetic/         the plan and its pictures, a dataset folder
-RUN/self_training/round-R/          teachers of the ssl arms and their labels, where ssl.kind is self-training
+RUN/self_training/ARM/round-R/      teachers of the self-training arms and their labels
 RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts
 RUN/report/                         counts, per_patient.csv, summary.json, report.html
 """
@@ -33,7 +33,17 @@ import yaml
 from filelock import FileLock
 
 from stedm import __version__
-from stedm.config import Arm, PseudoLabelConfig, RunConfig, parse_config, to_yaml, uses_ssl, uses_synthetic
+from stedm.config import (
+    Arm,
+    PseudoLabelConfig,
+    RunConfig,
+    first_teacher,
+    parse_config,
+    to_yaml,
+    uses_self_training,
+    uses_ssl,
+    uses_synthetic,
+)
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
 from stedm.data.memory import CacheBudget
@@ -141,8 +151,12 @@ class Experiment:
         problems = check_dataset(self.dataset.root, read_unlabeled_masks=needs_unlabeled, unseen_categories=unseen)
         if problems:
             raise StedmError.of(problems, f"`stedm check {self.dataset.root}` lists all")
-        if len(self.unlabeled) == 0 and any(map(uses_ssl, self.arms)):
-            raise StedmError(f"{self.dataset.root}: no unlabeled patients; leave the ssl arms out of segmentation.arms")
+        if len(self.unlabeled) == 0:
+            for arm in self.arms:
+                if uses_ssl(arm) or uses_self_training(arm):
+                    raise StedmError(
+                        f"{self.dataset.root}: no unlabeled patients; leave {arm} out of segmentation.arms"
+                    )
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(self.dataset.info.classes))
         _check_unchanged(self.folder, self.dataset)
@@ -295,34 +309,38 @@ class Experiment:
         """Layouts of the unannotated pictures, pixel by pixel the most probable class, in a round (None = the last)."""
         number = number or self.config.synthesis.rounds
         folder = self._round(number) / "predicted_layouts"
-        before = partial(self.synthesize, number - 1) if number > 1 else None
         name = f"predicted layouts{self._of_round(number)}"
-        return self._voted(folder, before, self.config.synthesis.predictors, name, ("predictor", number))
+        train = partial(
+            self._train_voter,
+            "real+stain" if number == 1 else "real+stain+synthetic",
+            synthetic=partial(self.synthesize, number - 1),
+        )
+        return self._voted(folder, train, self.config.synthesis.predictors, name, ("predictor", number))
 
-    def teacher_labels(self, number: int | None = None) -> DatasetFolder:
-        """The unannotated pictures as they are, labelled in a round of self-training (None = the last)."""
-        ssl = self.config.segmentation.ssl
-        number = number or ssl.rounds
-        before = partial(self.teacher_labels, number - 1) if number > 1 else None
-        folder = self.folder / "self_training" / f"round-{number}" / "labels"
+    def teacher_labels(self, arm: Arm, number: int | None = None) -> DatasetFolder:
+        """The unannotated pictures as they are, labelled in a round of self-training of `arm` (None = the last)."""
+        config = self.config.segmentation.self_training
+        number = number or config.rounds
+        folder = self.folder / "self_training" / arm / f"round-{number}" / "labels"
+        train = partial(
+            self._train_voter,
+            first_teacher(arm) if number == 1 else arm,
+            synthetic=self.synthesize,
+            labelled=partial(self.teacher_labels, arm, number - 1),
+        )
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Networks of several seeds may be trained side by side; the first to come makes what all of them need.
         with FileLock(folder.parent / ".lock"):
-            name = f"labels of teachers, round {number}"
-            return self._voted(folder, before, ssl.teachers, name, ("self-training", number))
+            return self._voted(folder, train, config.teachers, f"labels for {arm}, round {number}", (arm, number))
 
     def _voted(
-        self, folder: Path, before: Callable[[], DatasetFolder] | None, n: int, name: str, role: tuple[str, int]
+        self, folder: Path, train: Callable[[Path, str, int], Path], n: int, name: str, role: tuple[str, int]
     ) -> DatasetFolder:
-        """Labels of all pixels of the unannotated pictures, by the vote of `n` segmenters that are trained for it.
-
-        They learn from the annotated pictures and, where there is a round before, from those that `before` gives.
-        """
+        """Labels of all pixels of the unannotated pictures, by the vote of `n` segmenters that `train` makes."""
         if not (folder / "metadata.csv").is_file():
             voters = [
-                self._train_voter(
+                train(
                     folder.with_name("predictors") / f"seed-{k}",
-                    before,
                     f"{name}, segmenter {k}",
                     seed_for(self.config.seed, *role, k),
                 )
@@ -340,19 +358,32 @@ class Experiment:
             self.note_seconds()
         return DatasetFolder.open(folder, memory=self._memory)
 
-    def _train_voter(self, folder: Path, before: Callable[[], DatasetFolder] | None, name: str, seed: int) -> Path:
+    def _train_voter(
+        self,
+        arm: Arm,
+        folder: Path,
+        name: str,
+        seed: int,
+        *,
+        synthetic: Callable[[], DatasetFolder],
+        labelled: Callable[[], DatasetFolder] | None = None,
+    ) -> Path:
+        """A segmenter of `arm` that votes for labels; the sets that it needs are made first."""
         if not (folder / "model" / "config.json").is_file():
-            others = before() if before else None
+            drawn = synthetic() if uses_synthetic(arm) else None
+            guessed = labelled() if labelled and uses_self_training(arm) else None
             with self.reporter.stage(name) as tick:
                 train_segmenter(
                     self.config.segmentation,
-                    "real+stain" if others is None else "real+stain+synthetic",
+                    arm,
                     self.annotated,
-                    others,
+                    drawn,
                     folder,
                     seed=seed,
                     picture_px=self.config.data.picture_px,
                     on_progress=tick,
+                    unlabeled=self.unlabeled,
+                    labelled=guessed,
                 )
         return folder / "model"
 
@@ -401,14 +432,10 @@ class Experiment:
                     picture_px=self.config.data.picture_px,
                     on_progress=tick,
                     unlabeled=self.unlabeled,
-                    labelled=self._labels_for(arm),
+                    labelled=self.teacher_labels(arm) if uses_self_training(arm) else None,
                 )
             self.note_seconds()
         return folder / "model"
-
-    def _labels_for(self, arm: Arm) -> DatasetFolder | None:
-        wanted = uses_ssl(arm) and self.config.segmentation.ssl.kind == "self-training"
-        return self.teacher_labels() if wanted else None
 
     def counts(self) -> pd.DataFrame:
         """Pixel counts of every arm and seed on the evaluation split."""

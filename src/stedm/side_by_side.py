@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from stedm.config import Arm, RunConfig, uses_ssl, uses_synthetic
+from stedm.config import Arm, RunConfig, uses_self_training, uses_ssl, uses_synthetic
 from stedm.experiment import Experiment
 from stedm.progress import Reporter
 from stedm.scale.engine import Engine, Work, check_shared
@@ -38,11 +38,20 @@ def run_side_by_side(experiment: Experiment, engine: Engine) -> dict[str, Any]:
 
 def _pieces(experiment: Experiment) -> tuple[Sequence[Piece], Sequence[Piece]]:
     """What can be done at once, and what must wait for the synthetic set. Those that take longest come first."""
-    missing = sorted(experiment.missing_segmenters(), key=lambda pair: not uses_ssl(pair[0]))
+    missing = sorted(experiment.missing_segmenters(), key=partial(_turn, experiment.config.segmentation.seeds[0]))
     drawn = [pair for pair in missing if uses_synthetic(pair[0])]
     if experiment.is_drawn or not drawn:
         return missing, []
     return [None, *(pair for pair in missing if not uses_synthetic(pair[0]))], drawn
+
+
+def _turn(first_seed: int, pair: tuple[Arm, int]) -> int:
+    """When a segmenter is trained, small = early. The first of a self-training arm trains the teachers, and those of
+    other seeds would wait for them: they come last."""
+    arm, seed = pair
+    if uses_self_training(arm):
+        return 1 if seed == first_seed else 3
+    return 0 if uses_ssl(arm) else 2
 
 
 def _note(experiment: Experiment, seconds: dict[str, float]) -> None:

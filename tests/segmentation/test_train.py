@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from stedm.config import SegmentationConfig, SslConfig
+from stedm.config import SegmentationConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
 from stedm.data.pictures import write_png
 from stedm.errors import StedmError
@@ -179,8 +179,7 @@ def test_pictures_that_teachers_labelled_take_half_the_place_of_synthetic_ones(r
 
 
 def test_self_training_needs_labels(real, tmp_path):
-    config = TINY.model_copy(update={"ssl": SslConfig(kind="self-training")})
     with pytest.raises(StedmError, match="labels of teachers"):
-        train_segmenter(config, "ssl", real, None, tmp_path / "run", 0, PX)
-    model = train_segmenter(config, "ssl", real, None, tmp_path / "run", 0, PX, labelled=real)
+        train_segmenter(TINY, "self-training", real, None, tmp_path / "run", 0, PX)
+    model = train_segmenter(TINY, "self-training", real, None, tmp_path / "run", 0, PX, labelled=real)
     assert load_segmenter(model)[1].classes == ["ground", "disc"]

@@ -1,7 +1,7 @@
 """Segmentation networks and the arms of the comparison."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -11,10 +11,13 @@ Arm = Literal[
     "real",
     "real+stain",
     "ssl",
+    "self-training",
     "real+synthetic",
     "real+stain+synthetic",
     "real+synthetic+ssl",
     "real+stain+synthetic+ssl",
+    "real+synthetic+self-training",
+    "real+stain+synthetic+self-training",
     "upper",
 ]
 
@@ -22,9 +25,10 @@ Arm = Literal[
 def uses_stain(arm: Arm) -> bool:
     """Whether the annotated pictures of an arm are colour-augmented.
 
-    `ssl` alone means on top of `real+stain`; a bound should be the best that masks can do, so `upper` is augmented too.
+    `ssl` and `self-training` alone mean on top of `real+stain`; a bound should be the best that masks can do, so
+    `upper` is augmented too.
     """
-    return arm in ("ssl", "upper") or "stain" in arm.split("+")
+    return arm in ("ssl", "self-training", "upper") or "stain" in arm.split("+")
 
 
 def uses_synthetic(arm: Arm) -> bool:
@@ -32,8 +36,18 @@ def uses_synthetic(arm: Arm) -> bool:
 
 
 def uses_ssl(arm: Arm) -> bool:
-    """Whether an arm trains on pictures of the unlabeled patients, without their masks."""
+    """Whether an arm is trained for consistency on pictures of the unlabeled patients, without their masks."""
     return "ssl" in arm.split("+")
+
+
+def uses_self_training(arm: Arm) -> bool:
+    """Whether an arm trains on pictures of the unlabeled patients under the labels of teachers."""
+    return "self-training" in arm.split("+")
+
+
+def first_teacher(arm: Arm) -> Arm:
+    """The arm of the first teachers of a self-trained one: the same without self-training."""
+    return "real+stain" if arm == "self-training" else cast(Arm, arm.removesuffix("+self-training"))
 
 
 class StainAugmentConfig(Part):
@@ -60,20 +74,9 @@ class StainAugmentConfig(Part):
 
 
 class SslConfig(Part):
-    """How the `ssl` arms learn from pictures without masks.
+    """How the `ssl` arms learn from pictures without masks: a teacher labels weak views for strong ones while both are
+    trained (stedm.segmentation.baselines)."""
 
-    Keys below `kind` are of consistency training, but for `rounds` and `teachers`.
-    """
-
-    kind: Literal["consistency", "self-training"] = "consistency"
-    """`consistency`: a teacher labels weak views for strong ones while both are trained (stedm.segmentation.baselines);
-    `self-training`: trained teachers label the pictures, every pixel its most probable class, and a new network learns
-    from them as from annotated ones; `synthetic_fraction` of its samples are such pictures."""
-    rounds: Positive = 2
-    """Rounds of self-training: the first teachers are of arm real+stain, later ones have learned from the labels of the
-    round before."""
-    teachers: Positive = 3
-    """Networks that vote for the labels of a round of self-training."""
     confidence: Fraction = 0.95
     """Pixels whose most probable class has a lower probability, by the teacher, teach nothing."""
     weight: Annotated[float, Field(ge=0)] = 1.0
@@ -88,6 +91,17 @@ class SslConfig(Part):
     """Part of the strong views that get a rectangle of another picture."""
     feature_dropout: Fraction = 0.5
     """Part of the unannotated pictures of which each strong view loses one half of the encoder's channels."""
+
+
+class SelfTrainingConfig(Part):
+    """How the `self-training` arms learn from pictures without masks: trained teachers label them, every pixel its most
+    probable class, and a new network learns from them as from annotated ones."""
+
+    rounds: Positive = 2
+    """The first teachers are of the same arm without self-training, those of `self-training` alone of real+stain; later
+    ones have learned from the labels of the round before."""
+    teachers: Positive = 3
+    """Networks that vote for the labels of a round."""
 
 
 class SegmentationConfig(TrainingConfig):
@@ -109,12 +123,14 @@ class SegmentationConfig(TrainingConfig):
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.1
     dice_weight: Annotated[float, Field(ge=0)] = 0.9
     synthetic_fraction: Fraction = 0.8
-    """Part of the training samples that are synthetic, in the `+synthetic` arms (paper: 0.8)."""
+    """Part of the training samples that are synthetic, in the `+synthetic` arms (paper: 0.8). Unannotated pictures in
+    the `self-training` arms count as synthetic."""
     mirror: bool = False
     """Predict with the mean over each picture and its three mirror images (test-time augmentation, as in nnU-Net),
     in four times the time. Noted in the segmenter's folder, so that it always does."""
     stain: StainAugmentConfig = StainAugmentConfig()
     ssl: SslConfig = SslConfig()
+    self_training: SelfTrainingConfig = SelfTrainingConfig()
     arms: list[Arm] = ["real", "real+stain", "real+synthetic", "real+stain+synthetic"]
     seeds: list[int] = [0, 1]
     checkpoint_every_steps: Positive = 400

@@ -30,10 +30,13 @@ ARM_COLOURS = {
     "real": "#7f8790",
     "real+stain": "#e69f00",
     "ssl": "#cc79a7",
+    "self-training": "#7d5fb2",
     "real+synthetic": "#0072b2",
     "real+stain+synthetic": "#009e73",
     "real+synthetic+ssl": "#56b4e9",
     "real+stain+synthetic+ssl": "#8c6d1f",
+    "real+synthetic+self-training": "#3f9fa8",
+    "real+stain+synthetic+self-training": "#1d5c4a",
     "upper": "#d55e00",
 }
 # Class maps: background pale, other classes strong.

@@ -27,6 +27,7 @@ LIKE_FOR_LIKE = {
     ("real+synthetic", "real"): "synthetic pictures",
     ("real+stain+synthetic", "real+stain"): "synthetic pictures on top of stain augmentation",
     ("real+stain+synthetic+ssl", "ssl"): "synthetic pictures on top of consistency training",
+    ("real+stain+synthetic+self-training", "self-training"): "synthetic pictures on top of self-training",
 }
 # Only arms that differ in one thing alone allow to say that this thing did it.
 CAUSAL_PHRASES = {
@@ -461,4 +462,4 @@ def _percent(fraction: float) -> str:
 
 
 def _capital(text: str) -> str:
-    return text if text.startswith(("real", "ssl", "upper")) else text[:1].upper() + text[1:]
+    return text if text.startswith(("real", "ssl", "self-training", "upper")) else text[:1].upper() + text[1:]

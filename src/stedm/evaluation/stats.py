@@ -19,7 +19,7 @@ from stedm.evaluation.metrics import class_iou, per_patient, per_patient_and_see
 from stedm.seeds import numpy_generator
 
 ARM_ORDER = list(get_args(Arm))
-BASELINES = ["real", "real+stain", "ssl"]
+BASELINES = ["real", "real+stain", "ssl", "self-training"]
 Interval = list[float | None]
 
 

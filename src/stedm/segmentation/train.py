@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stedm.config import Arm, SegmentationConfig, uses_ssl, uses_stain, uses_synthetic
+from stedm.config import Arm, SegmentationConfig, uses_self_training, uses_ssl, uses_stain, uses_synthetic
 from stedm.data.folder import DatasetFolder
 from stedm.data.transforms import to_signed
 from stedm.engine import Engine, Progress
@@ -35,11 +35,11 @@ def train_segmenter(
 
     `real` holds the annotated pictures, `synthetic` generated ones; the latter are used by the `synthetic` arms only.
     The pictures of `unlabeled` teach the `ssl` arms and lend their colours to `stain.kind` randstainna; their masks are
-    never read. Of self-training (`ssl.kind`) they come with the labels of teachers, as `labelled`.
+    never read. `labelled` has them with the labels of teachers, for the `self-training` arms.
     Killed at any time and called again with the same arguments, it ends in the weights of an uninterrupted run.
     Raises `StedmError` for a set without masks, for sets with different classes, and for a set that the arm needs.
     """
-    consistent = uses_ssl(arm) and config.ssl.kind == "consistency"
+    consistent = uses_ssl(arm)
     samples = _samples(config, arm, real, synthetic, unlabeled, labelled, seed, picture_px)
     loss_of = SegmentationLoss(config.cross_entropy_weight, config.dice_weight, real.info.ignore_index)
     cohort = _cohort(config, arm, real, unlabeled, picture_px)
@@ -85,12 +85,11 @@ def _samples(
 ) -> Dataset:
     if uses_synthetic(arm) and synthetic is None:
         raise StedmError(f"arm {arm}: needs a synthetic set")
-    self_training = uses_ssl(arm) and config.ssl.kind == "self-training"
-    if self_training and labelled is None:
+    if uses_self_training(arm) and labelled is None:
         raise StedmError(f"arm {arm}: needs unlabeled pictures with the labels of teachers")
-    drawn, guessed = synthetic if uses_synthetic(arm) else None, labelled if self_training else None
+    drawn, guessed = synthetic if uses_synthetic(arm) else None, labelled if uses_self_training(arm) else None
     mixed = MixedSamples(real, drawn, config.synthetic_fraction, picture_px, seed, guessed)
-    if self_training or not uses_ssl(arm):
+    if not uses_ssl(arm):
         return mixed
     if unlabeled is None:
         raise StedmError(f"arm {arm}: needs pictures of unlabeled patients")
