@@ -31,7 +31,14 @@ from pydantic import Field, ValidationError
 from controls import DRAWN, Control, Gate, copy_pictures, gate, shuffle_layouts
 from downstream_tables import BASE, write_curve, write_headline, write_table
 from judging import Part, claim, locked
-from stedm.config import RunConfig, SegmentationConfig, SynthesisConfig, parse_config, uses_synthetic
+from stedm.config import (
+    RunConfig,
+    SegmentationConfig,
+    SynthesisConfig,
+    parse_config,
+    uses_self_training,
+    uses_synthetic,
+)
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.experiment import Experiment
@@ -207,13 +214,10 @@ class Comparison:
 
     def _segmenters(self, config: RunConfig, arm: str, reporter: Reporter) -> Path:
         """Folder of the segmenters of an arm without synthetic pictures, all seeds."""
-        alone = SegmentationConfig.model_validate(
-            {
-                **config.segmentation.model_dump(),
-                "arms": [arm],
-                "synthetic_fraction": SegmentationConfig().synthetic_fraction,
-            }
-        )
+        alone = config.segmentation.model_copy(update={"arms": [arm]})
+        if not uses_self_training(arm):
+            # Runs that differ in it have the same segmenters.
+            alone = alone.model_copy(update={"synthetic_fraction": SegmentationConfig().synthetic_fraction})
         trained = config.model_copy(
             update={
                 "name": "shared",

@@ -114,6 +114,19 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     assert "| guided | real+synthetic |" in (tmp_path / "table/table.md").read_text()
 
 
+def test_self_trained_segmenters_are_shared_where_the_part_of_labelled_pictures_is_the_same(tmp_path, phantom):
+    file = _spec_file(tmp_path, phantom, draws=[0], baseline="self-training")
+    values = yaml.safe_load(file.read_text())
+    values["base"]["segmentation"] |= {"arms": ["self-training"], "self_training": {"rounds": 1, "teachers": 1}}
+    file.write_text(yaml.safe_dump(values))
+    downstream.Comparison(downstream.read_spec(file), tmp_path / "runs").run(quiet=True)
+    base, guided, half = (
+        (tmp_path / "runs" / name / "patients-2/draw-0/segmenters/self-training").resolve()
+        for name in ("base", "guided", "half")
+    )
+    assert base == guided != half
+
+
 def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):
     spec = downstream.read_spec(_spec_file(tmp_path, phantom, compare=[("half/real+synthetic", "base/real")]))
     driven = downstream.Comparison(spec, tmp_path / "runs")
