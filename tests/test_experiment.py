@@ -15,10 +15,13 @@ from stedm.data import samples
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
+from stedm.evaluation import scoring
 from stedm.evaluation.counts import read_counts
+from stedm.evaluation.scoring import evaluate_segmenter
 from stedm.evaluation.stats import summarise
-from stedm.experiment import Experiment, _claim, evaluate_segmenter, plan_pictures
+from stedm.experiment import Experiment, plan_pictures
 from stedm.progress import Reporter
+from stedm.run_folder import claim
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo import vote
 from stedm.segmentation.train import train_segmenter
@@ -322,7 +325,7 @@ def test_pseudo_labels_come_from_segmenters_of_annotated_pictures_and_reach_the_
 def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path, tiny_config):
     """How it is computed may change; run folders from before these keys existed go on."""
     config = tiny_config({"phantom": {}})
-    _claim(tmp_path / "run", config)
+    claim(tmp_path / "run", config)
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     for key in ("workers", "accumulate", "compile", "activation_checkpointing"):
         del written["diffusion"][key]
@@ -332,9 +335,9 @@ def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path, t
     def changed(**values) -> RunConfig:
         return config.model_copy(update={"diffusion": config.diffusion.model_copy(update=values)})
 
-    _claim(tmp_path / "run", changed(workers=2, compile=True, activation_checkpointing=True))
+    claim(tmp_path / "run", changed(workers=2, compile=True, activation_checkpointing=True))
     with pytest.raises(StedmError, match=r"diffusion.accumulate: 1 there, 2 asked"):
-        _claim(tmp_path / "run", changed(accumulate=2))
+        claim(tmp_path / "run", changed(accumulate=2))
 
 
 def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(
@@ -347,7 +350,7 @@ def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(
     for cache_mb, at_once in ((None, 64), (0.03, 4)):
         held.clear()
         config = tiny_config({"path": root, "cache_mb": cache_mb}, arms=["ssl"], seeds=[0])
-        monkeypatch.setattr(experiment, "_PICTURES_AT_ONCE", at_once)
+        monkeypatch.setattr(scoring, "_PICTURES_AT_ONCE", at_once)
         run = Experiment(config, tmp_path / str(cache_mb), Reporter(quiet=True))
         run.train_diffusion()
         run.train_segmenters()

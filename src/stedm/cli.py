@@ -320,8 +320,8 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
 ) -> None:
     """Score a segmenter on a dataset, patient by patient."""
+    from stedm.evaluation.scoring import evaluate_segmenter
     from stedm.evaluation.text import summary_text
-    from stedm.experiment import evaluate_segmenter
 
     typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output)))
 

@@ -19,26 +19,19 @@ RUN/report/                         counts, per_patient.csv, summary.json, repor
 """
 
 import json
-import platform
-import subprocess
 from collections.abc import Callable
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import yaml
 from filelock import FileLock
 
-from stedm import __version__
 from stedm.config import (
     Arm,
     PseudoLabelConfig,
     RunConfig,
     first_teacher,
-    parse_config,
     to_yaml,
     uses_self_training,
     uses_ssl,
@@ -55,25 +48,23 @@ from stedm.diffusion.distill import train_student
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
-from stedm.evaluation.counts import count, counts_table, read_counts, with_groups, write_counts
+from stedm.evaluation.counts import read_counts, with_groups, write_counts
 from stedm.evaluation.panels import report_panels
 from stedm.evaluation.report import write_report
+from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.whom import stain_distance
-from stedm.files import write_json, write_text
+from stedm.files import write_json
 from stedm.layout.recipe import PREDICTED
 from stedm.progress import Reporter
+from stedm.run_folder import check_unchanged, claim
 from stedm.seeds import seed_for
-from stedm.segmentation.model import build_segmenter, load_segmenter
-from stedm.segmentation.predict import predict_masks
+from stedm.segmentation.model import build_segmenter
 from stedm.segmentation.pseudo import write_pseudo_labels
 from stedm.segmentation.train import train_segmenter
 from stedm.style.bank import StyleBank
 from stedm.style.sampling import unannotated_tissue
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.run import synthesize
-
-_PICTURES_AT_ONCE = 256
-"""Of those that are scored: a cohort of tiles may be larger than the memory."""
 
 
 class Experiment:
@@ -86,7 +77,7 @@ class Experiment:
     def __init__(self, config: RunConfig, folder: str | Path, reporter: Reporter | None = None):
         self.config, self.folder = config, Path(folder)
         self.reporter = reporter or Reporter()
-        _claim(self.folder, config)
+        claim(self.folder, config)
 
     def run(self) -> dict[str, Any]:
         """All stages; returns the summary."""
@@ -159,11 +150,11 @@ class Experiment:
                     )
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(self.dataset.info.classes))
-        _check_unchanged(self.folder, self.dataset)
+        check_unchanged(self.folder, self.dataset)
         held_out = self.dataset.split(self.config.evaluation.split)
         self.reporter.say(
-            f"{self.dataset.info.name}: {_size(self.annotated)} annotated, {_size(self.unlabeled)} unannotated, "
-            f"{_size(held_out)} {self.config.evaluation.split}"
+            f"{self.dataset.info.name}: {self.annotated.size} annotated, {self.unlabeled.size} unannotated, "
+            f"{held_out.size} {self.config.evaluation.split}"
         )
 
     # ---- diffusion model and synthetic set ------------------------------------------------------------------------
@@ -507,8 +498,8 @@ class Experiment:
         data, segmentation, synthesis = self.config.data, self.config.segmentation, self.config.synthesis
         notes = {
             "Data": f"{self.dataset.info.name}, {data.picture_px} px",
-            "Annotated": _size(self.annotated),
-            "Unannotated": _size(self.unlabeled),
+            "Annotated": self.annotated.size,
+            "Unannotated": self.unlabeled.size,
             "Segmenters": f"{segmentation.steps} steps of {segmentation.batch} in every arm",
         }
         if (self.folder / "synthetic").is_dir():
@@ -528,33 +519,11 @@ class Experiment:
 
     def note_seconds(self) -> None:
         """Add the wall times of the stages that ran to the provenance."""
-        _check_unchanged(self.folder, self.dataset)
+        check_unchanged(self.folder, self.dataset)
         path = self.folder / "provenance.json"
         provenance = json.loads(path.read_text(encoding="utf-8"))
         provenance.setdefault("seconds", {}).update(self.reporter.seconds)
         write_json(path, provenance)
-
-
-def count_dataset(segmenter: Path, pictures: PictureCache, *, arm: str, seed: int) -> pd.DataFrame:
-    """Pixel counts per patient and class of a segmenter folder on the pictures of a dataset.
-
-    Raises:
-        StedmError: the segmenter's classes are not the dataset's.
-    """
-    network, info = load_segmenter(segmenter)
-    dataset = pictures.dataset
-    if list(info.classes) != list(dataset.info.classes):
-        raise StedmError(f"{segmenter}: its classes {info.classes} are not those of {dataset.root}")
-    cells = []
-    for start in range(0, len(dataset), _PICTURES_AT_ONCE):
-        rows = range(start, min(start + _PICTURES_AT_ONCE, len(dataset)))
-        predicted = predict_masks(network, np.stack([pictures.picture(row) for row in rows]))
-        for row, mask in zip(rows, predicted, strict=True):
-            cells.append(count(mask, pictures.mask(row), len(info.classes), dataset.info.ignore_index))
-    table = dataset.table
-    return counts_table(
-        arm, seed, table["patient_id"].tolist(), table["category"].tolist(), cells, dataset.info.classes
-    )
 
 
 def plan_pictures(config: RunConfig, n: int) -> pd.DataFrame:
@@ -583,121 +552,3 @@ def annotated_part(dataset: DatasetFolder, config: RunConfig) -> DatasetFolder:
     chosen = choose_annotated(dataset, config.data.annotated_patients, config.data.draw)
     table = dataset.table
     return dataset.select((table["patient_id"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
-
-
-def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) -> dict[str, Any]:
-    """Score a segmenter folder on a split of a dataset and write a report; the arm is named after the folder."""
-    if split not in ("val", "test"):
-        raise StedmError(f"--split {split}: use val or test")
-    _, info = load_segmenter(segmenter)
-    dataset = DatasetFolder.open(root)
-    held_out = dataset.split(split)
-    if len(held_out) == 0:
-        raise StedmError(f"{root}: no picture in split {split}")
-    name = _arm_of(segmenter)
-    counts = count_dataset(segmenter, PictureCache(held_out, info.picture_px), arm=name, seed=0)
-    notes = {"Data": f"{dataset.info.name}, split {split}, {_size(held_out)}", "Segmenter": str(segmenter)}
-    return write_report(
-        report, counts, title=f"{name} on {dataset.info.name}", notes=notes, provenance=provenance(dataset)
-    )
-
-
-def _arm_of(segmenter: Path) -> str:
-    """Arm of a segmenter in a run folder (ARM/seed-K/model), else the folder's own name."""
-    parts = segmenter.resolve().parts
-    return parts[-3] if len(parts) > 3 and parts[-1] == "model" and parts[-2].startswith("seed-") else parts[-1]
-
-
-def provenance(dataset: DatasetFolder) -> dict[str, Any]:
-    """Versions, machine and data of a run."""
-    packages = ("torch", "torchvision", "diffusers", "accelerate", "timm", "segmentation-models-pytorch", "numpy")
-    return {
-        "stedm": __version__,
-        "git": _git_commit(),
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "packages": {name: version(name) for name in packages},
-        "data": {"root": str(dataset.root), "fingerprint": dataset.fingerprint},
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that this package runs from; None for an installed package."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-# ---- the run folder -----------------------------------------------------------------------------------------------
-
-
-def _claim(folder: Path, config: RunConfig) -> None:
-    """Write config.yaml, or compare with the one that is there.
-
-        Arms, seeds, evaluation and the student may change between calls: what is there is kept and what is missing is
-    added. So may the machine that it is computed on, and with it workers, memory, compilation and activation
-    checkpointing.
-    """
-    path = folder / "config.yaml"
-    begun = folder.is_dir() and any(file.name not in ("config.yaml", ".lock") for file in folder.iterdir())
-    # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
-    if path.is_file() and begun:
-        there = _flat(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
-        asked = _flat(yaml.safe_load(to_yaml(config)))
-        # A student says itself what it was trained with, and a run may be given one later.
-        free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name", "diffusion.student.")
-        # How it is computed, not what.
-        free_ends = (".workers", ".compile", ".activation_checkpointing", ".cache_mb")
-        differing = [
-            f"{key}: {there.get(key)} there, {asked.get(key)} asked"
-            for key in sorted(there.keys() | asked.keys())
-            if there.get(key) != asked.get(key) and not key.startswith(free) and not key.endswith(free_ends)
-        ]
-        if differing:
-            raise StedmError(
-                f"{folder}: holds a run of another configuration ({'; '.join(differing)}); give another -o"
-            )
-    elif begun:
-        raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
-    write_text(path, to_yaml(config))
-
-
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of an older run with keys that have come since at their defaults, which mean what was before."""
-    # The steps of samplers were evenly spaced before there was a shift, whose default is another.
-    if isinstance(values.get("synthesis"), dict):
-        values["synthesis"].setdefault("time_shift", 1.0)
-    try:
-        return yaml.safe_load(to_yaml(parse_config(values, "config.yaml")))
-    except StedmError:
-        # Keys have gone or changed their meaning: compared as they are, the difference is named.
-        return values
-
-
-def _check_unchanged(folder: Path, dataset: DatasetFolder) -> None:
-    """Write provenance.json, or refuse to go on with data that are not those of the run's beginning."""
-    path = folder / "provenance.json"
-    if not path.is_file():
-        write_json(path, provenance(dataset))
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))["data"]["fingerprint"]
-    if before != dataset.fingerprint:
-        raise StedmError(f"{dataset.root}: its table has changed since {folder} was begun; give another -o")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _size(dataset: DatasetFolder) -> str:
-    return f"{len(dataset.patients())} patients ({len(dataset)} pictures)"

@@ -111,6 +111,11 @@ class DatasetFolder:
         return sorted(set(table["patient_id"]))
 
     @property
+    def size(self) -> str:
+        """In words: `6 patients (55 pictures)`."""
+        return f"{len(self.patients())} patients ({len(self)} pictures)"
+
+    @property
     def has_readable_masks(self) -> bool:
         """Whether `read_mask` gives the mask of any row."""
         open_rows = self.allow_unlabeled_masks | (self.table["split"] != "unlabeled")
