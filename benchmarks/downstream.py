@@ -168,15 +168,21 @@ class Comparison:
 
     def _synthetic(self, config: RunConfig, control: Control | None, reporter: Reporter) -> Path:
         """Run folder of the synthetic set that `config` and `control` ask for."""
-        plain = SegmentationConfig()
+        plain, pseudo_labels = SegmentationConfig(), config.diffusion.pseudo_labels
+        self_trained = pseudo_labels is not None and pseudo_labels.arm == "self-training"
         # With pseudo-labels the model depends on how segmenters are trained, but not on which are compared.
-        compared = {key: getattr(plain, key) for key in ("arms", "seeds", "steps", "synthetic_fraction")}
+        which = ("arms", "seeds") if self_trained else ("arms", "seeds", "steps", "synthetic_fraction")
+        compared = {key: getattr(plain, key) for key in which}
         segmentation = config.segmentation.model_copy(update=compared) if config.diffusion.pseudo_labels else plain
         trained = config.model_copy(
             update={"name": "shared", "synthesis": SynthesisConfig(), "segmentation": segmentation}
         )
+        self_training = self._self_training(config, reporter) if self_trained else None
         with self._shared("models", trained) as model:
-            Experiment(trained, model, reporter).train_diffusion()
+            experiment = Experiment(trained, model, reporter)
+            if self_training:
+                _link(model / "self_training", self_training)
+            experiment.train_diffusion()
         drawn = trained.model_copy(update={"synthesis": config.synthesis})
         if PREDICTED in config.synthesis.layout_weights:
             # The segmenters that predict are trained as those that are compared.
@@ -185,9 +191,14 @@ class Comparison:
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
             _link(folder / "model", model / "model")
+            if self_training:
+                _link(folder / "self_training", self_training)
             if control in (None, "shuffled-layouts", *get_args(Gate)):
                 experiment.synthesize()
         teachers = sorted((model / "teachers").glob("seed-*/model"))
+        if self_training:
+            last = f"round-{config.segmentation.self_training.rounds}"
+            teachers = sorted((self_training / "self-training" / last).glob("predictors/*/model"))
         return self._without(control, drawn, folder, teachers, reporter) if control else folder
 
     def _without(
@@ -197,7 +208,9 @@ class Comparison:
         px, seed, target = drawn.data.picture_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
             experiment = DRAWN.get(control, Experiment)(drawn, folder, reporter)
-            _link(folder / "model", whole / "model")
+            for part in ("model", "self_training"):
+                if (whole / part).exists():
+                    _link(folder / part, whole / part)
             synthetic = folder / "synthetic"
             if control in DRAWN:
                 experiment.synthesize()
@@ -214,11 +227,27 @@ class Comparison:
 
     def _segmenters(self, config: RunConfig, arm: str, reporter: Reporter) -> Path:
         """Folder of the segmenters of an arm without synthetic pictures, all seeds."""
+        trained = self._alone(config, arm)
+        with self._shared("segmenters", trained) as folder:
+            experiment = Experiment(trained, folder, reporter)
+            experiment.train_segmenters()
+            experiment.counts()
+        return folder / "segmenters" / arm
+
+    def _self_training(self, config: RunConfig, reporter: Reporter) -> Path:
+        """Folder `self_training` of the run that the segmenters of arm self-training are trained in."""
+        trained = self._alone(config, "self-training")
+        with self._shared("segmenters", trained) as folder:
+            Experiment(trained, folder, reporter).teacher_labels("self-training")
+        return folder / "self_training"
+
+    def _alone(self, config: RunConfig, arm: str) -> RunConfig:
+        """What the segmenters of an arm without synthetic pictures depend on."""
         alone = config.segmentation.model_copy(update={"arms": [arm]})
         if not uses_self_training(arm):
             # Runs that differ in it have the same segmenters.
             alone = alone.model_copy(update={"synthetic_fraction": SegmentationConfig().synthetic_fraction})
-        trained = config.model_copy(
+        return config.model_copy(
             update={
                 "name": "shared",
                 "synthesis": SynthesisConfig(),
@@ -226,11 +255,6 @@ class Comparison:
                 "segmentation": alone,
             }
         )
-        with self._shared("segmenters", trained) as folder:
-            experiment = Experiment(trained, folder, reporter)
-            experiment.train_segmenters()
-            experiment.counts()
-        return folder / "segmenters" / arm
 
     def _shared(self, kind: str, config: RunConfig) -> "_Locked":
         return _Locked(self.folder / "shared" / kind / fingerprint(config.model_dump(mode="json")))

@@ -127,6 +127,24 @@ def test_self_trained_segmenters_are_shared_where_the_part_of_labelled_pictures_
     assert base == guided != half
 
 
+def test_a_model_with_labels_of_self_training_shares_its_teachers_with_that_arm(tmp_path, phantom):
+    file = _spec_file(tmp_path, phantom, draws=[0], baseline="self-training", variants={"base": {}})
+    values = yaml.safe_load(file.read_text())
+    values["base"]["diffusion"]["pseudo_labels"] = {"arm": "self-training"}
+    values["base"]["synthesis"]["layouts"] = "predicted"
+    values["base"]["segmentation"] |= {
+        "arms": ["self-training", "real+synthetic"],
+        "self_training": {"rounds": 1, "teachers": 1},
+    }
+    file.write_text(yaml.safe_dump(values))
+    downstream.Comparison(downstream.read_spec(file), tmp_path / "runs").run(quiet=True)
+    [teacher] = {path.resolve() for path in (tmp_path / "runs").glob("**/predictors/*/model/*.safetensors")}
+    assert teacher.is_relative_to(tmp_path / "runs/shared/segmenters")
+    [model] = (tmp_path / "runs/shared/models").glob("*/model")
+    assert (model.parent / "pseudo_labels/metadata.csv").is_file()
+    assert (model.parent / "self_training").is_symlink()
+
+
 def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):
     spec = downstream.read_spec(_spec_file(tmp_path, phantom, compare=[("half/real+synthetic", "base/real")]))
     driven = downstream.Comparison(spec, tmp_path / "runs")

@@ -395,6 +395,28 @@ def test_predicted_layouts_are_predicted_again_by_who_learned_from_them(tiny_dat
         parse_config(wrong, "test")
 
 
+def test_self_trained_segmenters_label_pictures_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):
+    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
+    values["diffusion"]["pseudo_labels"] = {"arm": "self-training", "confidence": 0.6}
+    values["synthesis"] |= {"layouts": "predicted", "rounds": 2}
+    values["segmentation"] |= {"self_training": {"rounds": 1, "teachers": 2}, "steps": 4}
+    run = tmp_path / "run"
+    made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
+    made.run()
+    assert not (run / "teachers").exists()
+    own = run / "self_training" / "self-training" / "round-1"
+    labels = made.pseudo_labels()
+    teachers = [load_segmenter(path)[0] for path in own.glob("predictors/*/model")]
+    assert len(teachers) == 2
+    votes = vote(teachers, np.stack([labels.read_picture(row) for row in range(len(labels))])).numpy()
+    masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
+    assert np.array_equal(np.where(votes.max(1) >= 0.6, votes.argmax(1), labels.info.ignore_index), masks)
+    # The first round paints to these labels; the second has predictors of its own.
+    assert made.predicted_layouts(1).root == own / "labels"
+    assert len(list((run / "predictors").glob("*/model"))) == 3
+    assert not (run / "rounds/1/predictors").exists()
+
+
 def test_teachers_label_pictures_for_self_training(tiny_dataset, tmp_path, tiny_run, monkeypatch):
     root = tiny_dataset()
     for mask in (root / "masks").glob("unlabeled*"):

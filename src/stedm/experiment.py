@@ -240,7 +240,11 @@ class Experiment:
             return None
         if (folder / "metadata.csv").is_file():
             return DatasetFolder.open(folder, memory=self._memory)
-        teachers = [self._train_teacher(config, seed) for seed in config.seeds]
+        if config.arm == "self-training":
+            labels = self.teacher_labels(config.arm).root
+            teachers = sorted(labels.parent.glob("predictors/*/model"))
+        else:
+            teachers = [self._train_teacher(config, seed) for seed in config.seeds]
         with self.reporter.stage("pseudo-labels") as tick:
             return write_pseudo_labels(
                 teachers,
@@ -298,7 +302,9 @@ class Experiment:
 
     def predicted_layouts(self, number: int | None = None) -> DatasetFolder:
         """Layouts of the unannotated pictures, pixel by pixel the most probable class, in a round (None = the last)."""
-        number = number or self.config.synthesis.rounds
+        number, pseudo_labels = number or self.config.synthesis.rounds, self.config.diffusion.pseudo_labels
+        if number == 1 and pseudo_labels and pseudo_labels.arm == "self-training":
+            return self.teacher_labels("self-training")
         folder = self._round(number) / "predicted_layouts"
         name = f"predicted layouts{self._of_round(number)}"
         train = partial(

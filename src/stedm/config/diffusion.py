@@ -41,11 +41,14 @@ class PseudoLabelConfig(Part):
     """Layouts of unannotated pictures as segmenters of the annotated ones see them (see stedm.segmentation.pseudo).
 
     The segmenters are the diffusion model's own: it doesn't depend on which arms, seeds and steps are compared later.
+    Those of arm self-training are that arm's teachers, of `segmentation.self_training`: better, and trained as long as
+    the arms. They also predict the layouts of `synthesis.layouts: predicted`, in the first round.
     """
 
-    arm: Literal["real", "real+stain", "ssl"] = "real+stain"
+    arm: Literal["real", "real+stain", "ssl", "self-training"] = "real+stain"
     """How they are trained; everything that isn't said here is as in `segmentation`."""
     steps: Positive = 400
+    """Not of arm self-training; nor are `seeds`."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
     """One segmenter each; their mean probabilities vote."""
     confidence: Fraction = 0.9
