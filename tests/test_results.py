@@ -1,0 +1,27 @@
+"""Pages of results say what their folders hold, and the folders what their counts say."""
+
+from pathlib import Path
+
+import pytest
+
+import tables
+from stedm.config import EvaluationConfig
+from stedm.evaluation.counts import read_counts
+from stedm.evaluation.stats import summarise
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+@pytest.mark.parametrize("name", ["ebhi_seg", "draws_ebhi"])
+def test_arms_of_a_page_are_those_of_its_folder(name):
+    page = (RESULTS / f"{name}.md").read_text(encoding="utf-8").replace("**", "")
+    printed = tables.tables(RESULTS / name).splitlines()
+    arms = [line for line in printed[2:] if line.startswith("| real") and " - " not in line and " to " in line]
+    assert len(arms) > 3
+    assert [line for line in arms if line not in page] == []
+
+
+def test_a_summary_can_be_computed_again_from_the_counts():
+    counts = read_counts(RESULTS / "ebhi_seg" / "counts.parquet")
+    again = tables.arms_table(summarise(counts, EvaluationConfig())["arms"])
+    assert again == tables.tables(RESULTS / "ebhi_seg").splitlines()[: len(again)]
