@@ -416,7 +416,7 @@ def _heading(ax: Axes, text: str, align: str = "left") -> None:
     ax.text(x, 1.05, text, transform=ax.transAxes, ha=align, va="bottom", fontsize=size, color=INK)
 
 
-def _label(text: str, longest: int = 28) -> str:
+def _label(text: str, longest: int = 34) -> str:
     """Free text for a figure: one line, printable, not too long."""
     text = "".join(c if c.isprintable() else " " for c in str(text))
     return text if len(text) <= longest else text[: longest - 1] + "…"
