@@ -16,7 +16,7 @@ from stedm.config import parse_config
 from stedm.experiment import Experiment
 from stedm.progress import Reporter
 from stedm.scale.engine import LocalEngine
-from stedm.side_by_side import run_side_by_side
+from stedm.side_by_side import _pieces, run_side_by_side
 
 ARMS = ["real", "ssl", "real+synthetic", "upper"]
 PHANTOM = {
@@ -58,6 +58,16 @@ def test_workers_make_what_one_process_makes(tmp_path, tiny_run, one_thread):
         (tmp_path / "workers/segmenters/real+synthetic/seed-1/counts-test.parquet").unlink()
         assert run_side_by_side(experiment, engine)["arms"] == alone["arms"]
         assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_segmenters_that_would_wait_for_teachers_come_last(tmp_path, tiny_run):
+    arms = ["real", "self-training", "ssl", "real+synthetic"]
+    config = parse_config(tiny_run({"phantom": PHANTOM}, arms=arms, seeds=[4, 5]), "test")
+    first, then = _pieces(Experiment(config, tmp_path / "run", Reporter(quiet=True)))
+    # The first seed of self-training trains the teachers; the other seed waits for them.
+    order = [("ssl", 4), ("ssl", 5), ("self-training", 4), ("real", 4), ("real", 5), ("self-training", 5)]
+    assert first == [None, *order]
+    assert then == [("real+synthetic", 4), ("real+synthetic", 5)]
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])

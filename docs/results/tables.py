@@ -103,4 +103,6 @@ def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python docs/results/tables.py docs/results/NAME")
+    if not (Path(sys.argv[1]) / "per_patient.csv").is_file():
+        sys.exit(f"{sys.argv[1]}: no summary.json and per_patient.csv in it; give the folder of a results page")
     print(tables(Path(sys.argv[1])))

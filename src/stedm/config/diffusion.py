@@ -41,8 +41,8 @@ class PseudoLabelConfig(Part):
     """Layouts of unannotated pictures as segmenters of the annotated ones see them (see stedm.segmentation.pseudo).
 
     The segmenters are the diffusion model's own: it doesn't depend on which arms, seeds and steps are compared later.
-    Those of arm self-training are that arm's teachers, of `segmentation.self_training`: better, and trained as long as
-    the arms. They also predict the layouts of `synthesis.layouts: predicted`, in the first round.
+    Those of arm self-training are that arm's teachers, of `segmentation.self_training`, trained as long as the arms.
+    They also predict the layouts of `synthesis.layouts: predicted`, in the first round.
     """
 
     arm: Literal["real", "real+stain", "ssl", "self-training"] = "real+stain"
