@@ -174,8 +174,15 @@ class Comparison:
         which = ("arms", "seeds") if self_trained else ("arms", "seeds", "steps", "synthetic_fraction")
         compared = {key: getattr(plain, key) for key in which}
         segmentation = config.segmentation.model_copy(update=compared) if config.diffusion.pseudo_labels else plain
-        trained = config.model_copy(
-            update={"name": "shared", "synthesis": SynthesisConfig(), "segmentation": segmentation}
+        shared = {"name": "shared", "segmentation": segmentation}
+        whole = config.model_copy(update=shared)
+        # The first model of a run that trains one in every round is that of a run with one round.
+        once = pseudo_labels and pseudo_labels.model_copy(update={"every_round": False})
+        trained = whole.model_copy(
+            update={
+                "synthesis": SynthesisConfig(),
+                "diffusion": config.diffusion.model_copy(update={"pseudo_labels": once}),
+            }
         )
         self_training = self._self_training(config, reporter) if self_trained else None
         with self._shared("models", trained) as model:
@@ -183,14 +190,14 @@ class Comparison:
             if self_training:
                 _link(model / "self_training", self_training)
             experiment.train_diffusion()
-        drawn = trained.model_copy(update={"synthesis": config.synthesis})
-        if PREDICTED in config.synthesis.layout_weights:
+        drawn = whole
+        if PREDICTED in config.synthesis.layout_weights or config.retrains:
             # The segmenters that predict are trained as those that are compared.
             free = {key: getattr(plain, key) for key in ("arms", "seeds")}
             drawn = drawn.model_copy(update={"segmentation": config.segmentation.model_copy(update=free)})
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
-            _link(folder / "model", model / "model")
+            _link(folder / ("rounds/1/model" if config.retrains else "model"), model / "model")
             if self_training:
                 _link(folder / "self_training", self_training)
             if control in (None, "shuffled-layouts", *get_args(Gate)):
@@ -208,9 +215,9 @@ class Comparison:
         px, seed, target = drawn.data.picture_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
             experiment = DRAWN.get(control, Experiment)(drawn, folder, reporter)
-            for part in ("model", "self_training"):
-                if (whole / part).exists():
-                    _link(folder / part, whole / part)
+            for part in [whole / "model", whole / "self_training", *whole.glob("rounds/*/model")]:
+                if part.exists():
+                    _link(folder / part.relative_to(whole), part)
             synthetic = folder / "synthetic"
             if control in DRAWN:
                 experiment.synthesize()

@@ -145,6 +145,22 @@ def test_a_model_with_labels_of_self_training_shares_its_teachers_with_that_arm(
     assert (model.parent / "self_training").is_symlink()
 
 
+def test_a_run_that_trains_a_model_in_every_round_begins_with_the_shared_one(tmp_path, phantom):
+    again = {"diffusion.pseudo_labels.every_round": True, "synthesis.rounds": 2, "synthesis.predictors": 1}
+    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, "again": again})
+    values = yaml.safe_load(file.read_text())
+    values["base"]["diffusion"]["pseudo_labels"] = {"steps": 2, "seeds": [0]}
+    file.write_text(yaml.safe_dump(values))
+    runs = tmp_path / "runs"
+    downstream.Comparison(downstream.read_spec(file), runs).run(quiet=True)
+    base, last = ((runs / name / "patients-2/draw-0/model").resolve() for name in ("base", "again"))
+    first = last.parent / "rounds/1/model"
+    assert first.is_symlink()
+    assert first.resolve() == base != last
+    [shared] = (runs / "shared/models").glob("*/model")
+    assert shared.resolve() == base
+
+
 def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):
     spec = downstream.read_spec(_spec_file(tmp_path, phantom, compare=[("half/real+synthetic", "base/real")]))
     driven = downstream.Comparison(spec, tmp_path / "runs")

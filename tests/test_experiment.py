@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from stedm import experiment
 from stedm.config import RunConfig, load_config, parse_config
@@ -26,6 +28,8 @@ from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo import vote
 from stedm.segmentation.train import train_segmenter
 from stedm.style.bank import StyleBank
+from stedm.synthesis.plan import read_plan
+from stedm.synthesis.run import synthesize
 
 REPOSITORY = Path(__file__).parents[1]
 ARMS = ["real", "real+stain", "ssl", "real+synthetic", "real+stain+synthetic", "real+stain+synthetic+ssl", "upper"]
@@ -393,6 +397,63 @@ def test_predicted_layouts_are_predicted_again_by_who_learned_from_them(tiny_dat
     wrong = {**values, "diffusion": {**values["diffusion"], "objective": "eps"}}
     with pytest.raises(StedmError, match=r"synthesis\.start"):
         parse_config(wrong, "test")
+
+
+def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segmenters(tiny_dataset, tmp_path, tiny_run):
+    root = tiny_dataset()
+    for mask in (root / "masks").glob("unlabeled*"):
+        mask.write_bytes(b"not to be opened")
+    values = tiny_run({"path": root}, arms=["real+stain+synthetic"], seeds=[0])
+    values["diffusion"]["steps"] = 8
+    values["diffusion"]["pseudo_labels"] = {"confidence": 0.55, "steps": 4, "seeds": [0], "every_round": True}
+    values["synthesis"] |= {"layouts": "warp", "rounds": 2, "predictors": 2}
+    run = tmp_path / "run"
+    made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
+    made.run()
+    # Labels of the second model are the vote of segmenters that learned from the first one's pictures, where sure.
+    labels = made.pseudo_labels()
+    voters = [load_segmenter(path)[0] for path in (run / "predictors").glob("*/model")]
+    assert len(voters) == 2
+    votes = vote(voters, np.stack([labels.read_picture(row) for row in range(len(labels))])).numpy()
+    masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
+    assert np.array_equal(np.where(votes.max(1) >= 0.55, votes.argmax(1), labels.info.ignore_index), masks)
+    assert len(list((run / "teachers").glob("*/model"))) == 1
+    before_it = DatasetFolder.open(run / "rounds/1/pseudo_labels")
+    assert any((before_it.read_mask(row) != labels.read_mask(row)).any() for row in range(len(labels)))
+    first_weights, weights = (
+        load_file(run / part / "model/denoiser/diffusion_pytorch_model.safetensors") for part in ("rounds/1", ".")
+    )
+    assert any(not torch.equal(tensor, first_weights[name]) for name, tensor in weights.items())
+    # Each round's pictures are its own model's: drawing the first plan again with the second gives others.
+    plan = read_plan(run / "rounds/1/plan.parquet")
+    for number in (1, 2):
+        synthesize(made.train_diffusion(number), plan, tmp_path / f"drawn-{number}")
+    first, own, other = (
+        DatasetFolder.open(path).read_picture(0)
+        for path in (run / "rounds/1/synthetic", tmp_path / "drawn-1", tmp_path / "drawn-2")
+    )
+    assert np.array_equal(first, own)
+    assert not np.array_equal(first, other)
+    before = _files(run)
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    redone = {path for path, time in _files(run).items() if time != before.get(path)}
+    assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
+
+
+def test_rounds_that_would_all_be_the_same_are_refused(tiny_dataset, tiny_run):
+    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
+    again = {"pseudo_labels": {"every_round": True}}
+    for diffusion, synthesis, reason in (
+        ({}, {"rounds": 2}, "only predicted layouts and"),
+        (again, {}, r"every_round: needs synthesis\.rounds"),
+        (again, {"rounds": 2, "sampler": "student", "steps": 4}, "another synthesis.sampler than student"),
+    ):
+        wrong = values | {
+            "diffusion": values["diffusion"] | diffusion,
+            "synthesis": values["synthesis"] | synthesis,
+        }
+        with pytest.raises(StedmError, match=reason):
+            parse_config(wrong, "test")
 
 
 def test_self_trained_segmenters_label_pictures_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):

@@ -7,7 +7,8 @@ RUN/checkpoints/ metrics.jsonl      training of the diffusion model
 RUN/teachers/seed-K/                segmenters of the annotated pictures, where asked for, and
 RUN/pseudo_labels/                  layouts of unannotated pictures as they see them
 RUN/predicted_layouts/              layouts of unannotated pictures, sure or not, where synthesis.layouts asks for them
-RUN/predictors/seed-K/              the segmenters that predict them; RUN/rounds/R/ has what the rounds before made
+RUN/predictors/seed-K/              the segmenters that predict them; RUN/rounds/R/ has what the rounds before made,
+                                    each with its model where pseudo_labels.every_round asks for one
 RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
 RUN/student/                        training of a student of it, and RUN/student/model, where asked for
@@ -183,26 +184,30 @@ class Experiment:
             self.note_seconds()
         return target
 
-    def train_diffusion(self) -> StyleDiffusion:
-        """Train the diffusion model and, before it, a first stage of its own; or read it if it is complete."""
-        if not (self.folder / "model" / "model_index.json").is_file():
+    def train_diffusion(self, number: int | None = None) -> StyleDiffusion:
+        """Train the diffusion model of a round (None = the last) and, before it, a first stage of its own; or read it
+        if it is complete."""
+        folder = self._model_home(number)
+        if not (folder / "model" / "model_index.json").is_file():
             if self.config.diffusion.trains_codec:
                 self.train_codec()
-            pseudo_labels = self.pseudo_labels()
-            with self.reporter.stage("train diffusion model") as tick:
+            pseudo_labels = self.pseudo_labels(number)
+            of_round = self._of_round(number or self.config.synthesis.rounds) if self.config.retrains else ""
+            with self.reporter.stage(f"train diffusion model{of_round}") as tick:
                 train_diffusion(
                     self.config.diffusion,
                     self.annotated,
                     self.unlabeled,
-                    self.folder,
+                    folder,
                     picture_px=self.config.data.picture_px,
                     seed=seed_for(self.config.seed, "diffusion", self.config.diffusion.seed),
                     pseudo_labels=pseudo_labels,
                     style_sources=unannotated_tissue(self.dataset, self.annotated),
+                    codec_run=self.folder,
                     on_progress=tick,
                 )
             self.note_seconds()
-        return StyleDiffusion.from_pretrained(self.folder / "model")
+        return StyleDiffusion.from_pretrained(folder / "model")
 
     def train_student(self) -> StyleDiffusion:
         """Distil a student from the diffusion model in RUN/student, or go on, or read it if it is complete."""
@@ -228,32 +233,26 @@ class Experiment:
         self.note_seconds()
         return student
 
-    def painter(self) -> StyleDiffusion:
-        """The model that draws the synthetic pictures: the diffusion model, or its student."""
-        return self.train_student() if self.config.synthesis.sampler == "student" else self.train_diffusion()
+    def painter(self, number: int | None = None) -> StyleDiffusion:
+        """The model that draws the pictures of a round (None = the last): the diffusion model, or its student."""
+        return self.train_student() if self.config.synthesis.sampler == "student" else self.train_diffusion(number)
 
-    def pseudo_labels(self) -> DatasetFolder | None:
-        """Layouts of the unannotated pictures as segmenters see them, in RUN/pseudo_labels; None if the configuration
-        wants none. The segmenters are trained first, if they aren't yet."""
-        config, folder = self.config.diffusion.pseudo_labels, self.folder / "pseudo_labels"
+    def pseudo_labels(self, number: int | None = None) -> DatasetFolder | None:
+        """Layouts of the unannotated pictures as segmenters see them, for the model of a round (None = the last), in
+        RUN/pseudo_labels; None if the configuration wants none. The segmenters are trained first, if they aren't."""
+        config, folder = self.config.diffusion.pseudo_labels, self._model_home(number) / "pseudo_labels"
         if config is None or self.config.diffusion.unlabeled_fraction == 0 or len(self.unlabeled) == 0:
             return None
-        if (folder / "metadata.csv").is_file():
-            return DatasetFolder.open(folder, memory=self._memory)
+        number = (number or self.config.synthesis.rounds) if self.config.retrains else 1
+        return self._voted(folder, partial(self._teachers, config, number), "pseudo-labels", config.confidence)
+
+    def _teachers(self, config: PseudoLabelConfig, number: int) -> list[Path]:
+        """Model folders of the segmenters that vote for pseudo-labels in a round."""
+        if number > 1:
+            return self._predictors(number)
         if config.arm == "self-training":
-            labels = self.teacher_labels(config.arm).root
-            teachers = sorted(labels.parent.glob("predictors/*/model"))
-        else:
-            teachers = [self._train_teacher(config, seed) for seed in config.seeds]
-        with self.reporter.stage("pseudo-labels") as tick:
-            return write_pseudo_labels(
-                teachers,
-                self.unlabeled,
-                folder,
-                picture_px=self.config.data.picture_px,
-                confidence=config.confidence,
-                on_progress=tick,
-            )
+            return sorted(self.teacher_labels(config.arm).root.parent.glob("predictors/*/model"))
+        return [self._train_teacher(config, seed) for seed in config.seeds]
 
     def _train_teacher(self, config: PseudoLabelConfig, seed: int) -> Path:
         """A segmenter that votes for pseudo-labels, trained if it isn't yet; returns its model folder."""
@@ -273,9 +272,9 @@ class Experiment:
                 )
         return folder / "model"
 
-    def style_bank(self) -> StyleBank:
-        """Embed the unannotated patients with the run's model, or read what was embedded."""
-        path, model = self.folder / "style_bank.parquet", self.train_diffusion()
+    def style_bank(self, number: int | None = None) -> StyleBank:
+        """Embed the unannotated patients with the model of a round (None = the last), or read what was embedded."""
+        path, model = self._model_home(number) / "style_bank.parquet", self.train_diffusion(number)
         if not path.is_file():
             with self.reporter.stage("embed styles") as tick:
                 StyleBank.embed(model, self.unlabeled, on_progress=tick).save(path)
@@ -287,7 +286,7 @@ class Experiment:
         path = self._round(number) / "plan.parquet"
         if not path.is_file():
             synthesis = self.config.synthesis
-            bank = self.style_bank() if synthesis.style_choice == "k-centre" else None
+            bank = self.style_bank(number) if synthesis.style_choice == "k-centre" else None
             plan = make_plan(
                 synthesis,
                 self.annotated,
@@ -306,86 +305,97 @@ class Experiment:
         if number == 1 and pseudo_labels and pseudo_labels.arm == "self-training":
             return self.teacher_labels("self-training")
         folder = self._round(number) / "predicted_layouts"
-        name = f"predicted layouts{self._of_round(number)}"
-        train = partial(
-            self._train_voter,
+        return self._voted(folder, partial(self._predictors, number), f"predicted layouts{self._of_round(number)}")
+
+    def _predictors(self, number: int) -> list[Path]:
+        """Model folders of the segmenters that label unannotated pictures in a round, trained if they aren't yet."""
+        return self._train_voters(
+            self._round(number) / "predictors",
             "real+stain" if number == 1 else "real+stain+synthetic",
+            self.config.synthesis.predictors,
+            f"predicted layouts{self._of_round(number)}",
+            ("predictor", number),
             synthetic=partial(self.synthesize, number - 1),
         )
-        return self._voted(folder, train, self.config.synthesis.predictors, name, ("predictor", number))
 
     def teacher_labels(self, arm: Arm, number: int | None = None) -> DatasetFolder:
         """The unannotated pictures as they are, labelled in a round of self-training of `arm` (None = the last)."""
         config = self.config.segmentation.self_training
         number = number or config.rounds
         folder = self.folder / "self_training" / arm / f"round-{number}" / "labels"
-        train = partial(
-            self._train_voter,
+        name = f"labels for {arm}, round {number}"
+        teachers = partial(
+            self._train_voters,
+            folder.with_name("predictors"),
             first_teacher(arm) if number == 1 else arm,
+            config.teachers,
+            name,
+            (arm, number),
             synthetic=self.synthesize,
             labelled=partial(self.teacher_labels, arm, number - 1),
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Networks of several seeds may be trained side by side; the first to come makes what all of them need.
         with FileLock(folder.parent / ".lock"):
-            return self._voted(folder, train, config.teachers, f"labels for {arm}, round {number}", (arm, number))
+            return self._voted(folder, teachers, name)
 
     def _voted(
-        self, folder: Path, train: Callable[[Path, str, int], Path], n: int, name: str, role: tuple[str, int]
+        self, folder: Path, voters: Callable[[], list[Path]], name: str, confidence: float = 0.0
     ) -> DatasetFolder:
-        """Labels of all pixels of the unannotated pictures, by the vote of `n` segmenters that `train` makes."""
+        """Labels of the unannotated pictures by the vote of segmenters, which are trained before if need be."""
         if not (folder / "metadata.csv").is_file():
-            voters = [
-                train(
-                    folder.with_name("predictors") / f"seed-{k}",
-                    f"{name}, segmenter {k}",
-                    seed_for(self.config.seed, *role, k),
-                )
-                for k in range(n)
-            ]
+            models = voters()
             with self.reporter.stage(name) as tick:
                 write_pseudo_labels(
-                    voters,
+                    models,
                     self.unlabeled,
                     folder,
                     picture_px=self.config.data.picture_px,
-                    confidence=0.0,
+                    confidence=confidence,
                     on_progress=tick,
                 )
             self.note_seconds()
         return DatasetFolder.open(folder, memory=self._memory)
 
-    def _train_voter(
+    def _train_voters(
         self,
-        arm: Arm,
         folder: Path,
+        arm: Arm,
+        n: int,
         name: str,
-        seed: int,
+        role: tuple[str, int],
         *,
         synthetic: Callable[[], DatasetFolder],
         labelled: Callable[[], DatasetFolder] | None = None,
-    ) -> Path:
-        """A segmenter of `arm` that votes for labels; the sets that it needs are made first."""
-        if not (folder / "model" / "config.json").is_file():
+    ) -> list[Path]:
+        """Model folders of `n` segmenters of `arm`, trained if they aren't; the sets that they need are made first."""
+        models = [folder / f"seed-{k}" / "model" for k in range(n)]
+        for k, model in enumerate(models):
+            if (model / "config.json").is_file():
+                continue
             drawn = synthetic() if uses_synthetic(arm) else None
             guessed = labelled() if labelled and uses_self_training(arm) else None
-            with self.reporter.stage(name) as tick:
+            with self.reporter.stage(f"{name}, segmenter {k}") as tick:
                 train_segmenter(
                     self.config.segmentation,
                     arm,
                     self.annotated,
                     drawn,
-                    folder,
-                    seed=seed,
+                    model.parent,
+                    seed=seed_for(self.config.seed, *role, k),
                     picture_px=self.config.data.picture_px,
                     on_progress=tick,
                     unlabeled=self.unlabeled,
                     labelled=guessed,
                 )
-        return folder / "model"
+        return models
 
     def _round(self, number: int) -> Path:
         return self.folder if number == self.config.synthesis.rounds else self.folder / "rounds" / str(number)
+
+    def _model_home(self, number: int | None) -> Path:
+        """Where the diffusion model of a round (None = the last) is trained."""
+        return self._round(number or self.config.synthesis.rounds) if self.config.retrains else self.folder
 
     @property
     def is_drawn(self) -> bool:
@@ -397,7 +407,7 @@ class Experiment:
         number = number or self.config.synthesis.rounds
         root = self._round(number) / "synthetic"
         if not (root / "metadata.csv").is_file():
-            model, plan = self.painter(), self.plan(number)
+            model, plan = self.painter(number), self.plan(number)
             with self.reporter.stage(f"draw synthetic pictures{self._of_round(number)}") as tick:
                 synthesize(model, plan, root, memory=self._memory, on_progress=tick)
             self.note_seconds()
@@ -511,6 +521,8 @@ class Experiment:
         if (self.folder / "synthetic").is_dir():
             diffusion = self.config.diffusion
             notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"
+            if self.config.retrains:
+                notes["Diffusion model"] += f", anew in each of {synthesis.rounds} rounds"
             if diffusion.trains_codec:
                 path = trained_codec_folder(self.folder) / "reconstruction.json"
                 figures = json.loads(path.read_text(encoding="utf-8"))

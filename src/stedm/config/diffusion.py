@@ -53,6 +53,10 @@ class PseudoLabelConfig(Part):
     """One segmenter each; their mean probabilities vote."""
     confidence: Fraction = 0.9
     """Pixels in which the mean probability of the winning class is lower stay unknown."""
+    every_round: bool = False
+    """Train the diffusion model again in each round of `synthesis.rounds` after the first, with labels by the
+    segmenters of that round, which have learned from the pictures of the model before. For few annotated patients,
+    whose own segmenters are wrong about many pictures; each round costs as much as the first."""
 
 
 class StudentConfig(TrainingConfig):

@@ -44,6 +44,26 @@ class RunConfig(Part):
             raise ValueError("synthesis.start: below 1 needs diffusion.objective flow and another sampler than student")
         return self
 
+    @model_validator(mode="after")
+    def _rounds_that_differ(self) -> "RunConfig":
+        labels, synthesis = self.diffusion.pseudo_labels, self.synthesis
+        every_round = labels is not None and labels.every_round
+        if synthesis.rounds > 1 and not every_round and "predicted" not in synthesis.layout_weights:
+            raise ValueError(
+                "synthesis.rounds: only predicted layouts and diffusion.pseudo_labels.every_round change from round to "
+                "round; set it to 1"
+            )
+        if every_round and synthesis.rounds == 1:
+            raise ValueError("diffusion.pseudo_labels.every_round: needs synthesis.rounds of 2 or more")
+        if every_round and synthesis.sampler == "student":
+            raise ValueError("diffusion.pseudo_labels.every_round: needs another synthesis.sampler than student")
+        return self
+
+    @property
+    def retrains(self) -> bool:
+        """Whether each round of the synthetic set has a diffusion model of its own."""
+        return self.diffusion.pseudo_labels is not None and self.diffusion.pseudo_labels.every_round
+
     @property
     def fingerprint(self) -> str:
         """Names this configuration: equal for equal content, whatever the order of keys in the file."""

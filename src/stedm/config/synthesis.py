@@ -94,10 +94,11 @@ class SynthesisConfig(Part):
     in, with noise up to time 0.8 (SDEdit, Meng et al. 2022), so that what layout and style don't contradict stays. Flow
     only."""
     rounds: Positive = 1
-    """How often `predicted` layouts are predicted: first by segmenters of arm real+stain, then by such of arm
+    """How often unannotated pictures are labelled for `predicted` layouts (and for the diffusion model, see
+    `diffusion.pseudo_labels.every_round`): first by segmenters of arm real+stain, then by such of arm
     real+stain+synthetic that have learned from the synthetic pictures of the round before."""
     predictors: Positive = 3
-    """Segmenters that vote for predicted layouts, trained for this alone, as `segmentation` says."""
+    """Segmenters that vote for these labels, trained for this alone, as `segmentation` says."""
     category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
     """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
     class takes that part of the picture (`predicted` ones are as they are seen). Categories without annotated layouts
@@ -131,8 +132,6 @@ class SynthesisConfig(Part):
             raise ValueError("category_fractions needs match_category: true")
         if self.start < 1 and "predicted" not in self.layout_weights:
             raise ValueError("start: only predicted layouts have a picture to begin at; set it to 1")
-        if self.rounds > 1 and "predicted" not in self.layout_weights:
-            raise ValueError("rounds: only predicted layouts change from round to round; set it to 1")
         return self
 
     @property

@@ -38,6 +38,7 @@ def train_diffusion(
     seed: int = 0,
     pseudo_labels: DatasetFolder | None = None,
     style_sources: DatasetFolder | None = None,
+    codec_run: Path | None = None,
     on_progress: Progress | None = None,
 ) -> StyleDiffusion:
     """Train, or go on training, in `folder`; the model with its averaged weights is written to `folder/model`.
@@ -51,10 +52,11 @@ def train_diffusion(
             everywhere.
         style_sources: pictures of the annotated patients that are shown as style only (see
             stedm.style.sampling.unannotated_tissue).
+        codec_run: run folder with the first stage that was trained for the model; None = `folder`.
     """
     samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed, pseudo_labels, style_sources)
     some_pictures = to_signed(samples.some_pictures(_PICTURES_TO_MEASURE))
-    codec = open_codec(config.codec, folder, some_pictures)
+    codec = open_codec(config.codec, codec_run or folder, some_pictures)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
     denoiser.measure(some_pictures)
     objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
