@@ -1,6 +1,6 @@
 """Print the tables of a results page from its folder, so that no number is copied by hand.
 
-python docs/results/tables.py docs/results/NAME     arms, comparisons, by diagnosis, by distance of colours
+python docs/results/tables.py FOLDER     arms, comparisons; of a report folder also by diagnosis and distance of colours
 """
 
 import json
@@ -74,12 +74,10 @@ def distance_table(entries: list[dict[str, Any]]) -> list[str]:
 def tables(folder: Path) -> str:
     """All tables that the folder has the numbers for."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    patients = pd.read_csv(folder / "per_patient.csv", dtype={"patient_id": str, "category": str})
-    parts = [
-        arms_table(summary["arms"]),
-        comparisons_table(summary["comparisons"]),
-        category_table(patients, list(summary["arms"])),
-    ]
+    parts = [arms_table(summary["arms"]), comparisons_table(summary["comparisons"])]
+    if (folder / "per_patient.csv").is_file():
+        patients = pd.read_csv(folder / "per_patient.csv", dtype={"patient_id": str, "category": str})
+        parts.append(category_table(patients, list(summary["arms"])))
     if summary.get("stain_distance"):
         parts.append(distance_table(summary["stain_distance"]))
     return "\n\n".join("\n".join(part) for part in parts)
@@ -103,6 +101,6 @@ def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python docs/results/tables.py docs/results/NAME")
-    if not (Path(sys.argv[1]) / "per_patient.csv").is_file():
-        sys.exit(f"{sys.argv[1]}: no summary.json and per_patient.csv in it; give the folder of a results page")
+    if not (Path(sys.argv[1]) / "summary.json").is_file():
+        sys.exit(f"{sys.argv[1]}: no summary.json in it; give the folder of a results page")
     print(tables(Path(sys.argv[1])))
