@@ -192,8 +192,7 @@ class Experiment:
             if self.config.diffusion.trains_codec:
                 self.train_codec()
             pseudo_labels = self.pseudo_labels(number)
-            of_round = self._of_round(number or self.config.synthesis.rounds) if self.config.retrains else ""
-            with self.reporter.stage(f"train diffusion model{of_round}") as tick:
+            with self.reporter.stage(f"train diffusion model{self._of_model(number)}") as tick:
                 train_diffusion(
                     self.config.diffusion,
                     self.annotated,
@@ -244,7 +243,8 @@ class Experiment:
         if config is None or self.config.diffusion.unlabeled_fraction == 0 or len(self.unlabeled) == 0:
             return None
         number = (number or self.config.synthesis.rounds) if self.config.retrains else 1
-        return self._voted(folder, partial(self._teachers, config, number), "pseudo-labels", config.confidence)
+        teachers = partial(self._teachers, config, number)
+        return self._voted(folder, teachers, f"pseudo-labels{self._of_model(number)}", config.confidence)
 
     def _teachers(self, config: PseudoLabelConfig, number: int) -> list[Path]:
         """Model folders of the segmenters that vote for pseudo-labels in a round."""
@@ -396,6 +396,9 @@ class Experiment:
     def _model_home(self, number: int | None) -> Path:
         """Where the diffusion model of a round (None = the last) is trained."""
         return self._round(number or self.config.synthesis.rounds) if self.config.retrains else self.folder
+
+    def _of_model(self, number: int | None) -> str:
+        return self._of_round(number or self.config.synthesis.rounds) if self.config.retrains else ""
 
     @property
     def is_drawn(self) -> bool:

@@ -55,6 +55,8 @@ class RunConfig(Part):
             )
         if every_round and synthesis.rounds == 1:
             raise ValueError("diffusion.pseudo_labels.every_round: needs synthesis.rounds of 2 or more")
+        if every_round and self.diffusion.unlabeled_fraction == 0:
+            raise ValueError("diffusion.pseudo_labels.every_round: needs diffusion.unlabeled_fraction above 0")
         if every_round and synthesis.sampler == "student":
             raise ValueError("diffusion.pseudo_labels.every_round: needs another synthesis.sampler than student")
         return self
