@@ -147,7 +147,8 @@ def test_a_model_with_labels_of_self_training_shares_its_teachers_with_that_arm(
 
 def test_a_run_that_trains_a_model_in_every_round_begins_with_the_shared_one(tmp_path, phantom):
     again = {"diffusion.pseudo_labels.every_round": True, "synthesis.rounds": 2, "synthesis.predictors": 1}
-    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, "again": again})
+    own = again | {"control": "annotated-styles"}
+    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, "again": again, "own styles": own})
     values = yaml.safe_load(file.read_text())
     values["base"]["diffusion"]["pseudo_labels"] = {"steps": 2, "seeds": [0]}
     file.write_text(yaml.safe_dump(values))
@@ -159,6 +160,10 @@ def test_a_run_that_trains_a_model_in_every_round_begins_with_the_shared_one(tmp
     assert first.resolve() == base != last
     [shared] = (runs / "shared/models").glob("*/model")
     assert shared.resolve() == base
+    # A control draws with the models of the whole set, in every round.
+    lacking = (runs / "own styles/patients-2/draw-0/synthetic").resolve().parent
+    assert lacking != last.parent
+    assert [(lacking / part).resolve() for part in ("rounds/1/model", "model")] == [base, last]
 
 
 def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):

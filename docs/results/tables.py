@@ -100,7 +100,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python docs/results/tables.py docs/results/NAME")
+        sys.exit("usage: python docs/results/tables.py FOLDER")
     if not (Path(sys.argv[1]) / "summary.json").is_file():
         sys.exit(f"{sys.argv[1]}: no summary.json in it; give the folder of a results page")
     print(tables(Path(sys.argv[1])))
