@@ -82,8 +82,8 @@ class Unpainted(Experiment):
     """A run whose synthetic pictures are those that the layouts were predicted in, as they are, in every round."""
 
     def synthesize(self, number: int | None = None) -> DatasetFolder:
-        number, px = number or self.config.synthesis.rounds, self.config.data.picture_px
-        folder = self._round(number) / "synthetic"
+        number, px = number or self.rounds.last, self.config.data.picture_px
+        folder = self.rounds.folder(number) / "synthetic"
         if not (folder / "metadata.csv").is_file():
             plan = self.plan(number)
             if set(plan["layout_kind"]) != {PREDICTED}:

@@ -200,6 +200,8 @@ class Comparison:
             _link(folder / ("rounds/1/model" if config.retrains else "model"), model / "model")
             if self_training:
                 _link(folder / "self_training", self_training)
+            if config.synthesis.rounds > 1 and not control:
+                self._link_rounds_before(config, folder, reporter)
             if control in (None, "shuffled-layouts", *get_args(Gate)):
                 experiment.synthesize()
         teachers = sorted((model / "teachers").glob("seed-*/model"))
@@ -207,6 +209,28 @@ class Comparison:
             last = f"round-{config.segmentation.self_training.rounds}"
             teachers = sorted((self_training / "self-training" / last).glob("predictors/*/model"))
         return self._without(control, drawn, folder, teachers, reporter) if control else folder
+
+    def _link_rounds_before(self, config: RunConfig, folder: Path, reporter: Reporter) -> None:
+        """Make the rounds before the last those of the run that ends with them."""
+        number, pseudo_labels = config.synthesis.rounds - 1, config.diffusion.pseudo_labels
+        if pseudo_labels and number == 1:
+            pseudo_labels = pseudo_labels.model_copy(update={"every_round": False})
+        before = config.model_copy(
+            update={
+                "synthesis": config.synthesis.model_copy(update={"rounds": number}),
+                "diffusion": config.diffusion.model_copy(update={"pseudo_labels": pseudo_labels}),
+            }
+        )
+        shared = self._synthetic(before, None, reporter)
+        parts = ["predictors", "predicted_layouts", "plan.parquet", "synthetic"]
+        parts += ["model", "pseudo_labels"] if config.retrains else []
+        for earlier in range(1, config.synthesis.rounds):
+            there = shared if earlier == number else shared / "rounds" / str(earlier)
+            for part in parts:
+                link = folder / "rounds" / str(earlier) / part
+                # Runs from before this was shared have folders of their own.
+                if (there / part).exists() and not link.exists():
+                    _link(link, there / part)
 
     def _without(
         self, control: Control, drawn: RunConfig, whole: Path, teachers: list[Path], reporter: Reporter

@@ -166,6 +166,34 @@ def test_a_run_that_trains_a_model_in_every_round_begins_with_the_shared_one(tmp
     assert [(lacking / part).resolve() for part in ("rounds/1/model", "model")] == [base, last]
 
 
+def test_runs_that_differ_in_their_rounds_share_those_that_both_have(tmp_path, phantom):
+    predicted = {"synthesis.layouts": {"predicted": 0.5, "warp": 0.5}, "synthesis.predictors": 1}
+    again = predicted | {"diffusion.pseudo_labels": {"steps": 2, "seeds": [0], "every_round": True}}
+    kept = predicted | {"diffusion.pseudo_labels": {"steps": 2, "seeds": [0]}}
+    variants = {
+        "base": {},
+        "one": kept,
+        "first model": kept | {"synthesis.rounds": 2},
+        "two": again | {"synthesis.rounds": 2},
+        "three": again | {"synthesis.rounds": 3},
+    }
+    runs = tmp_path / "runs"
+    file = _spec_file(tmp_path, phantom, draws=[0], variants=variants)
+    downstream.Comparison(downstream.read_spec(file), runs).run(["one", "first model", "two", "three"], quiet=True)
+    one, kept_model, two, three = (
+        (runs / name / "patients-2/draw-0/synthetic").resolve().parent
+        for name in ("one", "first model", "two", "three")
+    )
+    parts = ("synthetic", "plan.parquet", "predictors", "predicted_layouts")
+    for later, number, earlier in [(kept_model, 1, one), (two, 1, one), (three, 1, one), (three, 2, two)]:
+        for part in parts:
+            assert (later / "rounds" / str(number) / part).resolve() == (earlier / part).resolve()
+    assert (three / "rounds/2/model").resolve() == (two / "model").resolve()
+    assert (two / "rounds/1/model").resolve() == (kept_model / "model").resolve() == (one / "model").resolve()
+    # What the last round makes is its own.
+    assert len({(folder / part).resolve() for folder in (one, kept_model, two, three) for part in parts}) == 16
+
+
 def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):
     spec = downstream.read_spec(_spec_file(tmp_path, phantom, compare=[("half/real+synthetic", "base/real")]))
     driven = downstream.Comparison(spec, tmp_path / "runs")

@@ -26,13 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
 from stedm.config import (
     Arm,
-    PseudoLabelConfig,
     RunConfig,
-    first_teacher,
     to_yaml,
     uses_self_training,
     uses_ssl,
@@ -57,10 +54,10 @@ from stedm.evaluation.whom import stain_distance
 from stedm.files import write_json
 from stedm.layout.recipe import PREDICTED
 from stedm.progress import Reporter
-from stedm.run_folder import check_unchanged, claim
+from stedm.run_folder import Rounds, check_unchanged, claim
 from stedm.seeds import seed_for
+from stedm.segmentation.labelling import Labelling
 from stedm.segmentation.model import build_segmenter
-from stedm.segmentation.pseudo import write_pseudo_labels
 from stedm.segmentation.train import train_segmenter
 from stedm.style.bank import StyleBank
 from stedm.style.sampling import unannotated_tissue
@@ -78,6 +75,7 @@ class Experiment:
     def __init__(self, config: RunConfig, folder: str | Path, reporter: Reporter | None = None):
         self.config, self.folder = config, Path(folder)
         self.reporter = reporter or Reporter()
+        self.rounds = Rounds(self.folder, config)
         claim(self.folder, config)
 
     def run(self) -> dict[str, Any]:
@@ -187,12 +185,12 @@ class Experiment:
     def train_diffusion(self, number: int | None = None) -> StyleDiffusion:
         """Train the diffusion model of a round (None = the last) and, before it, a first stage of its own; or read it
         if it is complete."""
-        folder = self._model_home(number)
+        folder = self.rounds.model_home(number)
         if not (folder / "model" / "model_index.json").is_file():
             if self.config.diffusion.trains_codec:
                 self.train_codec()
             pseudo_labels = self.pseudo_labels(number)
-            with self.reporter.stage(f"train diffusion model{self._of_model(number)}") as tick:
+            with self.reporter.stage(f"train diffusion model{self.rounds.model_suffix(number)}") as tick:
                 train_diffusion(
                     self.config.diffusion,
                     self.annotated,
@@ -236,45 +234,20 @@ class Experiment:
         """The model that draws the pictures of a round (None = the last): the diffusion model, or its student."""
         return self.train_student() if self.config.synthesis.sampler == "student" else self.train_diffusion(number)
 
+    @cached_property
+    def _labelling(self) -> Labelling:
+        return Labelling(
+            self.config, self.rounds, self.unlabeled, self._fit, self.synthesize, self.reporter, self.note_seconds
+        )
+
     def pseudo_labels(self, number: int | None = None) -> DatasetFolder | None:
         """Layouts of the unannotated pictures as segmenters see them, for the model of a round (None = the last), in
         RUN/pseudo_labels; None if the configuration wants none. The segmenters are trained first, if they aren't."""
-        config, folder = self.config.diffusion.pseudo_labels, self._model_home(number) / "pseudo_labels"
-        if config is None or self.config.diffusion.unlabeled_fraction == 0 or len(self.unlabeled) == 0:
-            return None
-        number = (number or self.config.synthesis.rounds) if self.config.retrains else 1
-        teachers = partial(self._teachers, config, number)
-        return self._voted(folder, teachers, f"pseudo-labels{self._of_model(number)}", config.confidence)
-
-    def _teachers(self, config: PseudoLabelConfig, number: int) -> list[Path]:
-        """Model folders of the segmenters that vote for pseudo-labels in a round."""
-        if number > 1:
-            return self._predictors(number)
-        if config.arm == "self-training":
-            return sorted(self.teacher_labels(config.arm).root.parent.glob("predictors/*/model"))
-        return [self._train_teacher(config, seed) for seed in config.seeds]
-
-    def _train_teacher(self, config: PseudoLabelConfig, seed: int) -> Path:
-        """A segmenter that votes for pseudo-labels, trained if it isn't yet; returns its model folder."""
-        folder = self.folder / "teachers" / f"seed-{seed}"
-        if not (folder / "model" / "config.json").is_file():
-            with self.reporter.stage(f"teacher {config.arm}, seed {seed}") as tick:
-                train_segmenter(
-                    self.config.segmentation.model_copy(update={"steps": config.steps}),
-                    config.arm,
-                    self.annotated,
-                    None,
-                    folder,
-                    seed=seed_for(self.config.seed, "segmenter", seed),
-                    picture_px=self.config.data.picture_px,
-                    on_progress=tick,
-                    unlabeled=self.unlabeled,
-                )
-        return folder / "model"
+        return self._labelling.for_diffusion(number)
 
     def style_bank(self, number: int | None = None) -> StyleBank:
         """Embed the unannotated patients with the model of a round (None = the last), or read what was embedded."""
-        path, model = self._model_home(number) / "style_bank.parquet", self.train_diffusion(number)
+        path, model = self.rounds.model_home(number) / "style_bank.parquet", self.train_diffusion(number)
         if not path.is_file():
             with self.reporter.stage("embed styles") as tick:
                 StyleBank.embed(model, self.unlabeled, on_progress=tick).save(path)
@@ -282,8 +255,8 @@ class Experiment:
 
     def plan(self, number: int | None = None) -> pd.DataFrame:
         """Make the plan of a round (None = the last), or read it."""
-        number = number or self.config.synthesis.rounds
-        path = self._round(number) / "plan.parquet"
+        number = number or self.rounds.last
+        path = self.rounds.folder(number) / "plan.parquet"
         if not path.is_file():
             synthesis = self.config.synthesis
             bank = self.style_bank(number) if synthesis.style_choice == "k-centre" else None
@@ -301,104 +274,11 @@ class Experiment:
 
     def predicted_layouts(self, number: int | None = None) -> DatasetFolder:
         """Layouts of the unannotated pictures, pixel by pixel the most probable class, in a round (None = the last)."""
-        number, pseudo_labels = number or self.config.synthesis.rounds, self.config.diffusion.pseudo_labels
-        if number == 1 and pseudo_labels and pseudo_labels.arm == "self-training":
-            return self.teacher_labels("self-training")
-        folder = self._round(number) / "predicted_layouts"
-        return self._voted(folder, partial(self._predictors, number), f"predicted layouts{self._of_round(number)}")
-
-    def _predictors(self, number: int) -> list[Path]:
-        """Model folders of the segmenters that label unannotated pictures in a round, trained if they aren't yet."""
-        return self._train_voters(
-            self._round(number) / "predictors",
-            "real+stain" if number == 1 else "real+stain+synthetic",
-            self.config.synthesis.predictors,
-            f"predicted layouts{self._of_round(number)}",
-            ("predictor", number),
-            synthetic=partial(self.synthesize, number - 1),
-        )
+        return self._labelling.predicted_layouts(number or self.rounds.last)
 
     def teacher_labels(self, arm: Arm, number: int | None = None) -> DatasetFolder:
         """The unannotated pictures as they are, labelled in a round of self-training of `arm` (None = the last)."""
-        config = self.config.segmentation.self_training
-        number = number or config.rounds
-        folder = self.folder / "self_training" / arm / f"round-{number}" / "labels"
-        name = f"labels for {arm}, round {number}"
-        teachers = partial(
-            self._train_voters,
-            folder.with_name("predictors"),
-            first_teacher(arm) if number == 1 else arm,
-            config.teachers,
-            name,
-            (arm, number),
-            synthetic=self.synthesize,
-            labelled=partial(self.teacher_labels, arm, number - 1),
-        )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Networks of several seeds may be trained side by side; the first to come makes what all of them need.
-        with FileLock(folder.parent / ".lock"):
-            return self._voted(folder, teachers, name)
-
-    def _voted(
-        self, folder: Path, voters: Callable[[], list[Path]], name: str, confidence: float = 0.0
-    ) -> DatasetFolder:
-        """Labels of the unannotated pictures by the vote of segmenters, which are trained before if need be."""
-        if not (folder / "metadata.csv").is_file():
-            models = voters()
-            with self.reporter.stage(name) as tick:
-                write_pseudo_labels(
-                    models,
-                    self.unlabeled,
-                    folder,
-                    picture_px=self.config.data.picture_px,
-                    confidence=confidence,
-                    on_progress=tick,
-                )
-            self.note_seconds()
-        return DatasetFolder.open(folder, memory=self._memory)
-
-    def _train_voters(
-        self,
-        folder: Path,
-        arm: Arm,
-        n: int,
-        name: str,
-        role: tuple[str, int],
-        *,
-        synthetic: Callable[[], DatasetFolder],
-        labelled: Callable[[], DatasetFolder] | None = None,
-    ) -> list[Path]:
-        """Model folders of `n` segmenters of `arm`, trained if they aren't; the sets that they need are made first."""
-        models = [folder / f"seed-{k}" / "model" for k in range(n)]
-        for k, model in enumerate(models):
-            if (model / "config.json").is_file():
-                continue
-            drawn = synthetic() if uses_synthetic(arm) else None
-            guessed = labelled() if labelled and uses_self_training(arm) else None
-            with self.reporter.stage(f"{name}, segmenter {k}") as tick:
-                train_segmenter(
-                    self.config.segmentation,
-                    arm,
-                    self.annotated,
-                    drawn,
-                    model.parent,
-                    seed=seed_for(self.config.seed, *role, k),
-                    picture_px=self.config.data.picture_px,
-                    on_progress=tick,
-                    unlabeled=self.unlabeled,
-                    labelled=guessed,
-                )
-        return models
-
-    def _round(self, number: int) -> Path:
-        return self.folder if number == self.config.synthesis.rounds else self.folder / "rounds" / str(number)
-
-    def _model_home(self, number: int | None) -> Path:
-        """Where the diffusion model of a round (None = the last) is trained."""
-        return self._round(number or self.config.synthesis.rounds) if self.config.retrains else self.folder
-
-    def _of_model(self, number: int | None) -> str:
-        return self._of_round(number or self.config.synthesis.rounds) if self.config.retrains else ""
+        return self._labelling.for_self_training(arm, number)
 
     @property
     def is_drawn(self) -> bool:
@@ -407,17 +287,14 @@ class Experiment:
 
     def synthesize(self, number: int | None = None) -> DatasetFolder:
         """Draw the synthetic set of a round (None = the last), or what is missing of it."""
-        number = number or self.config.synthesis.rounds
-        root = self._round(number) / "synthetic"
+        number = number or self.rounds.last
+        root = self.rounds.folder(number) / "synthetic"
         if not (root / "metadata.csv").is_file():
             model, plan = self.painter(number), self.plan(number)
-            with self.reporter.stage(f"draw synthetic pictures{self._of_round(number)}") as tick:
+            with self.reporter.stage(f"draw synthetic pictures{self.rounds.suffix(number)}") as tick:
                 synthesize(model, plan, root, memory=self._memory, on_progress=tick)
             self.note_seconds()
         return DatasetFolder.open(root, memory=self._memory)
-
-    def _of_round(self, number: int) -> str:
-        return f", round {number}" if self.config.synthesis.rounds > 1 else ""
 
     # ---- segmentation ---------------------------------------------------------------------------------------------
 
@@ -429,20 +306,43 @@ class Experiment:
 
     def train_segmenter(self, arm: Arm, seed: int) -> Path:
         """The segmenter of an arm and a seed, trained if it isn't yet; returns its model folder."""
-        folder = self._segmenter(arm, seed)
+        return self._fit(
+            self._segmenter(arm, seed),
+            arm,
+            f"segmenter {arm}, seed {seed}",
+            ("segmenter", seed),
+            synthetic=self.synthesize,
+            labelled=partial(self.teacher_labels, arm),
+        )
+
+    def _fit(
+        self,
+        folder: Path,
+        arm: Arm,
+        stage: str,
+        role: tuple[str | int, ...],
+        *,
+        synthetic: Callable[[], DatasetFolder] | None = None,
+        labelled: Callable[[], DatasetFolder] | None = None,
+        steps: int | None = None,
+    ) -> Path:
+        """Train the segmenter of an arm in a folder, if it isn't there; see `Fit`."""
+        segmentation = self.config.segmentation
         if not (folder / "model" / "config.json").is_file():
-            with self.reporter.stage(f"segmenter {arm}, seed {seed}") as tick:
+            drawn = synthetic() if synthetic and uses_synthetic(arm) else None
+            guessed = labelled() if labelled and uses_self_training(arm) else None
+            with self.reporter.stage(stage) as tick:
                 train_segmenter(
-                    self.config.segmentation,
+                    segmentation.model_copy(update={"steps": steps}) if steps else segmentation,
                     arm,
                     self._upper_set() if arm == "upper" else self.annotated,
-                    self.synthesize() if uses_synthetic(arm) else None,
+                    drawn,
                     folder,
-                    seed=seed_for(self.config.seed, "segmenter", seed),
+                    seed=seed_for(self.config.seed, *role),
                     picture_px=self.config.data.picture_px,
                     on_progress=tick,
                     unlabeled=self.unlabeled,
-                    labelled=self.teacher_labels(arm) if uses_self_training(arm) else None,
+                    labelled=guessed,
                 )
             self.note_seconds()
         return folder / "model"

@@ -1,8 +1,9 @@
-"""The run folder: what it was begun with, and whether a later call may go on in it."""
+"""The run folder: what it was begun with, whether a later call may go on in it, and where its rounds are."""
 
 import json
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from stedm.files import write_json, write_text
 def claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there.
 
-        Arms, seeds, evaluation and the student may change between calls: what is there is kept and what is missing is
+    Arms, seeds, evaluation and the student may change between calls: what is there is kept and what is missing is
     added. So may the machine that it is computed on, and with it workers, memory, compilation and activation
     checkpointing.
     """
@@ -57,6 +58,39 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     except StedmError:
         # Keys have gone or changed their meaning: compared as they are, the difference is named.
         return values
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Where the rounds of a run are (`synthesis.rounds`): RUN itself is the last one, RUN/rounds/R are those before."""
+
+    root: Path
+    config: RunConfig
+
+    @property
+    def last(self) -> int:
+        """The number of the last round; the first is 1."""
+        return self.config.synthesis.rounds
+
+    def folder(self, number: int) -> Path:
+        """Folder of a round's plan and pictures."""
+        return self.root if number == self.last else self.root / "rounds" / str(number)
+
+    def suffix(self, number: int) -> str:
+        """What tells the stages of a round from those of another."""
+        return f", round {number}" if self.last > 1 else ""
+
+    def of_model(self, number: int | None = None) -> int:
+        """The round whose diffusion model a round uses (None = the last)."""
+        return (number or self.last) if self.config.retrains else 1
+
+    def model_home(self, number: int | None = None) -> Path:
+        """Folder in which the diffusion model of a round (None = the last) is trained."""
+        return self.folder(number or self.last) if self.config.retrains else self.root
+
+    def model_suffix(self, number: int | None = None) -> str:
+        """`suffix` for the stages of that model."""
+        return self.suffix(number or self.last) if self.config.retrains else ""
 
 
 def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:

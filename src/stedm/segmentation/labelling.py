@@ -1,0 +1,169 @@
+"""Labels of the unannotated pictures of a run by the vote of segmenters, which are trained for it.
+
+The diffusion model learns from them, half of the synthetic pictures may be painted to them, and self-training is them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock
+
+from stedm.config import Arm, RunConfig, first_teacher
+from stedm.data.folder import DatasetFolder
+from stedm.progress import Reporter
+from stedm.run_folder import Rounds
+from stedm.segmentation.pseudo import write_pseudo_labels
+
+
+class Fit(Protocol):
+    """Train the segmenter of an arm in a folder, if it isn't there; returns its model folder.
+
+    `stage` is what the user reads meanwhile, `role` what the seed is derived from. The sets are made when they are
+    needed: where the arm uses them and the segmenter isn't trained.
+    """
+
+    def __call__(
+        self,
+        folder: Path,
+        arm: Arm,
+        stage: str,
+        role: tuple[str | int, ...],
+        *,
+        synthetic: Callable[[], DatasetFolder] | None = None,
+        labelled: Callable[[], DatasetFolder] | None = None,
+        steps: int | None = None,
+    ) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Who labels the unannotated pictures of one run, and where the labels are; what is there isn't made again."""
+
+    config: RunConfig
+    rounds: Rounds
+    unlabeled: DatasetFolder
+    """The unannotated pictures; their own masks are never read."""
+    fit: Fit
+    synthesize: Callable[[int], DatasetFolder]
+    """The synthetic set of a round."""
+    reporter: Reporter
+    note_seconds: Callable[[], None]
+
+    def for_diffusion(self, number: int | None = None) -> DatasetFolder | None:
+        """Labels for the diffusion model of a round (None = the last); None if the configuration wants none."""
+        config = self.config.diffusion.pseudo_labels
+        if config is None or self.config.diffusion.unlabeled_fraction == 0 or len(self.unlabeled) == 0:
+            return None
+        return self._voted(
+            self.rounds.model_home(number) / "pseudo_labels",
+            partial(self._teachers, self.rounds.of_model(number)),
+            f"pseudo-labels{self.rounds.model_suffix(number)}",
+            config.confidence,
+        )
+
+    def predicted_layouts(self, number: int) -> DatasetFolder:
+        """Layouts to paint to in a round: pixel by pixel the most probable class."""
+        pseudo_labels = self.config.diffusion.pseudo_labels
+        if number == 1 and pseudo_labels and pseudo_labels.arm == "self-training":
+            return self.for_self_training("self-training")
+        folder = self.rounds.folder(number) / "predicted_layouts"
+        return self._voted(folder, partial(self._predictors, number), self._predicting(number))
+
+    def for_self_training(self, arm: Arm, number: int | None = None) -> DatasetFolder:
+        """The unannotated pictures as they are, labelled in a round of self-training of `arm` (None = the last)."""
+        config = self.config.segmentation.self_training
+        number = number or config.rounds
+        folder = self.rounds.root / "self_training" / arm / f"round-{number}" / "labels"
+        name = f"labels for {arm}, round {number}"
+        teachers = partial(
+            self._train_voters,
+            folder.with_name("predictors"),
+            first_teacher(arm) if number == 1 else arm,
+            config.teachers,
+            name,
+            (arm, number),
+            synthetic=partial(self.synthesize, self.rounds.last),
+            labelled=partial(self.for_self_training, arm, number - 1),
+        )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Networks of several seeds may be trained side by side; the first to come makes what all of them need.
+        with FileLock(folder.parent / ".lock"):
+            return self._voted(folder, teachers, name)
+
+    def _teachers(self, number: int) -> list[Path]:
+        """Model folders of the segmenters that label for the diffusion model of a round."""
+        config = self.config.diffusion.pseudo_labels
+        assert config is not None
+        if number > 1:
+            return self._predictors(number)
+        if config.arm == "self-training":
+            return sorted(self.for_self_training(config.arm).root.parent.glob("predictors/*/model"))
+        return [
+            self.fit(
+                self.rounds.root / "teachers" / f"seed-{seed}",
+                config.arm,
+                f"teacher {config.arm}, seed {seed}",
+                ("segmenter", seed),
+                steps=config.steps,
+            )
+            for seed in config.seeds
+        ]
+
+    def _predictors(self, number: int) -> list[Path]:
+        """Model folders of the segmenters that see the layouts of a round."""
+        return self._train_voters(
+            self.rounds.folder(number) / "predictors",
+            "real+stain" if number == 1 else "real+stain+synthetic",
+            self.config.synthesis.predictors,
+            self._predicting(number),
+            ("predictor", number),
+            synthetic=partial(self.synthesize, number - 1),
+        )
+
+    def _predicting(self, number: int) -> str:
+        return f"predicted layouts{self.rounds.suffix(number)}"
+
+    def _train_voters(
+        self,
+        folder: Path,
+        arm: Arm,
+        n: int,
+        name: str,
+        role: tuple[str | int, ...],
+        *,
+        synthetic: Callable[[], DatasetFolder],
+        labelled: Callable[[], DatasetFolder] | None = None,
+    ) -> list[Path]:
+        """Model folders of `n` segmenters of `arm`."""
+        return [
+            self.fit(
+                folder / f"seed-{k}",
+                arm,
+                f"{name}, segmenter {k}",
+                (*role, k),
+                synthetic=synthetic,
+                labelled=labelled,
+            )
+            for k in range(n)
+        ]
+
+    def _voted(
+        self, folder: Path, voters: Callable[[], list[Path]], name: str, confidence: float = 0.0
+    ) -> DatasetFolder:
+        """Labels by the vote of segmenters, which are trained before if need be."""
+        if not (folder / "metadata.csv").is_file():
+            models = voters()
+            with self.reporter.stage(name) as tick:
+                write_pseudo_labels(
+                    models,
+                    self.unlabeled,
+                    folder,
+                    picture_px=self.config.data.picture_px,
+                    confidence=confidence,
+                    on_progress=tick,
+                )
+            self.note_seconds()
+        return DatasetFolder.open(folder, memory=self.unlabeled.memory)
