@@ -215,9 +215,11 @@ class Comparison:
         number, pseudo_labels = config.synthesis.rounds - 1, config.diffusion.pseudo_labels
         if pseudo_labels and number == 1:
             pseudo_labels = pseudo_labels.model_copy(update={"every_round": False})
+        synthesis = config.synthesis if number > 1 else config.synthesis.of_round(1)
+        first = {"first_layouts": None} if number == 1 else {}
         before = config.model_copy(
             update={
-                "synthesis": config.synthesis.model_copy(update={"rounds": number}),
+                "synthesis": synthesis.model_copy(update={"rounds": number, **first}),
                 "diffusion": config.diffusion.model_copy(update={"pseudo_labels": pseudo_labels}),
             }
         )

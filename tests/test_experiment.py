@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from stedm import experiment
-from stedm.config import RunConfig, load_config, parse_config
+from stedm.config import RunConfig, SynthesisConfig, load_config, parse_config
 from stedm.data import samples
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
@@ -381,6 +381,7 @@ def test_predicted_layouts_are_predicted_again_by_who_learned_from_them(tiny_dat
         mask.write_bytes(b"not to be opened")
     values = tiny_run({"path": root}, arms=["real+stain+synthetic"], seeds=[0], mirror=True)
     values["synthesis"] |= {"layouts": "predicted", "start": 0.5, "rounds": 2, "predictors": 1}
+    values["synthesis"]["first_layouts"] = "predicted"
     run = tmp_path / "run"
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
     first, last = (pd.read_csv(run / part / "synthetic" / "metadata.csv") for part in ("rounds/1", "."))
@@ -442,6 +443,50 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
     assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
 
 
+def test_the_first_of_several_rounds_has_no_layouts_by_who_saw_annotated_pictures_alone(
+    tiny_dataset, tmp_path, tiny_run
+):
+    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
+    values["synthesis"] |= {"layouts": {"predicted": 1, "recombine": 1}, "start": 0.5, "rounds": 2, "predictors": 1}
+    run = tmp_path / "run"
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    first, last = (read_plan(run / part / "plan.parquet") for part in ("rounds/1", "."))
+    assert set(first["layout_kind"]) == {"recombine"}
+    assert set(first["start"]) == {1.0}
+    assert set(last["layout_kind"]) == {"predicted", "recombine"}
+    assert not (run / "rounds/1/predictors").exists()
+    stages = list(json.loads((run / "provenance.json").read_text())["seconds"])
+    # The voters of the second round have learned from the pictures of the first.
+    drawn, trained = "draw synthetic pictures, round 1", "predicted layouts, round 2, segmenter 0"
+    assert stages.index(drawn) < stages.index(trained)
+    # A run from before there was the key had the same layouts in every round, and goes on as it began.
+    older = yaml.safe_load((run / "config.yaml").read_text())
+    del older["synthesis"]["first_layouts"]
+    (run / "config.yaml").write_text(yaml.safe_dump(older))
+    with pytest.raises(StedmError, match=r"synthesis\.first_layouts"):
+        Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
+    values["synthesis"]["first_layouts"] = values["synthesis"]["layouts"]
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("layouts", "first", "expected"),
+    [
+        ({"predicted": 0.6, "warp": 0.3, "resample": 0.1}, None, {"warp": 0.75, "resample": 0.25}),
+        ("predicted", None, {"warp": 1.0}),
+        ("predicted", "procedural", {"procedural": 1.0}),
+        ("predicted", {"predicted": 1, "warp": 1}, {"predicted": 0.5, "warp": 0.5}),
+    ],
+)
+def test_layouts_of_the_first_round(layouts, first, expected):
+    config = SynthesisConfig(layouts=layouts, first_layouts=first, start=0.8, rounds=2)
+    assert config.of_round(1).layout_weights == pytest.approx(expected)
+    assert config.of_round(1).start == (0.8 if "predicted" in expected else 1)
+    assert config.of_round(2) == config
+    with pytest.raises(ValueError, match="first_layouts"):
+        SynthesisConfig(layouts=layouts, first_layouts=first or "warp")
+
+
 def test_rounds_that_would_all_be_the_same_are_refused(tiny_dataset, tiny_run):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     again = {"pseudo_labels": {"every_round": True}}
@@ -462,7 +507,7 @@ def test_rounds_that_would_all_be_the_same_are_refused(tiny_dataset, tiny_run):
 def test_self_trained_segmenters_label_pictures_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     values["diffusion"]["pseudo_labels"] = {"arm": "self-training", "confidence": 0.6}
-    values["synthesis"] |= {"layouts": "predicted", "rounds": 2}
+    values["synthesis"] |= {"layouts": "predicted", "first_layouts": "predicted", "rounds": 2}
     values["segmentation"] |= {"self_training": {"rounds": 1, "teachers": 2}, "steps": 4}
     run = tmp_path / "run"
     made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))

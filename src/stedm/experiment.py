@@ -258,7 +258,7 @@ class Experiment:
         number = number or self.rounds.last
         path = self.rounds.folder(number) / "plan.parquet"
         if not path.is_file():
-            synthesis = self.config.synthesis
+            synthesis = self.config.synthesis.of_round(number)
             bank = self.style_bank(number) if synthesis.style_choice == "k-centre" else None
             plan = make_plan(
                 synthesis,

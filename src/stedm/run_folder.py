@@ -53,6 +53,9 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     # The steps of samplers were evenly spaced before there was a shift, whose default is another.
     if isinstance(values.get("synthesis"), dict):
         values["synthesis"].setdefault("time_shift", 1.0)
+        # The first round had the layouts of all.
+        if values["synthesis"].get("rounds", 1) > 1:
+            values["synthesis"].setdefault("first_layouts", values["synthesis"].get("layouts"))
     try:
         return yaml.safe_load(to_yaml(parse_config(values, "config.yaml")))
     except StedmError:

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from stedm.config.base import Fraction, Part, Positive
 
 LayoutKind = Literal["resample", "warp", "recombine", "procedural", "predicted"]
+Layouts = LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+"""A kind of layout, or a mixture as {kind: weight}."""
 Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun", "student"]
 
 
@@ -84,7 +86,7 @@ class SynthesisConfig(Part):
     style_choice: Literal["random", "k-centre"] = "random"
     """`k-centre`: patients, and the style pictures of each, are taken so that they cover the cohort's style vectors
     (greedy farthest-point choice in the style bank of the run's model)."""
-    layouts: LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)] = "resample"
+    layouts: Layouts = "resample"
     """Where layouts come from (stedm.layout.prior): `resample` = annotated ones as they are; `warp` = deformed ones;
     `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and
     structure sizes; `predicted` = what segmenters see in a picture of the style patient (see `predictors`); or a
@@ -94,11 +96,17 @@ class SynthesisConfig(Part):
     in, with noise up to time 0.8 (SDEdit, Meng et al. 2022), so that what layout and style don't contradict stays. Flow
     only."""
     rounds: Positive = 1
-    """How often unannotated pictures are labelled for `predicted` layouts (and for the diffusion model, see
-    `diffusion.pseudo_labels.every_round`): first by segmenters of arm real+stain, then by such of arm
-    real+stain+synthetic that have learned from the synthetic pictures of the round before."""
+    """How often the synthetic set is drawn. From the second round on, segmenters that have learned from the pictures of
+    the round before (arm real+stain+synthetic) label the unannotated pictures for `predicted` layouts, and for the
+    diffusion model where `diffusion.pseudo_labels.every_round` says so."""
+    first_layouts: Layouts | None = None
+    """Layouts of the first of several rounds; null: those of `layouts` but `predicted` ones (`warp` if there are no
+    others). What segmenters predict that have learned from annotated pictures alone may be wrong wherever the patients
+    nobody annotated look different, and pictures painted to it teach the same error
+    (docs/results/designs_phantom.md)."""
     predictors: Positive = 3
-    """Segmenters that vote for these labels, trained for this alone, as `segmentation` says."""
+    """Segmenters that vote for predicted layouts, trained for this alone, as `segmentation` says; of arm real+stain
+    where the first round has such layouts."""
     category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
     """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
     class takes that part of the picture (`predicted` ones are as they are seen). Categories without annotated layouts
@@ -132,13 +140,26 @@ class SynthesisConfig(Part):
             raise ValueError("category_fractions needs match_category: true")
         if self.start < 1 and "predicted" not in self.layout_weights:
             raise ValueError("start: only predicted layouts have a picture to begin at; set it to 1")
+        if self.first_layouts is not None and self.rounds == 1:
+            raise ValueError("first_layouts: needs rounds of 2 or more; the layouts of a single round are `layouts`")
         return self
 
     @property
     def layout_weights(self) -> dict[LayoutKind, float]:
         """Probability of each kind of layout."""
-        weights = {self.layouts: 1.0} if isinstance(self.layouts, str) else self.layouts
-        return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
+        return _weights(self.layouts)
+
+    def of_round(self, number: int) -> "SynthesisConfig":
+        """What one round of several is planned by (the first is 1)."""
+        if number > 1 or self.rounds == 1:
+            return self
+        layouts = self.first_layouts
+        if layouts is None:
+            layouts = {kind: weight for kind, weight in self.layout_weights.items() if kind != "predicted"} or "warp"
+        if len(weights := _weights(layouts)) == 1:
+            [layouts] = weights
+        start = self.start if "predicted" in weights else 1.0
+        return self.model_copy(update={"layouts": layouts, "start": start})
 
     @property
     def network_calls(self) -> int:
@@ -164,3 +185,8 @@ class SynthesisConfig(Part):
     def _valid_guidance(self) -> "SynthesisConfig":
         _ = self.full_guidance
         return self
+
+
+def _weights(layouts: Layouts) -> dict[LayoutKind, float]:
+    weights: dict[LayoutKind, float] = {layouts: 1.0} if isinstance(layouts, str) else layouts
+    return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
