@@ -1,45 +1,77 @@
 """Synthetic pictures whose layouts were predicted, beside the unannotated pictures that they were predicted in.
 
-python docs/results/painted.py RUN/synthetic DATASET OUT.png
+    python docs/results/painted.py RUN/synthetic DATASET OUT.png [--beside RUN/synthetic] [--category C]
+
+With `--beside` the same unannotated pictures as another set has them, with `--category` those of patients of one
+category.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import symmetry
 from stedm.evaluation.figures import save_png
 from stedm.layout.recipe import PREDICTED
 
 COLUMNS = 10
 
 
-def painted_figure(synthetic: DatasetFolder, dataset: DatasetFolder) -> Figure:
-    """Up to ten columns: unannotated picture, predicted layout, picture painted anew."""
-    rows = np.flatnonzero(synthetic.table["layout_kind"] == PREDICTED)
-    rows = rows[np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int)]
+def painted_figure(sets: dict[str, DatasetFolder], dataset: DatasetFolder, category: str | None = None) -> Figure:
+    """Up to ten columns: an unannotated picture, and its predicted layout and the picture painted anew in each set."""
+    painted_in = [_rows_by_source(synthetic) for synthetic in sets.values()]
     row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
-    figure = Figure(figsize=(len(rows), 3.2), layout="constrained")
-    axes = figure.subplots(3, len(rows), squeeze=False)
-    for column, row in enumerate(rows.tolist()):
-        planned, painted, layout = synthetic.table.iloc[row], synthetic.read_picture(row), synthetic.read_mask(row)
-        source = dataset.read_picture(row_of[planned["layout_image_file_name"]], len(layout))
-        shown = layout / max(len(synthetic.info.classes) - 1, 1)
-        for ax, picture in zip(
-            axes[:, column], (symmetry(source, int(planned["layout_symmetry"])), shown, painted), strict=True
-        ):
+    categories = dataset.table.set_index("image_file_name")["category"]
+    sources = [
+        source
+        for source in painted_in[0]
+        if all(source in rows for rows in painted_in) and category in (None, categories[source])
+    ]
+    sources = [sources[i] for i in np.linspace(0, len(sources) - 1, min(COLUMNS, len(sources))).astype(int)]
+    sets_px = len(next(iter(sets.values())).read_mask(0))
+    labels = ["unannotated"]
+    for name in sets:
+        labels += [f"layout seen{name}", f"painted anew{name}"]
+    figure = Figure(figsize=(len(sources), 1.1 * len(labels)), layout="constrained")
+    axes = figure.subplots(len(labels), len(sources), squeeze=False)
+    for column, source in enumerate(sources):
+        shown = [dataset.read_picture(row_of[source], sets_px)]
+        for synthetic, rows in zip(sets.values(), painted_in, strict=True):
+            row = rows[source]
+            turn = int(synthetic.table.iloc[row]["layout_symmetry"])
+            layout = synthetic.read_mask(row) / max(len(synthetic.info.classes) - 1, 1)
+            shown += [_upright(layout, turn), _upright(synthetic.read_picture(row), turn)]
+        for ax, picture in zip(axes[:, column], shown, strict=True):
             ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
-    for ax, label in zip(axes[:, 0], ("unannotated", "layout seen", "painted anew"), strict=True):
-        ax.set_ylabel(label, fontsize=8)
+    for ax, label in zip(axes[:, 0], labels, strict=True):
+        ax.set_ylabel(label, fontsize=7)
     return figure
 
 
+def _rows_by_source(synthetic: DatasetFolder) -> dict[str, int]:
+    """Row of the first picture that was painted to the layout predicted in each unannotated picture."""
+    rows = np.flatnonzero(synthetic.table["layout_kind"] == PREDICTED)
+    return {synthetic.table["layout_image_file_name"].iloc[row]: int(row) for row in rows[::-1]}
+
+
+def _upright(array: np.ndarray, turn: int) -> np.ndarray:
+    """Undo `symmetry(array, turn)`."""
+    array = np.rot90(array, -(turn % 4))
+    return array[:, ::-1] if turn >= 4 else array
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        sys.exit("usage: python docs/results/painted.py RUN/synthetic DATASET OUT.png")
-    synthetic, dataset, out = map(Path, sys.argv[1:])
-    save_png(out, painted_figure(DatasetFolder.open(synthetic), DatasetFolder.open(dataset)), dpi=110)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("synthetic", type=Path)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--beside", type=Path)
+    parser.add_argument("--category")
+    given = parser.parse_args()
+    sets = {"": DatasetFolder.open(given.synthetic)}
+    if given.beside:
+        sets = {"\n(first set)": sets[""], "\n(second set)": DatasetFolder.open(given.beside)}
+    save_png(given.out, painted_figure(sets, DatasetFolder.open(given.dataset), given.category), dpi=110)
