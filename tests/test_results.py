@@ -17,6 +17,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
     [
         ("ebhi_seg", "ebhi_seg"),
         ("draws_ebhi", "draws_ebhi"),
+        ("phantom_her2", "phantom_her2"),
         ("few_ebhi", "few_ebhi/patients-1"),
         ("few_ebhi", "few_ebhi/patients-3"),
     ],
