@@ -1,6 +1,6 @@
 """Print the tables of a results page from its folder, so that no number is copied by hand.
 
-python docs/results/tables.py FOLDER     arms, comparisons; of a report folder also by diagnosis and distance of colours
+python docs/results/tables.py FOLDER     arms, comparisons; by category (one draw), by distance of colours where known
 """
 
 import json
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from stedm.evaluation.counts import read_counts
+from stedm.evaluation.metrics import per_patient
 
 
 def arms_table(arms: dict[str, dict[str, Any]]) -> list[str]:
@@ -49,9 +52,9 @@ def comparisons_table(comparisons: list[dict[str, Any]]) -> list[str]:
 
 
 def category_table(patients: pd.DataFrame, arms: list[str]) -> list[str]:
-    """Mean IoU of every arm by category; `patients` is per_patient.csv."""
-    scores = patients.pivot_table(index="category", columns="arm", values="iou")[arms]
-    sizes = patients.groupby("category")["patient_id"].nunique()
+    """Mean IoU of every arm by category; `patients` is per_patient.csv, or what it is computed from."""
+    scores = patients.pivot_table(index="category", columns="arm", values="iou", observed=True)[arms]
+    sizes = patients.groupby("category", observed=True)["patient_id"].nunique()
     rows = [[name, str(sizes[name]), *(f"{iou:.3f}" for iou in row)] for name, row in scores.iterrows()]
     return _table(["category", "patients", *scores.columns], rows)
 
@@ -75,8 +78,12 @@ def tables(folder: Path) -> str:
     """All tables that the folder has the numbers for."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     parts = [arms_table(summary["arms"]), comparisons_table(summary["comparisons"])]
+    patients = None
     if (folder / "per_patient.csv").is_file():
         patients = pd.read_csv(folder / "per_patient.csv", dtype={"patient_id": str, "category": str})
+    elif not any("delta_by_draw" in entry for entry in summary["comparisons"]):
+        patients = per_patient(read_counts(folder / "counts.parquet"))
+    if patients is not None:
         parts.append(category_table(patients, list(summary["arms"])))
     if summary.get("stain_distance"):
         parts.append(distance_table(summary["stain_distance"]))

@@ -237,7 +237,7 @@ class Experiment:
     @cached_property
     def _labelling(self) -> Labelling:
         return Labelling(
-            self.config, self.rounds, self.unlabeled, self._fit, self.synthesize, self.reporter, self.note_seconds
+            self.config, self.rounds, self.unlabeled, self.fit, self.synthesize, self.reporter, self.note_seconds
         )
 
     def pseudo_labels(self, number: int | None = None) -> DatasetFolder | None:
@@ -306,7 +306,7 @@ class Experiment:
 
     def train_segmenter(self, arm: Arm, seed: int) -> Path:
         """The segmenter of an arm and a seed, trained if it isn't yet; returns its model folder."""
-        return self._fit(
+        return self.fit(
             self._segmenter(arm, seed),
             arm,
             f"segmenter {arm}, seed {seed}",
@@ -315,7 +315,7 @@ class Experiment:
             labelled=partial(self.teacher_labels, arm),
         )
 
-    def _fit(
+    def fit(
         self,
         folder: Path,
         arm: Arm,
@@ -326,7 +326,11 @@ class Experiment:
         labelled: Callable[[], DatasetFolder] | None = None,
         steps: int | None = None,
     ) -> Path:
-        """Train the segmenter of an arm in a folder, if it isn't there; see `Fit`."""
+        """Train the segmenter of an arm in a folder, if it isn't there; returns its model folder.
+
+        `stage` is what the user reads meanwhile, `role` what the seed is derived from, `steps` replaces those of the
+        configuration. The sets are made when they are needed: where the arm uses them and the segmenter isn't trained.
+        """
         segmentation = self.config.segmentation
         if not (folder / "model" / "config.json").is_file():
             drawn = synthetic() if synthetic and uses_synthetic(arm) else None

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock
 
@@ -18,26 +17,6 @@ from stedm.run_folder import Rounds
 from stedm.segmentation.pseudo import write_pseudo_labels
 
 
-class Fit(Protocol):
-    """Train the segmenter of an arm in a folder, if it isn't there; returns its model folder.
-
-    `stage` is what the user reads meanwhile, `role` what the seed is derived from. The sets are made when they are
-    needed: where the arm uses them and the segmenter isn't trained.
-    """
-
-    def __call__(
-        self,
-        folder: Path,
-        arm: Arm,
-        stage: str,
-        role: tuple[str | int, ...],
-        *,
-        synthetic: Callable[[], DatasetFolder] | None = None,
-        labelled: Callable[[], DatasetFolder] | None = None,
-        steps: int | None = None,
-    ) -> Path: ...
-
-
 @dataclass(frozen=True)
 class Labelling:
     """Who labels the unannotated pictures of one run, and where the labels are; what is there isn't made again."""
@@ -46,7 +25,8 @@ class Labelling:
     rounds: Rounds
     unlabeled: DatasetFolder
     """The unannotated pictures; their own masks are never read."""
-    fit: Fit
+    fit: Callable[..., Path]
+    """Trains a segmenter in a folder, if it isn't there (`Experiment.fit`)."""
     synthesize: Callable[[int], DatasetFolder]
     """The synthetic set of a round."""
     reporter: Reporter
