@@ -197,7 +197,9 @@ class Comparison:
             drawn = drawn.model_copy(update={"segmentation": config.segmentation.model_copy(update=free)})
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
-            _link(folder / ("rounds/1/model" if config.retrains else "model"), model / "model")
+            for part in ("model", "pseudo_labels"):
+                if (model / part).exists():
+                    _link(folder / ("rounds/1" if config.retrains else "") / part, model / part)
             if self_training:
                 _link(folder / "self_training", self_training)
             if config.synthesis.rounds > 1 and not control:
@@ -216,7 +218,8 @@ class Comparison:
         if pseudo_labels and number == 1:
             pseudo_labels = pseudo_labels.model_copy(update={"every_round": False})
         synthesis = config.synthesis if number > 1 else config.synthesis.of_round(1)
-        first = {"first_layouts": None} if number == 1 else {}
+        # They concern later rounds alone.
+        first = {"first_layouts": None, "agreement": SynthesisConfig().agreement} if number == 1 else {}
         before = config.model_copy(
             update={
                 "synthesis": synthesis.model_copy(update={"rounds": number, **first}),
@@ -224,7 +227,7 @@ class Comparison:
             }
         )
         shared = self._synthetic(before, None, reporter)
-        parts = ["predictors", "predicted_layouts", "plan.parquet", "synthetic"]
+        parts = ["predictors", "predicted_layouts", "agreement.csv", "plan.parquet", "synthetic"]
         parts += ["model", "pseudo_labels"] if config.retrains else []
         for earlier in range(1, config.synthesis.rounds):
             there = shared if earlier == number else shared / "rounds" / str(earlier)
@@ -241,7 +244,8 @@ class Comparison:
         px, seed, target = drawn.data.picture_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
             experiment = DRAWN.get(control, Experiment)(drawn, folder, reporter)
-            for part in [whole / "model", whole / "self_training", *whole.glob("rounds/*/model")]:
+            shared = ("model", "pseudo_labels", "self_training", "rounds/*/model", "rounds/*/pseudo_labels")
+            for part in (path for pattern in shared for path in whole.glob(pattern)):
                 if part.exists():
                     _link(folder / part.relative_to(whole), part)
             synthetic = folder / "synthetic"

@@ -173,7 +173,7 @@ def test_runs_that_differ_in_their_rounds_share_those_that_both_have(tmp_path, p
     variants = {
         "base": {},
         "one": kept | {"synthesis.layouts": "warp"},
-        "first model": kept | {"synthesis.rounds": 2},
+        "first model": kept | {"synthesis.rounds": 2, "synthesis.agreement": 0.5},
         "two": again | {"synthesis.rounds": 2},
         "three": again | {"synthesis.rounds": 3},
     }
@@ -195,6 +195,10 @@ def test_runs_that_differ_in_their_rounds_share_those_that_both_have(tmp_path, p
         for part in parts:
             assert (found := later / "rounds" / str(number) / part).exists()
             assert found.resolve() == (earlier / part).resolve()
+    # What the segmenters of the annotated pictures see, which later ones are asked to agree with, isn't seen again.
+    labels = one.parents[1] / "models" / (one / "model").resolve().parent.name / "pseudo_labels"
+    found = [kept_model / "pseudo_labels", *(later / "rounds/1/pseudo_labels" for later in (two, three))]
+    assert {path.resolve() for path in found} == {labels}
     assert (three / "rounds/2/model").resolve() == (two / "model").resolve()
     assert (two / "rounds/1/model").resolve() == (kept_model / "model").resolve() == (one / "model").resolve()
     # What the last round makes is its own.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from stedm import experiment
 from stedm.config import RunConfig, SynthesisConfig, load_config, parse_config
 from stedm.data import samples
 from stedm.data.folder import DatasetFolder
+from stedm.data.pictures import write_png
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
@@ -461,12 +463,54 @@ def test_the_first_of_several_rounds_has_no_layouts_by_who_saw_annotated_picture
     assert stages.index(drawn) < stages.index(trained)
     # A run from before there was the key had the same layouts in every round, and goes on as it began.
     older = yaml.safe_load((run / "config.yaml").read_text())
-    del older["synthesis"]["first_layouts"]
+    del older["synthesis"]["first_layouts"], older["synthesis"]["agreement"]
     (run / "config.yaml").write_text(yaml.safe_dump(older))
     with pytest.raises(StedmError, match=r"synthesis\.first_layouts"):
         Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
     values["synthesis"]["first_layouts"] = values["synthesis"]["layouts"]
+    with pytest.raises(StedmError, match=r"synthesis\.agreement"):
+        Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
+    values["synthesis"]["agreement"] = 0
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
+
+
+@pytest.mark.parametrize("first_labels", [{"confidence": 0.1}, None])
+def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to_either(
+    tiny_dataset, tmp_path, tiny_run, first_labels
+):
+    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
+    labels = first_labels and {**first_labels, "steps": 2, "seeds": [0], "every_round": True}
+    values["diffusion"]["pseudo_labels"] = labels
+    values["synthesis"] |= {"layouts": {"predicted": 1, "warp": 1}, "rounds": 2, "predictors": 1, "n_pictures": 16}
+    run = tmp_path / "run"
+    made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
+    disputed, *others = made.unlabeled.patients()
+    made.predicted_layouts()
+    assert others
+    # What a segmenter of a few steps sees is chance: here the first ones were sure of the opposite, or of the same.
+    sure = made.pseudo_labels(1) if labels else None
+    assert sure is None or sure.root == run / "rounds/1/pseudo_labels"
+    first = run / ("rounds/1/pseudo_labels" if labels else "first_labels")
+    seen = made.predicted_layouts()
+    if not labels:
+        shutil.copytree(seen.root, first)
+    for row, (patient, name) in enumerate(zip(seen.table["patient_id"], seen.table["mask_file_name"], strict=True)):
+        mask = np.ones_like(seen.read_mask(row))
+        write_png(seen.root / name, mask)
+        write_png(first / name, 1 - mask if patient == disputed else mask)
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    note = f"about 1 of {1 + len(others)} unannotated patients: {disputed} (agreement.csv)"
+    assert note in (run / "report/report.html").read_text()
+    kinds = read_plan(run / "plan.parquet").groupby("style_patient_id")["layout_kind"].agg(set)
+    assert kinds[disputed] == {"warp"}
+    assert any("predicted" in kinds[patient] for patient in others)
+    table = pd.read_csv(run / "agreement.csv", dtype={"patient_id": str}).set_index("patient_id")["agreement"]
+    assert table[disputed] == 0
+    assert set(table[others]) == {1}
+    if labels:
+        again = DatasetFolder.open(run / "pseudo_labels")
+        for row, patient in enumerate(again.table["patient_id"]):
+            assert (again.read_mask(row) == again.info.ignore_index).all() == (patient == disputed)
 
 
 @pytest.mark.parametrize(

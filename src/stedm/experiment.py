@@ -7,6 +7,7 @@ RUN/checkpoints/ metrics.jsonl      training of the diffusion model
 RUN/teachers/seed-K/                segmenters of the annotated pictures, where asked for, and
 RUN/pseudo_labels/                  layouts of unannotated pictures as they see them
 RUN/predicted_layouts/              layouts of unannotated pictures, sure or not, where synthesis.layouts asks for them
+RUN/agreement.csv                   by patient, whether these layouts and the labels of the first segmenters agree
 RUN/predictors/seed-K/              the segmenters that predict them; RUN/rounds/R/ has what the rounds before made,
                                     each with its model where pseudo_labels.every_round asks for one
 RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
@@ -267,7 +268,7 @@ class Experiment:
                 seed=self.config.seed if number == 1 else seed_for(self.config.seed, "round", number),
                 bank=bank,
                 picture_px=self.config.data.picture_px,
-                predicted=self.predicted_layouts(number) if PREDICTED in synthesis.layout_weights else None,
+                predicted=self._labelling.layouts_to_paint(number) if PREDICTED in synthesis.layout_weights else None,
             )
             write_plan(plan, path)
         return read_plan(path)
@@ -440,6 +441,12 @@ class Experiment:
             if synthesis.sampler == "student":
                 notes["Student"] = f"{diffusion.student.steps} steps of {diffusion.student.batch} ways of the model"
             notes["Synthetic"] = f"{synthesis.n_pictures} pictures, {synthesis.network_calls} network calls each"
+        if (self.folder / "agreement.csv").is_file():
+            doubted = self._labelling.contradicted(self.rounds.last)
+            notes["Segmenters contradict each other"] = (
+                f"before and after synthetic pictures, about {len(doubted)} of {len(self.unlabeled.patients())} "
+                f"unannotated patients{': ' + ', '.join(doubted) if doubted else ''} (agreement.csv)"
+            )
         return notes
 
     def note_seconds(self) -> None:

@@ -53,9 +53,10 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     # The steps of samplers were evenly spaced before there was a shift, whose default is another.
     if isinstance(values.get("synthesis"), dict):
         values["synthesis"].setdefault("time_shift", 1.0)
-        # The first round had the layouts of all.
+        # The first round had the layouts of all, and nobody asked whether segmenters contradict each other.
         if values["synthesis"].get("rounds", 1) > 1:
             values["synthesis"].setdefault("first_layouts", values["synthesis"].get("layouts"))
+            values["synthesis"].setdefault("agreement", 0.0)
     try:
         return yaml.safe_load(to_yaml(parse_config(values, "config.yaml")))
     except StedmError:

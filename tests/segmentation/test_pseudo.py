@@ -46,6 +46,14 @@ def test_labels_are_the_winning_class_where_the_vote_is_sure(tmp_path, unlabeled
     assert every.table["source_image_file_name"].tolist() == unlabeled.table["image_file_name"].tolist()
 
 
+def test_patients_who_are_to_stay_unknown_have_no_labels(tmp_path, unlabeled, segmenters):
+    hidden, *others = unlabeled.patients()
+    labels = write_pseudo_labels(segmenters, unlabeled, tmp_path / "out", picture_px=32, confidence=0, unknown=[hidden])
+    for row, patient in enumerate(labels.table["patient_id"]):
+        known = labels.read_mask(row) != unlabeled.info.ignore_index
+        assert known.all() if patient in others else not known.any()
+
+
 def test_the_vote_follows_a_mirrored_picture(unlabeled):
     networks = [build_segmenter(TINY, 2, seed=0)]
     pictures = np.stack([unlabeled.read_picture(row, 32) for row in range(2)])

@@ -270,6 +270,22 @@ def test_predicted_layouts_are_of_a_picture_of_the_style_patient(dataset, predic
             checked_sources(plan, dataset)
 
 
+def test_patients_without_predicted_layouts_get_the_other_kinds(dataset, predicted):
+    sources = dataset.split("train"), dataset.split("unlabeled")
+    without = sources[1].patients()[0]
+    some = predicted.select((predicted.table["patient_id"] != without).to_numpy())
+    for layouts, other in (({"predicted": 3, "recombine": 1}, "recombine"), ("predicted", "warp")):
+        config = SynthesisConfig(n_pictures=60, layouts=layouts)
+        plan = make_plan(config, *sources, picture_px=32, predicted=some)
+        kinds = plan.groupby("style_patient_id")["layout_kind"].agg(set)
+        assert kinds.pop(without) == {other}
+        assert all("predicted" in found for found in kinds)
+        # The rows of the others are those of a plan with all layouts.
+        whole = make_plan(config, *sources, picture_px=32, predicted=predicted)
+        others = plan["style_patient_id"] != without
+        pd.testing.assert_frame_equal(plan[others], whole[others])
+
+
 def test_the_only_picture_of_a_patient_is_its_own_style(dataset, predicted):
     unlabeled = dataset.split("unlabeled")
     alone = unlabeled.select(~unlabeled.table["patient_id"].duplicated())

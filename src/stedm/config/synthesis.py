@@ -104,6 +104,11 @@ class SynthesisConfig(Part):
     others). What segmenters predict that have learned from annotated pictures alone may be wrong wherever the patients
     nobody annotated look different, and pictures painted to it teach the same error
     (docs/results/designs_phantom.md)."""
+    agreement: Fraction = 0.8
+    """From the second round on: the least agreement, for each patient, of what the segmenters see with what those of
+    the annotated pictures are sure of (mean IoU over the foreground; stedm.segmentation.agreement). Where it is lower
+    the two contradict each other, and the patient's pictures get no predicted layouts, nor labels for the diffusion
+    model; 0 = every patient's do."""
     predictors: Positive = 3
     """Segmenters that vote for predicted layouts, trained for this alone, as `segmentation` says; of arm real+stain
     where the first round has such layouts."""
@@ -149,13 +154,17 @@ class SynthesisConfig(Part):
         """Probability of each kind of layout."""
         return _weights(self.layouts)
 
+    @property
+    def weights_without_predicted(self) -> dict[LayoutKind, float]:
+        """`layout_weights` of patients without predicted layouts; warped ones if there are no others."""
+        others = {kind: weight for kind, weight in self.layout_weights.items() if kind != "predicted"}
+        return _weights(others or "warp")
+
     def of_round(self, number: int) -> "SynthesisConfig":
         """What one round of several is planned by (the first is 1)."""
         if number > 1 or self.rounds == 1:
             return self
-        layouts = self.first_layouts
-        if layouts is None:
-            layouts = {kind: weight for kind, weight in self.layout_weights.items() if kind != "predicted"} or "warp"
+        layouts = self.weights_without_predicted if self.first_layouts is None else self.first_layouts
         if len(weights := _weights(layouts)) == 1:
             [layouts] = weights
         start = self.start if "predicted" in weights else 1.0

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from filelock import FileLock
 
-from stedm.config import Arm, RunConfig, first_teacher
+from stedm.config import Arm, PseudoLabelConfig, RunConfig, first_teacher
 from stedm.data.folder import DatasetFolder
 from stedm.progress import Reporter
 from stedm.run_folder import Rounds
+from stedm.segmentation.agreement import agreement, contradicted, read_agreement, write_agreement
 from stedm.segmentation.pseudo import write_pseudo_labels
 
 
@@ -34,18 +36,48 @@ class Labelling:
 
     def for_diffusion(self, number: int | None = None) -> DatasetFolder | None:
         """Labels for the diffusion model of a round (None = the last); None if the configuration wants none."""
-        config = self.config.diffusion.pseudo_labels
+        of_model, config = self.rounds.of_model(number), self.config.diffusion.pseudo_labels
         if config is None or self.config.diffusion.unlabeled_fraction == 0 or len(self.unlabeled) == 0:
             return None
         return self._voted(
             self.rounds.model_home(number) / "pseudo_labels",
-            partial(self._teachers, self.rounds.of_model(number)),
+            partial(self._teachers, of_model, config),
             f"pseudo-labels{self.rounds.model_suffix(number)}",
             config.confidence,
+            partial(self.contradicted, of_model),
         )
 
+    def layouts_to_paint(self, number: int) -> DatasetFolder:
+        """The predicted layouts of a round, of the patients about whom the segmenters don't contradict each other."""
+        layouts, contradicted = self.predicted_layouts(number), self.contradicted(number)
+        return layouts.select(~layouts.table["patient_id"].isin(contradicted).to_numpy())
+
+    def contradicted(self, number: int) -> list[str]:
+        """Patients in whose pictures the segmenters of a round don't see what those of the annotated pictures are sure
+        of (`synthesis.agreement`); none in the first round, where there are no others."""
+        least = self.config.synthesis.agreement
+        if number == 1 or least == 0:
+            return []
+        return contradicted(self.agreement(number), least)
+
+    def agreement(self, number: int) -> pd.DataFrame:
+        """How far the segmenters of a round agree with those of the annotated pictures, by patient: `agreement.csv`."""
+        path = self.rounds.folder(number) / "agreement.csv"
+        if not path.is_file():
+            write_agreement(agreement(self._first_labels(), self.predicted_layouts(number)), path)
+        return read_agreement(path)
+
+    def _first_labels(self) -> DatasetFolder:
+        """What segmenters that have seen annotated pictures alone are sure of in the unannotated ones."""
+        there = self.for_diffusion(1)
+        if there is not None:
+            return there
+        config = self.config.diffusion.pseudo_labels or PseudoLabelConfig()
+        folder, name = self.rounds.root / "first_labels", "first labels"
+        return self._voted(folder, partial(self._teachers, 1, config), name, config.confidence)
+
     def predicted_layouts(self, number: int) -> DatasetFolder:
-        """Layouts to paint to in a round: pixel by pixel the most probable class."""
+        """What the segmenters of a round see in the unannotated pictures: pixel by pixel the most probable class."""
         pseudo_labels = self.config.diffusion.pseudo_labels
         if number == 1 and pseudo_labels and pseudo_labels.arm == "self-training":
             return self.for_self_training("self-training")
@@ -73,10 +105,8 @@ class Labelling:
         with FileLock(folder.parent / ".lock"):
             return self._voted(folder, teachers, name)
 
-    def _teachers(self, number: int) -> list[Path]:
+    def _teachers(self, number: int, config: PseudoLabelConfig) -> list[Path]:
         """Model folders of the segmenters that label for the diffusion model of a round."""
-        config = self.config.diffusion.pseudo_labels
-        assert config is not None
         if number > 1:
             return self._predictors(number)
         if config.arm == "self-training":
@@ -131,11 +161,16 @@ class Labelling:
         ]
 
     def _voted(
-        self, folder: Path, voters: Callable[[], list[Path]], name: str, confidence: float = 0.0
+        self,
+        folder: Path,
+        voters: Callable[[], list[Path]],
+        name: str,
+        confidence: float = 0.0,
+        unknown: Callable[[], list[str]] = list,
     ) -> DatasetFolder:
-        """Labels by the vote of segmenters, which are trained before if need be."""
+        """Labels by the vote of segmenters, which are trained before if need be; none of the patients in `unknown`."""
         if not (folder / "metadata.csv").is_file():
-            models = voters()
+            models, hidden = voters(), unknown()
             with self.reporter.stage(name) as tick:
                 write_pseudo_labels(
                     models,
@@ -143,6 +178,7 @@ class Labelling:
                     folder,
                     picture_px=self.config.data.picture_px,
                     confidence=confidence,
+                    unknown=hidden,
                     on_progress=tick,
                 )
             self.note_seconds()

@@ -1,6 +1,6 @@
 """Pseudo-labels: layouts of unannotated pictures as trained segmenters see them, unknown where these are unsure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,25 +24,28 @@ def write_pseudo_labels(
     *,
     picture_px: int,
     confidence: float,
+    unknown: Collection[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DatasetFolder:
     """Label pictures by the mean vote of segmenter folders; returns the dataset folder that holds them.
 
     The new folder has a row for each row of `pictures`, in the same order, all of split `train`: pictures and masks at
-    `picture_px`, a mask pixel being `ignore_index` where the highest mean probability is below `confidence`. Each
-    segmenter sees each picture mirrored and turned as well (four views), which makes the vote less sure of itself.
-    The masks that `pictures` may have are not read.
+    `picture_px`, a mask pixel being `ignore_index` where the highest mean probability is below `confidence`, and
+    everywhere in the pictures of the patients in `unknown`. Each segmenter sees each picture mirrored and turned as
+    well (four views), which makes the vote less sure of itself. The masks that `pictures` may have are not read.
 
     Raises:
         StedmError: a segmenter's classes are not those of `pictures`.
     """
     info = pictures.info
     networks = [_checked(path, info.classes) for path in segmenters]
+    hidden = pictures.table["patient_id"].isin(set(unknown)).to_numpy()
     for start in range(0, len(pictures), _PICTURES_AT_ONCE):
         rows = range(start, min(start + _PICTURES_AT_ONCE, len(pictures)))
         batch = np.stack([pictures.read_picture(row, picture_px) for row in rows])
         probability, classes = vote(networks, batch).max(dim=1)
         masks = torch.where(probability < confidence, info.ignore_index, classes).to(torch.uint8).numpy()
+        masks[hidden[rows]] = info.ignore_index
         for row, picture, mask in zip(rows, batch, masks, strict=True):
             write_png(folder / _name("images", row), picture)
             write_png(folder / _name("masks", row), mask)

@@ -75,7 +75,8 @@ def make_plan(
         picture_px: side at which layouts are measured, that of the model; needed unless all layouts are resampled
             and `config.category_fractions` is empty.
         predicted: layouts of the unannotated pictures, as stedm.segmentation.pseudo writes them, for layouts of kind
-            predicted. The table's `attrs` name its folder.
+            predicted. Patients without any there get the other kinds (warped ones if there are no others). The
+            table's `attrs` name its folder.
 
     Raises:
         StedmError: a patient of val or test is among the sources, one of them is empty, the bank or the predicted
@@ -90,9 +91,9 @@ def make_plan(
     queues = _queues(unlabeled.table, config, seed, bank)
     _refuse_unknown_categories(config, annotated, unlabeled)
     prior = LayoutPrior.fit(annotated, picture_px, config.category_fractions)
-    kinds, weights = zip(*sorted(config.layout_weights.items()), strict=True)
-    if PREDICTED in kinds and predicted is None:
+    if PREDICTED in config.layout_weights and predicted is None:
         raise StedmError("plan: predicted layouts need trained segmenters; use `stedm run`")
+    seen = set() if predicted is None else set(predicted.table["patient_id"])
     sources = annotated.table.set_index("image_file_name")
     rows = []
     for i in range(config.n_pictures):
@@ -100,7 +101,9 @@ def make_plan(
         turn, queue = i // len(queues), queues[i % len(queues)]
         patient = queue[turn % len(queue)]
         category, shown = _style(unlabeled.table, patients[patient], config, generator, bank)
-        kind = numpy_generator(seed, "layout kind", i).choice(kinds, p=weights).item()
+        weights = config.layout_weights if patient in seen else config.weights_without_predicted
+        kinds = sorted(weights)
+        kind = numpy_generator(seed, "layout kind", i).choice(kinds, p=[weights[kind] for kind in kinds]).item()
         if kind == PREDICTED:
             # A picture isn't its own style, unless the patient has no other.
             source, shown = unlabeled.table.iloc[shown[0]], shown[1:] if len(shown) > 1 else shown
