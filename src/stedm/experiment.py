@@ -442,10 +442,11 @@ class Experiment:
                 notes["Student"] = f"{diffusion.student.steps} steps of {diffusion.student.batch} ways of the model"
             notes["Synthetic"] = f"{synthesis.n_pictures} pictures, {synthesis.network_calls} network calls each"
         if (self.folder / "agreement.csv").is_file():
-            doubted = self._labelling.contradicted(self.rounds.last)
+            doubted, n = self._labelling.contradicted(self.rounds.last), len(self.unlabeled.patients())
+            names = f": {', '.join(doubted[:10])}{' ...' if len(doubted) > 10 else ''}" if doubted else ""
             notes["Segmenters contradict each other"] = (
-                f"before and after synthetic pictures, about {len(doubted)} of {len(self.unlabeled.patients())} "
-                f"unannotated patients{': ' + ', '.join(doubted) if doubted else ''} (agreement.csv)"
+                f"before and after synthetic pictures, about {len(doubted)} of {n} unannotated patients{names} "
+                "(agreement.csv)"
             )
         return notes
 
