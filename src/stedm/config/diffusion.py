@@ -55,8 +55,9 @@ class PseudoLabelConfig(Part):
     """Pixels in which the mean probability of the winning class is lower stay unknown."""
     every_round: bool = False
     """Train the diffusion model again in each round of `synthesis.rounds` after the first, with labels by the
-    segmenters of that round, which have learned from the pictures of the model before. For few annotated patients,
-    whose own segmenters are wrong about many pictures; each round costs as much as the first."""
+    segmenters of that round, which have learned from the pictures of the model before. For patients about whom the
+    segmenters of the annotated pictures are wrong, and with them the first model; each round costs as much as the
+    first (docs/results/designs_phantom.md)."""
 
 
 class StudentConfig(TrainingConfig):
