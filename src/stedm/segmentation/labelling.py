@@ -49,8 +49,8 @@ class Labelling:
 
     def layouts_to_paint(self, number: int) -> DatasetFolder:
         """The predicted layouts of a round, of the patients about whom the segmenters don't contradict each other."""
-        layouts, contradicted = self.predicted_layouts(number), self.contradicted(number)
-        return layouts.select(~layouts.table["patient_id"].isin(contradicted).to_numpy())
+        layouts, doubted = self.predicted_layouts(number), self.contradicted(number)
+        return layouts.select(~layouts.table["patient_id"].isin(doubted).to_numpy())
 
     def contradicted(self, number: int) -> list[str]:
         """Patients in whose pictures the segmenters of a round don't see what those of the annotated pictures are sure
