@@ -246,8 +246,7 @@ class Comparison:
             experiment = DRAWN.get(control, Experiment)(drawn, folder, reporter)
             shared = ("model", "pseudo_labels", "self_training", "rounds/*/model", "rounds/*/pseudo_labels")
             for part in (path for pattern in shared for path in whole.glob(pattern)):
-                if part.exists():
-                    _link(folder / part.relative_to(whole), part)
+                _link(folder / part.relative_to(whole), part)
             synthetic = folder / "synthetic"
             if control in DRAWN:
                 experiment.synthesize()
