@@ -140,11 +140,17 @@ def test_a_run_draws_with_its_student(tiny_dataset, tmp_path, tiny_config):
                 experiment.train_student()
 
 
-def test_ssl_arms_want_unlabeled_patients_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
+def test_arms_that_need_unlabeled_patients_say_so_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset(patients={"train": 2, "val": 1, "test": 2})
-    for arm in ("ssl", "real+stain+synthetic+self-training"):
+    for arm in ("ssl", "real+synthetic", "real+stain+synthetic+self-training"):
         with pytest.raises(StedmError, match=f"leave {re.escape(arm)} out"):
             Experiment(tiny_config({"path": root}, arms=[arm]), tmp_path / arm, Reporter(quiet=True)).check()
+
+
+def test_a_run_wants_patients_to_score_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
+    root = tiny_dataset(patients={"train": 2, "unlabeled": 1, "val": 1})
+    with pytest.raises(StedmError, match=r"no picture in split test; set evaluation\.split"):
+        Experiment(tiny_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).check()
 
 
 def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset, tmp_path, capsys, tiny_config):

@@ -144,17 +144,20 @@ class Experiment:
             raise StedmError.of(problems, f"`stedm check {self.dataset.root}` lists all")
         if len(self.unlabeled) == 0:
             for arm in self.arms:
-                if uses_ssl(arm) or uses_self_training(arm):
+                if uses_ssl(arm) or uses_self_training(arm) or uses_synthetic(arm):
                     raise StedmError(
                         f"{self.dataset.root}: no unlabeled patients; leave {arm} out of segmentation.arms"
                     )
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(self.dataset.info.classes))
         check_unchanged(self.folder, self.dataset)
-        held_out = self.dataset.split(self.config.evaluation.split)
+        split = self.config.evaluation.split
+        held_out = self.dataset.split(split)
+        if len(held_out) == 0:
+            raise StedmError(f"{self.dataset.root}: no picture in split {split}; set evaluation.split to one that has some")
         self.reporter.say(
             f"{self.dataset.info.name}: {self.annotated.size} annotated, {self.unlabeled.size} unannotated, "
-            f"{held_out.size} {self.config.evaluation.split}"
+            f"{held_out.size} {split}"
         )
 
     # ---- diffusion model and synthetic set ------------------------------------------------------------------------
