@@ -177,7 +177,7 @@ class Comparison:
         shared = {"name": "shared", "segmentation": segmentation}
         whole = config.model_copy(update=shared)
         # The first model of a run that trains one in every round is that of a run with one round.
-        once = pseudo_labels and pseudo_labels.model_copy(update={"every_round": False})
+        once = pseudo_labels and pseudo_labels.model_copy(update={"every_round": False, "fine_tuning": None})
         trained = whole.model_copy(
             update={
                 "synthesis": SynthesisConfig(),
@@ -216,7 +216,7 @@ class Comparison:
         """Make the rounds before the last those of the run that ends with them."""
         number, pseudo_labels = config.synthesis.rounds - 1, config.diffusion.pseudo_labels
         if pseudo_labels and number == 1:
-            pseudo_labels = pseudo_labels.model_copy(update={"every_round": False})
+            pseudo_labels = pseudo_labels.model_copy(update={"every_round": False, "fine_tuning": None})
         synthesis = config.synthesis if number > 1 else config.synthesis.of_round(1)
         # They concern later rounds alone.
         first = {"first_layouts": None, "agreement": SynthesisConfig().agreement} if number == 1 else {}

@@ -147,6 +147,7 @@ def test_a_model_with_labels_of_self_training_shares_its_teachers_with_that_arm(
 
 def test_a_run_that_trains_a_model_in_every_round_begins_with_the_shared_one(tmp_path, phantom):
     again = {"diffusion.pseudo_labels.every_round": True, "synthesis.rounds": 2, "synthesis.predictors": 1}
+    again |= {"diffusion.pseudo_labels.fine_tuning": {"steps": 1}}
     own = again | {"control": "annotated-styles"}
     file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, "again": again, "own styles": own})
     values = yaml.safe_load(file.read_text())

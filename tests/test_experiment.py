@@ -451,6 +451,23 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
     assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
 
 
+def test_a_later_model_begins_with_the_weights_of_the_one_before(tiny_dataset, tmp_path, tiny_run):
+    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
+    # So small a rate leaves every weight where it was.
+    tuned = {"steps": 3, "lr": 1e-12}
+    values["diffusion"]["pseudo_labels"] |= {"every_round": True, "fine_tuning": tuned}
+    values["synthesis"] |= {"layouts": "warp", "rounds": 2, "predictors": 1}
+    run = tmp_path / "run"
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).train_diffusion()
+    first, last = (
+        load_file(run / part / "model/denoiser/diffusion_pytorch_model.safetensors") for part in ("rounds/1", ".")
+    )
+    assert all(torch.allclose(tensor, first[name], atol=1e-6) for name, tensor in last.items())
+    logged = [json.loads((run / part / "metrics.jsonl").read_text().splitlines()[-1]) for part in ("rounds/1", ".")]
+    assert [row["step"] for row in logged] == [values["diffusion"]["steps"], tuned["steps"]]
+    assert logged[1]["lr"] < 1e-11
+
+
 def test_the_first_of_several_rounds_has_no_layouts_by_who_saw_annotated_pictures_alone(
     tiny_dataset, tmp_path, tiny_run
 ):
@@ -545,6 +562,7 @@ def test_rounds_that_would_all_be_the_same_are_refused(tiny_dataset, tiny_run):
         (again, {}, r"every_round: needs synthesis\.rounds"),
         (again | {"unlabeled_fraction": 0}, {"rounds": 2}, "unlabeled_fraction above 0"),
         (again, {"rounds": 2, "sampler": "student", "steps": 4}, "another synthesis.sampler than student"),
+        ({"pseudo_labels": {"fine_tuning": {}}}, {}, "fine_tuning: is of later models; set every_round"),
     ):
         wrong = values | {
             "diffusion": values["diffusion"] | diffusion,

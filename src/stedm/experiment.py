@@ -30,6 +30,7 @@ import pandas as pd
 
 from stedm.config import (
     Arm,
+    DiffusionConfig,
     RunConfig,
     to_yaml,
     uses_self_training,
@@ -154,7 +155,9 @@ class Experiment:
         split = self.config.evaluation.split
         held_out = self.dataset.split(split)
         if len(held_out) == 0:
-            raise StedmError(f"{self.dataset.root}: no picture in split {split}; set evaluation.split to one that has some")
+            raise StedmError(
+                f"{self.dataset.root}: no picture in split {split}; set evaluation.split to one that has some"
+            )
         self.reporter.say(
             f"{self.dataset.info.name}: {self.annotated.size} annotated, {self.unlabeled.size} unannotated, "
             f"{held_out.size} {split}"
@@ -189,26 +192,37 @@ class Experiment:
     def train_diffusion(self, number: int | None = None) -> StyleDiffusion:
         """Train the diffusion model of a round (None = the last) and, before it, a first stage of its own; or read it
         if it is complete."""
-        folder = self.rounds.model_home(number)
+        folder, number = self.rounds.model_home(number), self.rounds.of_model(number)
         if not (folder / "model" / "model_index.json").is_file():
             if self.config.diffusion.trains_codec:
                 self.train_codec()
             pseudo_labels = self.pseudo_labels(number)
+            config, before = self._diffusion_of(number)
+            # Going on with the samples that the model has just learned from would be a repetition.
+            role = ("diffusion", self.config.diffusion.seed, *(("round", number) if before else ()))
             with self.reporter.stage(f"train diffusion model{self.rounds.model_suffix(number)}") as tick:
                 train_diffusion(
-                    self.config.diffusion,
+                    config,
                     self.annotated,
                     self.unlabeled,
                     folder,
                     picture_px=self.config.data.picture_px,
-                    seed=seed_for(self.config.seed, "diffusion", self.config.diffusion.seed),
+                    seed=seed_for(self.config.seed, *role),
                     pseudo_labels=pseudo_labels,
                     style_sources=unannotated_tissue(self.dataset, self.annotated),
                     codec_run=self.folder,
+                    begin_with=before,
                     on_progress=tick,
                 )
             self.note_seconds()
         return StyleDiffusion.from_pretrained(folder / "model")
+
+    def _diffusion_of(self, number: int) -> tuple[DiffusionConfig, StyleDiffusion | None]:
+        """How the model of a round is trained, and the one that it begins with."""
+        config, labels = self.config.diffusion, self.config.diffusion.pseudo_labels
+        if number == 1 or labels is None or labels.fine_tuning is None:
+            return config, None
+        return config.model_copy(update=labels.fine_tuning.model_dump()), self.train_diffusion(number - 1)
 
     def train_student(self) -> StyleDiffusion:
         """Distil a student from the diffusion model in RUN/student, or go on, or read it if it is complete."""

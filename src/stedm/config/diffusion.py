@@ -37,6 +37,13 @@ class DenoiserConfig(Part):
     the U-Net, whose own output is scaled to unit variance (Karras et al. 2022, for the straight path)."""
 
 
+class FineTuningConfig(Part):
+    """Training of a model that begins with the weights of another; what isn't said here is as in `diffusion`."""
+
+    steps: Positive = 1000
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+
+
 class PseudoLabelConfig(Part):
     """Layouts of unannotated pictures as segmenters of the annotated ones see them (see stedm.segmentation.pseudo).
 
@@ -57,7 +64,9 @@ class PseudoLabelConfig(Part):
     """Train the diffusion model again in each round of `synthesis.rounds` after the first, with labels by the
     segmenters of that round, which have learned from the pictures of the model before. For patients about whom the
     segmenters of the annotated pictures are wrong, and with them the first model; each round costs as much as the
-    first (docs/results/designs_phantom.md)."""
+    first, but for `fine_tuning` (docs/results/designs_phantom.md)."""
+    fine_tuning: FineTuningConfig | None = None
+    """Let each model of `every_round` go on from the weights of the one before; null = each from nothing."""
 
 
 class StudentConfig(TrainingConfig):

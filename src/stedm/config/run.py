@@ -59,6 +59,8 @@ class RunConfig(Part):
             raise ValueError("diffusion.pseudo_labels.every_round: needs diffusion.unlabeled_fraction above 0")
         if every_round and synthesis.sampler == "student":
             raise ValueError("diffusion.pseudo_labels.every_round: needs another synthesis.sampler than student")
+        if labels is not None and labels.fine_tuning is not None and not every_round:
+            raise ValueError("diffusion.pseudo_labels.fine_tuning: is of later models; set every_round to true")
         return self
 
     @property

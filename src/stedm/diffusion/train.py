@@ -39,6 +39,7 @@ def train_diffusion(
     pseudo_labels: DatasetFolder | None = None,
     style_sources: DatasetFolder | None = None,
     codec_run: Path | None = None,
+    begin_with: StyleDiffusion | None = None,
     on_progress: Progress | None = None,
 ) -> StyleDiffusion:
     """Train, or go on training, in `folder`; the model with its averaged weights is written to `folder/model`.
@@ -53,11 +54,14 @@ def train_diffusion(
         style_sources: pictures of the annotated patients that are shown as style only (see
             stedm.style.sampling.unannotated_tissue).
         codec_run: run folder with the first stage that was trained for the model; None = `folder`.
+        begin_with: a model of the same configuration, whose weights are the initial ones; None = random ones.
     """
     samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed, pseudo_labels, style_sources)
     some_pictures = to_signed(samples.some_pictures(_PICTURES_TO_MEASURE))
     codec = open_codec(config.codec, codec_run or folder, some_pictures)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
+    if begin_with is not None:
+        denoiser.load_state_dict(begin_with.denoiser.state_dict())
     denoiser.measure(some_pictures)
     objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
     if config.activation_checkpointing:
