@@ -147,14 +147,23 @@ def test_verdict_also_tells_of_the_strongest_baseline():
 
 
 def test_caveats_for_few_patients_and_one_seed():
-    few = verdict_of({"real": BASE[:4], "real+synthetic": BASE[:4] + 0.05}, seeds=[0])
-    assert any("Only 4 patients" in sentence for sentence in few.sentences)
+    few = verdict_of({"real": BASE[:7], "real+synthetic": BASE[:7] + np.r_[-0.01, -0.01, np.full(5, 0.1)]}, seeds=[0])
+    assert any("Only 7 patients" in sentence for sentence in few.sentences)
     assert any("one seed" in sentence for sentence in few.sentences)
+    assert few.tone == "better"
     assert any("does not confirm" in sentence for sentence in few.sentences)
     many = verdict_of({"real": BASE, "real+synthetic": BASE + 0.05})
     assert many.sentences == []
     one = verdict_of({"real": BASE, "real+synthetic": BASE + np.r_[0.5, np.full(13, 0.01)] * 0.2})
     assert any("without it the difference is +0.002" in sentence for sentence in one.sentences)
+
+
+@pytest.mark.parametrize(("n", "tone"), [(2, "unclear"), (5, "unclear"), (6, "better")])
+def test_patients_who_may_all_be_better_by_chance_are_no_evidence(n, tone):
+    verdict = verdict_of({"real": BASE[:n], "real+synthetic": 0.5 * BASE[:n] + 0.5})
+    assert verdict.tone == tone
+    assert ("spread" in verdict.headline) == (tone == "better")
+    assert any(f"Only {n} patients: by chance" in s for s in verdict.sentences) == (tone == "unclear")
 
 
 @pytest.mark.parametrize("values", [[0.5], [float("nan")]], ids=["one patient", "no foreground"])

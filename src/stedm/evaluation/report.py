@@ -5,6 +5,7 @@ what the numbers allow to say, also when synthetic pictures did not help.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,7 +197,7 @@ def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
             told.append(entry)
     sentences = [_sentence(entry, evaluation) for entry in told]
     return Verdict(
-        _tone(main["delta_ci"]),
+        _tone(main, evaluation),
         sentences[0],
         sentences[1:] + _caveats(main, summary, evaluation),
         (main["a"], main["b"]),
@@ -221,9 +222,9 @@ def _sentence(entry: dict, evaluation: EvaluationConfig) -> str:
         return f"{_capital(subject)}: mean IoU went {change} on one {evaluation.unit}; one is no evidence."
     size = f"({_signed(delta)}, {_percent(evaluation.confidence)} interval {_interval(entry['delta_ci'])})"
     phrases = CAUSAL_PHRASES if (entry["a"], entry["b"]) in LIKE_FOR_LIKE else PHRASES
-    phrase = phrases[_tone(entry["delta_ci"])].format(subject=subject, mean=f"mean IoU over {n} {evaluation.units}")
+    phrase = phrases[_tone(entry, evaluation)].format(subject=subject, mean=f"mean IoU over {n} {evaluation.units}")
     text = f"{_capital(phrase)} {change} {size}"
-    return text + _spread(entry, evaluation.units) + "."
+    return text + (_spread(entry, evaluation.units) if n >= _patients_needed(evaluation) else "") + "."
 
 
 def _spread(entry: dict, units: str) -> str:
@@ -240,14 +241,18 @@ def _spread(entry: dict, units: str) -> str:
 
 def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[str]:
     caveats = []
+    tone, needed = _tone(main, evaluation), _patients_needed(evaluation)
     p, k = main["p_holm"], sum(entry["p_wilcoxon"] is not None for entry in summary["comparisons"])
-    if _tone(main["delta_ci"]) != "unclear" and p is not None and p > 1 - evaluation.confidence:
+    if tone != "unclear" and p is not None and p > 1 - evaluation.confidence:
         caveats.append(f"The signed-rank test, corrected for {k} comparisons, does not confirm it (p = {_p_value(p)}).")
-    if 1 < main["n_patients"] < FEW_PATIENTS:
+    if 1 < main["n_patients"] < needed:
+        chance = f"by chance all of them do better, or all worse, once in {2 ** (main['n_patients'] - 1)} times"
+        caveats.append(f"Only {main['n_patients']} {evaluation.units}: {chance}; evidence begins with {needed}.")
+    elif needed <= main["n_patients"] < FEW_PATIENTS:
         caveats.append(f"Only {main['n_patients']} {evaluation.units}: the intervals are rough.")
     delta, left = main["delta_mean"], [value for value in main["delta_leave_one_out"] if value is not None]
     # Of a difference about zero anyone decides much.
-    if left and main["n_patients"] >= FEW_PATIENTS and _tone(main["delta_ci"]) != "unclear":
+    if left and main["n_patients"] >= FEW_PATIENTS and tone != "unclear":
         without = max(left, key=lambda value: abs(value - delta))
         if abs(without - delta) > abs(delta) / 2:
             one = f"One {evaluation.unit} decides much of it"
@@ -261,9 +266,15 @@ def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[st
     return caveats
 
 
-def _tone(interval: list[float | None]) -> str:
-    low, high = interval
-    if low is None or low <= 0 <= high:
+def _patients_needed(evaluation: EvaluationConfig) -> int:
+    """How many patients it takes that a difference of one sign in all of them is evidence: the smallest n for which
+    the signed-rank test can reach the level (2 / 2^n). Bootstrap intervals of fewer exclude 0 far too often."""
+    return math.ceil(1 - math.log2(1 - evaluation.confidence))
+
+
+def _tone(entry: dict, evaluation: EvaluationConfig) -> str:
+    low, high = entry["delta_ci"]
+    if low is None or low <= 0 <= high or entry["n_patients"] < _patients_needed(evaluation):
         return "unclear"
     return "better" if low > 0 else "worse"
 
