@@ -458,7 +458,7 @@ def test_a_later_model_begins_with_the_weights_of_the_one_before(tiny_dataset, t
     values["diffusion"]["pseudo_labels"] |= {"every_round": True, "fine_tuning": tuned}
     values["synthesis"] |= {"layouts": "warp", "rounds": 2, "predictors": 1}
     run = tmp_path / "run"
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).train_diffusion()
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
     first, last = (
         load_file(run / part / "model/denoiser/diffusion_pytorch_model.safetensors") for part in ("rounds/1", ".")
     )
@@ -466,6 +466,7 @@ def test_a_later_model_begins_with_the_weights_of_the_one_before(tiny_dataset, t
     logged = [json.loads((run / part / "metrics.jsonl").read_text().splitlines()[-1]) for part in ("rounds/1", ".")]
     assert [row["step"] for row in logged] == [values["diffusion"]["steps"], tuned["steps"]]
     assert logged[1]["lr"] < 1e-11
+    assert "for 3 steps more in each later one of 2 rounds" in (run / "report/report.html").read_text()
 
 
 def test_the_first_of_several_rounds_has_no_layouts_by_who_saw_annotated_pictures_alone(

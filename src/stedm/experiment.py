@@ -447,7 +447,12 @@ class Experiment:
             diffusion = self.config.diffusion
             notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"
             if self.config.retrains:
-                notes["Diffusion model"] += f", anew in each of {synthesis.rounds} rounds"
+                tuned = diffusion.pseudo_labels and diffusion.pseudo_labels.fine_tuning
+                notes["Diffusion model"] += (
+                    f", for {tuned.steps} steps more in each later one of {synthesis.rounds} rounds"
+                    if tuned
+                    else f", anew in each of {synthesis.rounds} rounds"
+                )
             if diffusion.trains_codec:
                 path = trained_codec_folder(self.folder) / "reconstruction.json"
                 figures = json.loads(path.read_text(encoding="utf-8"))
