@@ -3,7 +3,7 @@
     python benchmarks/ablation.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
     python benchmarks/ablation.py table FOLDER -o docs/results/NAME
 
-`run` trains what is missing, draws the same plan with every variant, measures the pictures (stedm.synthesis.quality)
+`run` trains what is missing, draws the same plan with every variant, measures the pictures (stedm.evaluation.quality)
 and can be stopped and started at any time, or in several shards at once:
 
 FOLDER/spec.yaml                    the specification, paths made absolute
@@ -33,15 +33,15 @@ from pydantic import Field, ValidationError
 from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, Part, claim, interval, locked, wrapped
 from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
+from stedm.phantom.patients import make_phantom
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_png
-from stedm.experiment import Experiment, annotated_part
-from stedm.files import replacing, write_json, write_text
+from stedm.experiment.experiment import Experiment, annotated_part
+from stedm.io.files import replacing, write_json, write_text
 from stedm.progress import Reporter
-from stedm.scale.engine import parse_shard
+from stedm.workers.pool import parse_shard
 from stedm.synthesis.plan import LIST_SEPARATOR
-from stedm.synthesis.quality import ColourSpace, Measure, PictureEncoder, PictureSet
+from stedm.evaluation.quality import ColourSpace, Measure, PictureEncoder, PictureSet
 
 BASE = "base"
 FROM = "from"

@@ -17,12 +17,12 @@ import pandas as pd
 
 from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
+from stedm.data.cache import PictureCache
 from stedm.errors import StedmError
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.scoring import count_dataset
-from stedm.segmentation.agreement import agreement
-from stedm.segmentation.pseudo import write_pseudo_labels
+from stedm.experiment.agreement import agreement
+from stedm.segmentation.pseudo_labels import write_pseudo_labels
 
 ARMS = ("real+stain", "real+stain+synthetic")
 FAILED = 0.5

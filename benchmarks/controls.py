@@ -27,15 +27,15 @@ import pandas as pd
 import torch
 
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
-from stedm.data.transforms import symmetry
+from stedm.data.symmetry import symmetry
 from stedm.errors import StedmError
-from stedm.experiment import Experiment
+from stedm.experiment.experiment import Experiment
 from stedm.layout.recipe import PREDICTED
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
-from stedm.segmentation.pseudo import vote
+from stedm.segmentation.pseudo_labels import vote
 from stedm.synthesis.plan import LIST_SEPARATOR
-from stedm.synthesis.quality import PictureSet, with_shuffled_layouts
+from stedm.evaluation.quality import PictureSet, with_shuffled_layouts
 
 Gate = Literal["agreed-pictures", "disputed-pictures", "agreed-pixels"]
 Control = Literal["shuffled-layouts", "copied-pictures", "unpainted-pictures", "annotated-styles", "mixed-styles", Gate]

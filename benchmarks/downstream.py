@@ -41,11 +41,11 @@ from stedm.config import (
 )
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.experiment import Experiment
-from stedm.files import fingerprint
+from stedm.experiment.experiment import Experiment
+from stedm.io.files import fingerprint
 from stedm.layout.recipe import PREDICTED
 from stedm.progress import Reporter
-from stedm.scale.engine import parse_shard
+from stedm.workers.pool import parse_shard
 
 CONTROLS = get_args(Control)
 CONTROL = "control"

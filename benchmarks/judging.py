@@ -17,11 +17,11 @@ from stedm.config import PhantomConfig, SegmentationConfig
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.files import write_json, write_text
+from stedm.io.files import write_json, write_text
 from stedm.progress import Reporter
 from stedm.seeds import numpy_generator
 from stedm.synthesis.judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
-from stedm.synthesis.quality import (
+from stedm.evaluation.quality import (
     ColourSpace,
     Measure,
     PictureEncoder,

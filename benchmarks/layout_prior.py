@@ -13,8 +13,8 @@ import numpy as np
 
 from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
-from stedm.files import replacing, write_text
+from stedm.phantom.patients import make_phantom
+from stedm.io.files import replacing, write_text
 from stedm.layout.measures import compare_layouts
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stedm.config import DiffusionConfig, PhantomConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
+from stedm.phantom.patients import make_phantom
 from stedm.diffusion.train import train_diffusion
 from stedm.segmentation.train import train_segmenter
 

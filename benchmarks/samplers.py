@@ -37,13 +37,13 @@ from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, save_png
-from stedm.experiment import annotated_part
-from stedm.files import replacing, write_json, write_text
+from stedm.experiment.experiment import annotated_part
+from stedm.io.files import replacing, write_json, write_text
 from stedm.progress import Reporter
-from stedm.scale.engine import parse_shard
+from stedm.workers.pool import parse_shard
 from stedm.synthesis.plan import make_plan
-from stedm.synthesis.quality import ColourSpace, PictureEncoder, PictureSet
-from stedm.synthesis.run import synthesize
+from stedm.evaluation.quality import ColourSpace, PictureEncoder, PictureSet
+from stedm.synthesis.generate import synthesize
 
 QUALITY = ("kid", "retrieval_mrr", "colour_distance", "layout_iou")
 """The measures that a setting has to hold."""

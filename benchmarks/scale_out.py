@@ -22,13 +22,13 @@ from ray.cluster_utils import Cluster
 
 from stedm.config import DenoiserConfig, DiffusionConfig, PhantomConfig, StyleConfig, SynthesisConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
+from stedm.phantom.patients import make_phantom
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
-from stedm.scale.ray_engine import RayEngine
+from stedm.workers.ray_pool import RayEngine
 from stedm.synthesis.plan import make_plan
-from stedm.synthesis.run import synthesize
+from stedm.synthesis.generate import synthesize
 
 PICTURE_PX = 64
 STEPS = 12

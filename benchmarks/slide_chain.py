@@ -29,14 +29,14 @@ import yaml
 
 from stedm.cli import main as stedm
 from stedm.config import PhantomConfig
-from stedm.data.annotations import read_annotation
+from stedm.slides.annotations import read_annotation
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom_slides import PhantomSlide, classes, draw_phantom_slide, write_phantom_slide
-from stedm.data.slides import Slide
+from stedm.phantom.slides import PhantomSlide, classes, draw_phantom_slide, write_phantom_slide
+from stedm.slides.slide import Slide
 from stedm.evaluation.counts import count
-from stedm.files import write_json, write_text
+from stedm.io.files import write_json, write_text
 from stedm.segmentation.model import load_segmenter
-from stedm.segmentation.polygons import write_geojson
+from stedm.slides.write_geojson import write_geojson
 from stedm.segmentation.predict import predict_masks
 
 MPP, SLIDE_MPP = 2.0, 0.5

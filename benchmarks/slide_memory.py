@@ -21,7 +21,7 @@ SIZES = (8192, 32768)
 def write(path: Path, side_px: int) -> None:
     """A phantom slide, mirror images of one patch of 1,024 px."""
     from stedm.config import PhantomConfig
-    from stedm.data.phantom_slides import draw_phantom_slide, write_phantom_slide
+    from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
 
     slide = draw_phantom_slide(PhantomConfig(mpp=0.5, stain="he"), "train", 0, (side_px, side_px))
     write_phantom_slide(slide, path)
@@ -32,9 +32,9 @@ def measure(path: Path) -> dict[str, float]:
     import torch
 
     from stedm.config import SlideSegmentationConfig
-    from stedm.data.slides import Slide
+    from stedm.slides.slide import Slide
     from stedm.segmentation.model import SegmenterInfo
-    from stedm.segmentation.slide import segment_slide
+    from stedm.segmentation.whole_slide import segment_slide
 
     class Darkness(torch.nn.Module):
         """Two classes: pale and dark on a scale of 30 microns."""

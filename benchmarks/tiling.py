@@ -18,8 +18,8 @@ import openslide
 
 from stedm.config import PhantomConfig, TilingConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom_slides import make_phantom_slides
-from stedm.data.slides import Slide, forget
+from stedm.phantom.slides import make_phantom_slides
+from stedm.slides.slide import Slide, forget
 from stedm.data.tiles import tile_slides, write_tiles
 
 SIZE_PX = (8192, 8192)

@@ -18,7 +18,7 @@ from stedm.config import DiffusionConfig, KLCodecConfig, SegmentationConfig
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.codec_train import build_autoencoder
 from stedm.diffusion.train import make_denoiser
-from stedm.precision import autocast
+from stedm.training.precision import autocast
 from stedm.segmentation.model import build_segmenter
 
 PX, CLASSES = 64, 2

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
-from stedm.scale.engine import Engine, do_piece, new_name
+from stedm.workers.pool import Engine, do_piece, new_name
 from stedm.seeds import numpy_generator
 
 TINY_PATIENTS = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
@@ -64,7 +64,7 @@ def tiny_dataset(tmp_path):
 
 
 def pseudo_labels_of_ones(pictures: DatasetFolder, folder: Path) -> DatasetFolder:
-    """A folder as stedm.segmentation.pseudo writes it, every pixel of class 1."""
+    """A folder as stedm.segmentation.pseudo_labels writes it, every pixel of class 1."""
     names = [f"masks/{row}.png" for row in range(len(pictures))]
     for row, name in enumerate(names):
         write_png(folder / name, np.ones_like(pictures.read_picture(row)[..., 0]))

@@ -60,10 +60,10 @@ def run(
 def _run(config: Path, output: Path, overrides: list[str] | None, workers: int = 1, engine: str = "local") -> None:
     from stedm.config import load_config
     from stedm.evaluation.text import summary_text
-    from stedm.experiment import Experiment
-    from stedm.files import alone_in
-    from stedm.scale.engine import make_engine
-    from stedm.side_by_side import run_side_by_side
+    from stedm.experiment.experiment import Experiment
+    from stedm.io.files import alone_in
+    from stedm.workers.pool import make_engine
+    from stedm.experiment.parallel import run_side_by_side
 
     experiment = Experiment(load_config(config, overrides), output)
     with alone_in(output), make_engine(engine, workers, patient=False) as pool:
@@ -80,7 +80,7 @@ def data_phantom(
 ) -> None:
     """A procedural cohort with known layouts and known patient parameters."""
     from stedm.config import load_phantom_config
-    from stedm.data.phantom import make_phantom
+    from stedm.phantom.patients import make_phantom
 
     make_phantom(load_phantom_config(config, overrides), output)
     typer.echo(str(output))
@@ -94,7 +94,7 @@ def data_flowers102(
     ] = None,
 ) -> None:
     """Oxford Flowers-102 (about 520 MB of downloads): 48 annotated and 54 unseen categories, as in the paper."""
-    from stedm.data.public import make_flowers102
+    from stedm.public.flowers102 import make_flowers102
 
     make_flowers102(output, archives=archives)
     typer.echo(str(output))
@@ -111,7 +111,7 @@ def data_catch(
     ] = None,
 ) -> None:
     """CATCH (canine skin tumours): slides.csv, classes.yaml and one GeoJSON a slide, from the published files."""
-    from stedm.data.catch import make_catch
+    from stedm.public.catch import make_catch
 
     table = make_catch(folder, output, annotated_patients=annotated)
     typer.echo(f"{output / 'slides.csv'}: {len(table)} slides of {table['patient_id'].nunique()} patients")
@@ -150,7 +150,7 @@ def tile(
     from stedm.config import load_tiling_config
     from stedm.data.tiles import tile_slides
     from stedm.progress import Reporter
-    from stedm.scale.engine import make_engine, parse_shard
+    from stedm.workers.pool import make_engine, parse_shard
 
     given = [f"{key}={value}" for key, value in (("tile_px", tile_px), ("mpp", mpp)) if value is not None]
     settings = load_tiling_config(config, [*(overrides or []), *given])
@@ -169,7 +169,7 @@ def tile(
 def train_codec(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the autoencoder of a run (diffusion.codec: kl or vq); it is written to RUN/codec/model."""
     from stedm.config import load_config
-    from stedm.experiment import Experiment
+    from stedm.experiment.experiment import Experiment
 
     experiment = Experiment(load_config(config, overrides), output)
     experiment.check()
@@ -180,7 +180,7 @@ def train_codec(config: ConfigPath, output: RunFolder, overrides: Overrides = No
 def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
     from stedm.config import load_config
-    from stedm.experiment import Experiment
+    from stedm.experiment.experiment import Experiment
 
     experiment = Experiment(load_config(config, overrides), output)
     experiment.check()
@@ -192,7 +192,7 @@ def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides 
 def train_student(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Distil a student that draws in few network calls, and train before it what it needs; to RUN/student/model."""
     from stedm.config import load_config
-    from stedm.experiment import Experiment
+    from stedm.experiment.experiment import Experiment
 
     experiment = Experiment(load_config(config, overrides), output)
     experiment.check()
@@ -204,7 +204,7 @@ def train_student(config: ConfigPath, output: RunFolder, overrides: Overrides = 
 def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
     from stedm.config import load_config
-    from stedm.experiment import Experiment
+    from stedm.experiment.experiment import Experiment
 
     experiment = Experiment(load_config(config, overrides), output)
     experiment.check()
@@ -221,7 +221,7 @@ def plan(
 ) -> None:
     """Decide which layout is painted in whose style: one row a picture."""
     from stedm.config import load_config
-    from stedm.experiment import plan_pictures
+    from stedm.experiment.experiment import plan_pictures
     from stedm.synthesis.plan import write_plan
 
     write_plan(plan_pictures(load_config(config, overrides), n), output)
@@ -238,10 +238,10 @@ def synthesize(
 ) -> None:
     """Draw the pictures of a plan; run again to resume."""
     from stedm.progress import Reporter
-    from stedm.scale.engine import make_engine, parse_shard
+    from stedm.workers.pool import make_engine, parse_shard
     from stedm.synthesis.plan import read_plan
-    from stedm.synthesis.run import load_painter
-    from stedm.synthesis.run import synthesize as draw
+    from stedm.synthesis.generate import load_painter
+    from stedm.synthesis.generate import synthesize as draw
 
     part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
     with make_engine(engine) as pool, Reporter().stage("draw synthetic pictures") as tick:
@@ -260,7 +260,7 @@ def generate(
     seed: int = 0,
 ) -> None:
     """Paint one layout in the style of given pictures."""
-    from stedm.data.pictures import read_mask_file, read_picture_file, write_png
+    from stedm.io.images import read_mask_file, read_picture_file, write_png
     from stedm.diffusion.pipeline import StyleDiffusion
 
     mask = read_mask_file(layout.parent, layout.name)
@@ -290,9 +290,9 @@ def segment(
 
     Slides that are done in the folder are skipped: run again to resume.
     """
-    from stedm.scale.engine import make_engine, parse_shard
+    from stedm.workers.pool import make_engine, parse_shard
     from stedm.segmentation.predict import segment_folder
-    from stedm.segmentation.slide import load_slide_config, segment_slides, slides_in
+    from stedm.segmentation.whole_slide import load_slide_config, segment_slides, slides_in
 
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
@@ -352,7 +352,7 @@ def bench(
     from stedm.bench.effort import Effort
     from stedm.bench.registry import run_bench
     from stedm.bench.result import print_result
-    from stedm.files import write_json
+    from stedm.io.files import write_json
 
     measured = run_bench(what, config, overrides, Effort(pictures=n), print_result)
     if output is not None:
@@ -371,7 +371,7 @@ def config_show(
 
     loaded = load_config(config, overrides)
     if cost:
-        from stedm.diffusion.cost import cost_text
+        from stedm.experiment.cost import cost_text
 
         typer.echo(cost_text(loaded))
     else:

@@ -80,7 +80,7 @@ def test_train_divides_the_whole_step(setting):
 def test_train_counts_the_flops_of_the_real_step(setting):
     """As many as the shapes alone say, but for samples whose style dropped out; and as many an operator."""
     from stedm.bench.setting import Setting
-    from stedm.diffusion.cost import cost
+    from stedm.experiment.cost import cost
 
     fresh = Setting(setting.config, setting.folder / "fresh")  # a run that is complete is not trained again
     found = _run("train", fresh)

@@ -13,7 +13,7 @@ from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.codec import AutoencoderCodec, trained_codec_folder
 from stedm.diffusion.codec_train import build_autoencoder
-from stedm.diffusion.cost import cost
+from stedm.experiment.cost import cost
 from stedm.diffusion.objective import BETAS
 from stedm.diffusion.train import make_denoiser, train_diffusion
 from stedm.segmentation.model import build_segmenter

@@ -8,7 +8,7 @@ import pytest
 from stedm.data import memory
 from stedm.data.folder import DatasetFolder
 from stedm.data.memory import CacheBudget, common_budget, default_bytes
-from stedm.data.samples import PictureCache
+from stedm.data.cache import PictureCache
 from stedm.errors import StedmError
 
 MB_A_ROW = 4 * 32**2 / 1e6

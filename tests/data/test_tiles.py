@@ -17,15 +17,15 @@ from stedm.config import PhantomConfig, TilingConfig, load_tiling_config
 from stedm.data import tiles
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom_slides import classes, make_phantom_slides
+from stedm.phantom.slides import classes, make_phantom_slides
 from stedm.data.positions import SlidePositions
-from stedm.data.samples import PictureCache
-from stedm.data.slides import Slide
+from stedm.data.cache import PictureCache
+from stedm.slides.slide import Slide
 from stedm.data.tiles import tile_grid, tile_slides
-from stedm.data.tissue import TissueMask
+from stedm.slides.tissue import TissueMask
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
-from stedm.segmentation.polygons import write_geojson
+from stedm.slides.write_geojson import write_geojson
 from stedm.style.sampling import StyleSampler
 
 PHANTOM = PhantomConfig(mpp=0.5, patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1})
@@ -59,7 +59,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def reader(request, monkeypatch):
-    """Annotations are read by `Truth`, but in the tests of stedm.data.annotations."""
+    """Annotations are read by `Truth`, but in the tests of stedm.slides.annotations."""
     if request.function in (test_with_the_reader_of_annotations, test_geojson_gives_the_masks_of_the_truth):
         return
     Truth.opened = []

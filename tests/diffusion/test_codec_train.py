@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stedm.config import KLCodecConfig, RecolourConfig, RunConfig, TrainedCodecConfig, VQCodecConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.diffusion.codec_train import (
     CodecSamples,
@@ -24,7 +24,7 @@ from stedm.diffusion.codec_train import (
     train_codec,
 )
 from stedm.errors import StedmError
-from stedm.experiment import Experiment
+from stedm.experiment.experiment import Experiment
 from stedm.progress import Reporter
 
 

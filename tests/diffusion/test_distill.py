@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from stedm import StyleDiffusion
 from stedm.config import Guidance, RecolourConfig, RunConfig, Sampling, StudentConfig, SynthesisConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.pictures import read_mask_file
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.io.images import read_mask_file
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.distill import StudentSamples, lessons, student_of, teacher_states, train_student

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, VQModel
 from pydantic import ValidationError
 
 from stedm.config import AutoencoderCodecConfig, RecolourConfig
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry, to_signed
+from stedm.data.cache import PictureCache
+from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.diffusion.latent_cache import LatentCache
 from stedm.diffusion.train import train_diffusion

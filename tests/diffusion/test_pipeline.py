@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from stedm import StyleDiffusion
-from stedm.data.samples import PictureCache
+from stedm.data.cache import PictureCache
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.guidance import Guidance, guided_prediction
 from stedm.diffusion.pipeline import _picture_seed

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stedm.data.field import SmoothField
+from stedm.layout.random_field import SmoothField
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.errors import StedmError
 from stedm.layout.measures import class_fractions, compare_layouts, component_areas

@@ -113,7 +113,7 @@ def test_each_knob_alone_changes_pictures_differently_per_sample(knob):
 def test_stain_jitter_agrees_with_scikit_image():
     from skimage.color import combine_stains, hed_from_rgb, rgb_from_hed, separate_stains
 
-    from stedm.data.stain import scale_stains
+    from stedm.colour.stain import scale_stains
 
     # Colours that really are mixtures of the three stains: scikit-image cuts negative amounts off.
     amounts = torch.rand(16, 16, 3, generator=_generator()).double() * 0.04

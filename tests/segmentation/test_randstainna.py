@@ -3,7 +3,7 @@ import torch
 
 from stedm.config import SegmentationConfig, StainAugmentConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.lab import lab_from_rgb
+from stedm.colour.lab import lab_from_rgb
 from stedm.segmentation.augment import augment_stain
 from stedm.segmentation.randstainna import Cohort, normalise_to_templates
 from stedm.segmentation.train import train_segmenter

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from stedm.config import SegmentationConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
-from stedm.data.pictures import write_png
+from stedm.io.images import write_png
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stedm.config import RecolourConfig
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.style.recolour import recolour_together
 
 

@@ -12,8 +12,8 @@ import pytest
 from stedm.config import DiffusionConfig, StyleConfig
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.cache import PictureCache
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.diffusion.train import DiffusionSamples
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator

@@ -10,7 +10,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.layout.measures import class_fractions
 from stedm.layout.recipe import KINDS
-from stedm.style.bank import StyleBank
+from stedm.synthesis.style_bank import StyleBank
 from stedm.synthesis.plan import (
     ADDED_COLUMNS,
     COLUMNS,
@@ -23,7 +23,7 @@ from stedm.synthesis.plan import (
     read_plan,
     write_plan,
 )
-from stedm.synthesis.run import synthesize
+from stedm.synthesis.generate import synthesize
 
 MIXTURE = dict.fromkeys(KINDS, 1.0)
 

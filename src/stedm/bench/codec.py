@@ -8,11 +8,11 @@ from stedm.bench.measure import Turns
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting, channels_first
 from stedm.config import KLCodecConfig, VQCodecConfig
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec
 from stedm.diffusion.codec_train import build_autoencoder
-from stedm.diffusion.cost import flops_of
-from stedm.precision import autocast
+from stedm.experiment.cost import flops_of
+from stedm.training.precision import autocast
 from stedm.seeds import seed_for
 
 _BATCH = 8

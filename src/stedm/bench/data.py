@@ -10,7 +10,7 @@ from stedm.bench.measure import Turns
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting, few
 from stedm.config import StyleConfig
-from stedm.data.samples import PictureCache
+from stedm.data.cache import PictureCache
 from stedm.diffusion.train import DiffusionSamples
 from stedm.errors import StedmError
 from stedm.seeds import torch_generator

@@ -25,7 +25,7 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import DiffusionSamples, make_denoiser
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.stats import summarise
-from stedm.precision import autocast
+from stedm.training.precision import autocast
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import build_segmenter
 from stedm.segmentation.predict import predict_masks

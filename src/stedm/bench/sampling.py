@@ -11,7 +11,7 @@ from stedm.bench.measure import PhaseClock, Turns, counted_as, replaced
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting
 from stedm.config import Guidance
-from stedm.diffusion.cost import flops_of
+from stedm.experiment.cost import flops_of
 from stedm.diffusion.sampler import SAMPLERS
 
 _STEPS = 6

@@ -10,8 +10,8 @@ from stedm.bench.machine import MatmulPeak
 from stedm.bench.measure import PhaseClock, Turns, counted_as, replaced
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting
-from stedm.data.pictures import write_png
-from stedm.diffusion.cost import flops_of
+from stedm.io.images import write_png
+from stedm.experiment.cost import flops_of
 from stedm.segmentation.model import build_segmenter, load_segmenter, save_segmenter
 from stedm.segmentation.predict import predict_masks, segment_folder
 

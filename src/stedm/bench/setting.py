@@ -12,14 +12,14 @@ import torch
 
 from stedm.config import PhantomConfig, RunConfig, load_config
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
-from stedm.data.transforms import to_signed
+from stedm.phantom.patients import make_phantom
+from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec, trained_codec_folder
 from stedm.diffusion.codec_train import build_autoencoder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
-from stedm.experiment import annotated_part
+from stedm.experiment.experiment import annotated_part
 from stedm.seeds import seed_for
 
 _MOST_PATIENTS = {"train": 4, "unlabeled": 8, "val": 2, "test": 0}

@@ -3,15 +3,15 @@
 import contextlib
 import time
 
-import stedm.synthesis.run
+import stedm.synthesis.generate
 from stedm.bench.effort import Effort
 from stedm.bench.measure import PhaseClock, counted_as, replaced
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting
-from stedm.data.samples import PictureCache
+from stedm.data.cache import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.synthesis.plan import make_plan
-from stedm.synthesis.run import synthesize
+from stedm.synthesis.generate import synthesize
 
 PHASES = {
     "denoiser": "network: denoiser",
@@ -27,7 +27,7 @@ NETWORK = ("denoiser", "style", "decode")
 
 
 def run(setting: Setting, effort: Effort) -> Result:
-    """Plan and draw `effort.pictures` pictures with `stedm.synthesis.run.synthesize` under a clock."""
+    """Plan and draw `effort.pictures` pictures with `stedm.synthesis.generate.synthesize` under a clock."""
     config = setting.config.synthesis.model_copy(update={"n_pictures": effort.pictures, "style_choice": "random"})
     if (largest := setting.model.largest_style_set) is not None:
         config = config.model_copy(update={"style_pictures": min(config.style_pictures, largest)})
@@ -37,7 +37,7 @@ def run(setting: Setting, effort: Effort) -> Result:
     _warm_up(setting)
     clock = PhaseClock(setting.device)
     with contextlib.ExitStack() as watch:
-        model, runs = setting.model, stedm.synthesis.run
+        model, runs = setting.model, stedm.synthesis.generate
         for owner, name, phase in (
             (model.denoiser, "denoise", "denoiser"),
             (model, "style_vectors", "style"),

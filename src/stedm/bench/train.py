@@ -21,7 +21,7 @@ from stedm.bench.measure import PhaseClock, profiler, replaced
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting, few
 from stedm.diffusion.train import train_diffusion
-from stedm.engine import Engine
+from stedm.training.trainer import Engine
 
 PHASES = {
     "data": "data stream (waiting for the next batch)",

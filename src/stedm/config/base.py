@@ -18,7 +18,7 @@ class Part(BaseModel):
 
 
 class TrainingConfig(Part):
-    """What every training loop needs (see stedm.engine)."""
+    """What every training loop needs (see stedm.training.trainer)."""
 
     steps: Positive
     batch: Positive = 16

@@ -9,7 +9,7 @@ from stedm.config.base import Part, Positive
 
 
 class PhantomConfig(Part):
-    """A procedural cohort, made inside the run folder (see stedm.data.phantom)."""
+    """A procedural cohort, made inside the run folder (see stedm.phantom.patients)."""
 
     stain: Literal["her2", "he"] = "her2"
     """`her2`: DAB + haematoxylin, 2 classes, category = score 0..3. `he`: haematoxylin + eosin, 4 classes."""

@@ -45,7 +45,7 @@ class FineTuningConfig(Part):
 
 
 class PseudoLabelConfig(Part):
-    """Layouts of unannotated pictures as segmenters of the annotated ones see them (see stedm.segmentation.pseudo).
+    """Layouts of unannotated pictures as segmenters of the annotated ones see them (see stedm.segmentation.pseudo_labels).
 
     The segmenters are the diffusion model's own: it doesn't depend on which arms, seeds and steps are compared later.
     Those of arm self-training are that arm's teachers, of `segmentation.self_training`, trained as long as the arms.

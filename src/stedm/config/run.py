@@ -11,7 +11,7 @@ from stedm.config.diffusion import DiffusionConfig
 from stedm.config.segmentation import SegmentationConfig
 from stedm.config.synthesis import SynthesisConfig
 from stedm.errors import StedmError
-from stedm.files import fingerprint
+from stedm.io.files import fingerprint
 
 
 class RunConfig(Part):

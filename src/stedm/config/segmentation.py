@@ -75,7 +75,7 @@ class StainAugmentConfig(Part):
 
 class SslConfig(Part):
     """How the `ssl` arms learn from pictures without masks: a teacher labels weak views for strong ones while both are
-    trained (stedm.segmentation.baselines)."""
+    trained (stedm.segmentation.consistency)."""
 
     confidence: Fraction = 0.95
     """Pixels whose most probable class has a lower probability, by the teacher, teach nothing."""

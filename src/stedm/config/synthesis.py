@@ -106,7 +106,7 @@ class SynthesisConfig(Part):
     (docs/results/designs_phantom.md)."""
     agreement: Fraction = 0.8
     """From the second round on: the least agreement, for each patient, of what the segmenters see with what those of
-    the annotated pictures are sure of (mean IoU over the foreground; stedm.segmentation.agreement). Where it is lower
+    the annotated pictures are sure of (mean IoU over the foreground; stedm.experiment.agreement). Where it is lower
     the two contradict each other, and the patient's pictures get no predicted layouts, nor labels for the diffusion
     model; 0 = every patient's do."""
     predictors: Positive = 3

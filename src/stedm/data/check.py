@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.data.folder import DatasetInfo, hold_back, info_and_problems, read_table, table_problems
-from stedm.data.pictures import read_mask_file, read_picture_file
+from stedm.io.images import read_mask_file, read_picture_file
 from stedm.data.regions import holds_regions, region_problems
 from stedm.errors import StedmError
 

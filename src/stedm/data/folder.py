@@ -15,11 +15,11 @@ import yaml
 from PIL import Image
 
 from stedm.data.memory import CacheBudget, common_budget
-from stedm.data.pictures import leaves_folder, picture_size, read_mask_file, read_picture_file, resized, write_png
+from stedm.io.images import leaves_folder, picture_size, read_mask_file, read_picture_file, resized, write_png
 from stedm.data.regions import SlideRegions
-from stedm.data.tables import SPLITS, patient_problems, read_csv
+from stedm.io.tables import SPLITS, patient_problems, read_csv
 from stedm.errors import StedmError
-from stedm.files import fingerprint, replacing, write_text
+from stedm.io.files import fingerprint, replacing, write_text
 from stedm.seeds import numpy_generator
 
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from stedm.data.slide_table import read_slides
-from stedm.data.slides import Slide
+from stedm.slides.table import read_slides
+from stedm.slides.slide import Slide
 from stedm.errors import StedmError
 
 REGION_COLUMNS = ("slide_id", "x", "y", "tile_px", "mpp", "slide_mpp")
@@ -25,7 +25,7 @@ _MOST_ANNOTATIONS = 16
 
 
 class Annotation(Protocol):
-    """What a slide's annotation must be able to do (see stedm.data.annotations)."""
+    """What a slide's annotation must be able to do (see stedm.slides.annotations)."""
 
     def rasterise(self, x: float, y: float, tile_px: int, downsample: float) -> np.ndarray:
         """uint8 `(tile_px, tile_px)` of class indices and `ignore_index`; `x`, `y` in level-0 pixels."""
@@ -37,10 +37,10 @@ AnnotationReader = Callable[[Path, Slide], Annotation]
 
 
 def annotation_reader(classes: list[str], ignore_index: int, class_mapping: dict[str, Any] | None) -> AnnotationReader:
-    """The reader of stedm.data.annotations for these classes."""
+    """The reader of stedm.slides.annotations for these classes."""
 
     def read(path: Path, slide: Slide) -> Annotation:
-        from stedm.data.annotations import read_annotation
+        from stedm.slides.annotations import read_annotation
 
         return read_annotation(
             path,

@@ -19,13 +19,13 @@ import yaml
 from stedm.config import TilingConfig
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
-from stedm.data.slide_table import read_slides
-from stedm.data.slides import Slide
-from stedm.data.tissue import TissueMask
+from stedm.slides.table import read_slides
+from stedm.slides.slide import Slide
+from stedm.slides.tissue import TissueMask
 from stedm.errors import StedmError
-from stedm.files import claim, fingerprint, replacing, write_text
+from stedm.io.files import claim, fingerprint, replacing, write_text
 from stedm.progress import Reporter
-from stedm.scale.engine import Engine, Job, LocalEngine, Work, check_shared
+from stedm.workers.pool import Engine, Job, LocalEngine, Work, check_shared
 
 _TILES_A_JOB = 32
 _COMPRESS_LEVEL = 1
@@ -149,7 +149,7 @@ def tile_slides(
 
     Args:
         workers: processes, where no engine is given.
-        engine: who does the work (see stedm.scale.engine); it is not closed.
+        engine: who does the work (see stedm.workers.pool); it is not closed.
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `metadata.csv`.
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from stedm.config import AutoencoderCodecConfig, CodecConfig, PixelCodecConfig
 from stedm.errors import StedmError
-from stedm.files import write_json
+from stedm.io.files import write_json
 
 _AT_ONCE = 16
 

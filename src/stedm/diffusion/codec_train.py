@@ -19,14 +19,14 @@ from torch.utils.data import Dataset
 
 from stedm.config import DiffusionConfig, KLCodecConfig, TrainedCodecConfig, VQCodecConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.pictures import write_png
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry, to_signed
+from stedm.io.images import write_png
+from stedm.data.cache import PictureCache
+from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.diffusion.ldm_checkpoint import load_ldm_vq
-from stedm.engine import Engine, Progress
+from stedm.training.trainer import Engine, Progress
 from stedm.errors import StedmError
-from stedm.files import replacing, write_json
+from stedm.io.files import replacing, write_json
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.recolour import recolour_together
 from stedm.style.sampling import rows_by_patient

@@ -34,9 +34,9 @@ from stedm.diffusion.path import guided_path
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.student import STUDENT_SAMPLER, Student, step_times, student_states
 from stedm.diffusion.train import DiffusionSamples
-from stedm.engine import Engine, Progress
+from stedm.training.trainer import Engine, Progress
 from stedm.errors import StedmError
-from stedm.files import write_json
+from stedm.io.files import write_json
 from stedm.seeds import seed_for, torch_generator
 from stedm.style.recolour import recoloured, stain_factors
 

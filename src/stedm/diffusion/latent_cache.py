@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stedm.data.transforms import N_SYMMETRIES
+from stedm.data.symmetry import N_SYMMETRIES
 from stedm.diffusion.codec import AutoencoderCodec
-from stedm.files import replacing, write_json
+from stedm.io.files import replacing, write_json
 
 
 class LatentCache:

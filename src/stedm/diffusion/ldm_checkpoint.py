@@ -14,7 +14,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
 from stedm.errors import StedmError
-from stedm.weights import read_weights
+from stedm.io.weights import read_weights
 
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 _CODES = "quantize.embedding.weight"

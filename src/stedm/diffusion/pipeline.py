@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from stedm import __version__
 from stedm.config import Sampling, checked
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import Codec, load_codec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.guidance import Guidance, as_guidance
@@ -20,8 +20,8 @@ from stedm.diffusion.path import guided_path
 from stedm.diffusion.sampler import SAMPLERS
 from stedm.diffusion.student import STUDENT_SAMPLER, Student, student_steps
 from stedm.errors import StedmError
-from stedm.files import replacing, write_json
-from stedm.precision import autocast
+from stedm.io.files import replacing, write_json
+from stedm.training.precision import autocast
 from stedm.seeds import torch_generator
 
 ENCODED_AT_ONCE = 256
@@ -45,7 +45,7 @@ class StyleDiffusion:
         student: of a student: the steps and the guidance that it was distilled for; None = an ordinary model.
 
     Attributes:
-        precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.precision).
+        precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.training.precision).
     """
 
     precision: str = "auto"

@@ -12,14 +12,14 @@ from torch.utils.data import Dataset
 
 from stedm.config import DiffusionConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry, to_signed
+from stedm.data.cache import PictureCache
+from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.latent_cache import LatentCache
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.pipeline import StyleDiffusion
-from stedm.engine import Engine, Progress
+from stedm.training.trainer import Engine, Progress
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.recolour import recoloured, stain_factors

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.errors import StedmError
-from stedm.files import replacing
+from stedm.io.files import replacing
 
 KEYS = ["arm", "seed", "patient_id", "category", "class"]
 CELLS = ["tp", "fp", "fn", "tn"]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from stedm.evaluation.stats import ordered_arms
-from stedm.files import replacing
+from stedm.io.files import replacing
 
 # Okabe & Ito (2008): told apart with every common colour blindness. Markers repeat what colours say.
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f"]

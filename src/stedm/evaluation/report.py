@@ -21,7 +21,7 @@ from stedm.evaluation.counts import class_names, pool_units, read_counts, write_
 from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_category, per_patient
 from stedm.evaluation.stats import BASELINES, default_pairs, ordered_arms, summarise
-from stedm.files import replacing, write_json, write_text
+from stedm.io.files import replacing, write_json, write_text
 
 # Arms that differ in the synthetic pictures alone: the comparisons the verdict speaks of.
 LIKE_FOR_LIKE = {

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
+from stedm.data.cache import PictureCache
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.report import write_report
-from stedm.run_folder import provenance
+from stedm.experiment.folder import provenance
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 

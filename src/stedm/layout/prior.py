@@ -13,7 +13,7 @@ import numpy as np
 
 from stedm.config import LayoutKind
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import N_SYMMETRIES
+from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.layout.measures import class_fractions, contacts_of
 from stedm.layout.recipe import LayoutRecipe, Texture, build_layout

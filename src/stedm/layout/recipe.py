@@ -14,8 +14,8 @@ from scipy.spatial import cKDTree
 from skimage.graph import shortest_path
 
 from stedm.config import LayoutKind
-from stedm.data.field import SmoothField
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.layout.random_field import SmoothField
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.errors import StedmError
 
 KINDS: tuple[LayoutKind, ...] = ("resample", "warp", "recombine", "procedural")

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import ndtri
 
-from stedm.data.field import SmoothField
+from stedm.layout.random_field import SmoothField
 from stedm.layout.measures import class_fractions, contacts_of, distance, log_areas, neighbours
 from stedm.layout.recipe import Texture, carve, subtree
 from stedm.seeds import numpy_generator

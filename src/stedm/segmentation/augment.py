@@ -13,7 +13,7 @@ from skimage.color.colorconv import rgb_from_yiq, yiq_from_rgb
 from torch import Tensor
 
 from stedm.config import StainAugmentConfig
-from stedm.data.stain import scale_stains
+from stedm.colour.stain import scale_stains
 from stedm.segmentation.randstainna import Cohort, normalise_to_templates
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from stedm.config import SegmentationConfig
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
-from stedm.files import replacing, write_json
+from stedm.io.files import replacing, write_json
 from stedm.seeds import seed_for
-from stedm.weights import load_backbone_weights, load_weights, read_weights
+from stedm.io.weights import load_backbone_weights, load_weights, read_weights
 
 
 @dataclass(frozen=True)

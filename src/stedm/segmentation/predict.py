@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from stedm.data.pictures import read_picture_file, write_png
-from stedm.data.transforms import to_signed
+from stedm.io.images import read_picture_file, write_png
+from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
 from stedm.segmentation.model import load_segmenter
 

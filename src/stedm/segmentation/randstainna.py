@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stedm.data.folder import DatasetFolder
-from stedm.data.lab import lab_from_rgb, rgb_from_lab
+from stedm.colour.lab import lab_from_rgb, rgb_from_lab
 
 _PICTURES_TO_MEASURE = 256
 

@@ -4,7 +4,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
+from stedm.data.cache import PictureCache
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import rows_by_patient

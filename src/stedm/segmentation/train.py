@@ -8,12 +8,12 @@ from torch.utils.data import Dataset
 
 from stedm.config import Arm, SegmentationConfig, uses_self_training, uses_ssl, uses_stain, uses_synthetic
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import to_signed
-from stedm.engine import Engine, Progress
+from stedm.data.symmetry import to_signed
+from stedm.training.trainer import Engine, Progress
 from stedm.errors import StedmError
 from stedm.seeds import seed_for
 from stedm.segmentation.augment import augment_geometry, augment_stain
-from stedm.segmentation.baselines import Consistency, StudentAndTeacher
+from stedm.segmentation.consistency import Consistency, StudentAndTeacher
 from stedm.segmentation.model import SegmentationLoss, build_segmenter, save_segmenter
 from stedm.segmentation.randstainna import Cohort
 from stedm.segmentation.samples import MixedSamples, UnlabeledSamples

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 
 _PIECE = (0.3, 0.7)
 """Side of a piece of the target itself, as part of the picture's side."""

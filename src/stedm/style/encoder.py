@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stedm.errors import StedmError
-from stedm.weights import load_backbone_weights
+from stedm.io.weights import load_backbone_weights
 
 
 class ConvStyleEncoder(nn.Module):

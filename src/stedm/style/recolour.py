@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stedm.config import RecolourConfig
-from stedm.data.stain import scale_stains
-from stedm.data.transforms import to_signed
+from stedm.colour.stain import scale_stains
+from stedm.data.symmetry import to_signed
 
 
 def recolour_together(

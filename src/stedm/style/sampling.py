@@ -24,8 +24,8 @@ import pandas as pd
 
 from stedm.data.folder import DatasetFolder
 from stedm.data.positions import SlidePositions
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.cache import PictureCache
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.errors import StedmError
 from stedm.style.deform import deformed, random_tissue_patch
 

@@ -1,4 +1,4 @@
-"""The judges of `stedm.synthesis.quality`: networks and regressors that the diffusion model never had to do with.
+"""The judges of `stedm.evaluation.quality`: networks and regressors that the diffusion model never had to do with.
 
 - encoder: EfficientNet-Lite0 trained on ImageNet; its first levels see style, a deep one sees what is in the picture;
 - segmenter: trained on the real annotated pictures of split val, which no diffusion model is trained on;
@@ -17,13 +17,13 @@ from torch import nn
 
 from stedm.config import PhantomConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
-from stedm.engine import Progress
+from stedm.phantom.patients import make_phantom
+from stedm.training.trainer import Progress
 from stedm.errors import StedmError
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 from stedm.segmentation.train import train_segmenter
-from stedm.synthesis.quality import ParameterRegressor, PictureSet, Segment, region_statistics, true_parameters
+from stedm.evaluation.quality import ParameterRegressor, PictureSet, Segment, region_statistics, true_parameters
 
 
 @dataclass

@@ -13,13 +13,13 @@ import pandas as pd
 
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import N_SYMMETRIES
+from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
-from stedm.files import fingerprint, replacing
+from stedm.io.files import fingerprint, replacing
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe, Texture
 from stedm.seeds import numpy_generator, seed_for
-from stedm.style.bank import StyleBank, farthest_first
+from stedm.synthesis.style_bank import StyleBank, farthest_first
 from stedm.style.sampling import rows_by_patient
 
 LIST_SEPARATOR = ";"
@@ -74,7 +74,7 @@ def make_plan(
         bank: styles of the unannotated patients, for `style_choice` k-centre.
         picture_px: side at which layouts are measured, that of the model; needed unless all layouts are resampled
             and `config.category_fractions` is empty.
-        predicted: layouts of the unannotated pictures, as stedm.segmentation.pseudo writes them, for layouts of kind
+        predicted: layouts of the unannotated pictures, as stedm.segmentation.pseudo_labels writes them, for layouts of kind
             predicted. Patients without any there get the other kinds (warped ones if there are no others). The
             table's `attrs` name its folder.
 
