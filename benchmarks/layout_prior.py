@@ -1,4 +1,4 @@
-"""How far drawn layouts are from annotated ones, per kind and category; prints the table, writes page and picture.
+"""How far drawn layouts are from annotated ones, per kind and category; prints the table, writes page and image.
 
 python benchmarks/layout_prior.py [EBHI_SEG_FOLDER]        default ../shared/data/ebhi_seg; left out where absent
 """
@@ -13,23 +13,23 @@ import numpy as np
 
 from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetFolder
-from stedm.phantom.patients import make_phantom
 from stedm.io.files import replacing, write_text
 from stedm.layout.measures import compare_layouts
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS
+from stedm.phantom.patients import make_phantom
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-PICTURE_PX, N_DRAWN, SEED = 64, 200, 0
+IMAGE_PX, N_DRAWN, SEED = 64, 200, 0
 SHOWN = {"phantom, H&E": ["grade2"], "EBHI-Seg": ["polyp", "lgin", "adenoca"]}
 DOCS = Path(__file__).parents[1] / "docs" / "results"
 PAGE = """# The composition prior: drawn and annotated layouts
 
-Command: `python benchmarks/layout_prior.py`. Layouts at {px} px; fitted on the annotated pictures (split train) of each
-category and compared with the same pictures; {n} layouts drawn per kind and category, seed {seed}.
-Phantom: H&E, 6 patients of 12 pictures, seed 0. EBHI-Seg: Shi et al., Front. Med. 10:1114673, 2023 (CC BY 4.0, figshare
+Command: `python benchmarks/layout_prior.py`. Layouts at {px} px; fitted on the annotated images (split train) of each
+category and compared with the same images; {n} layouts drawn per kind and category, seed {seed}.
+Phantom: H&E, 6 patients of 12 images, seed 0. EBHI-Seg: Shi et al., Front. Med. 10:1114673, 2023 (CC BY 4.0, figshare
 10.6084/m9.figshare.21540159.v1).
 
 *fraction*: Wasserstein distance of the distribution of the class fraction over layouts, mean over classes. *log area*:
@@ -66,7 +66,7 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def save_picture(priors: dict[str, LayoutPrior], path: Path, columns: int = 12) -> None:
+def save_image(priors: dict[str, LayoutPrior], path: Path, columns: int = 12) -> None:
     """A row of layouts for each kind, blocks for the categories of `SHOWN`."""
     blocks = [(name, category) for name in priors for category in SHOWN[name]]
     figure, axes = plt.subplots(
@@ -96,14 +96,14 @@ def main() -> None:
         datasets = {"phantom, H&E": DatasetFolder.open(Path(name) / "data")}
         if ebhi.is_dir():
             datasets["EBHI-Seg"] = DatasetFolder.open(ebhi)
-        priors = {name: LayoutPrior.fit(dataset.split("train"), PICTURE_PX) for name, dataset in datasets.items()}
+        priors = {name: LayoutPrior.fit(dataset.split("train"), IMAGE_PX) for name, dataset in datasets.items()}
         table = markdown([row for name, prior in priors.items() for row in rows_of(name, prior)])
     print(table)
-    save_picture(priors, DOCS / "layout_prior" / "layouts.png")
+    save_image(priors, DOCS / "layout_prior" / "layouts.png")
     page = DOCS / "layout_prior.md"
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
     findings = old.partition("## What came out\n")[2].strip()  # written by hand, kept
-    write_text(page, PAGE.format(px=PICTURE_PX, n=N_DRAWN, seed=SEED, table=table, findings=findings))
+    write_text(page, PAGE.format(px=IMAGE_PX, n=N_DRAWN, seed=SEED, table=table, findings=findings))
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from stedm.slides.annotations import read_annotation
 from stedm.seeds import numpy_generator
+from stedm.slides.annotations import read_annotation
 from stedm.slides.write_geojson import write_geojson
 
 CLASSES = ["background", "tumour", "stroma"]

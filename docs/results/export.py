@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from stedm.data.samples import PictureCache
+from stedm.files import write_json
 
 from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.evaluation.counts import pool_units
 from stedm.evaluation.figures import (
@@ -34,7 +35,6 @@ from stedm.evaluation.figures import (
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.panels import overlays, patient_examples, style_grid
 from stedm.experiment import Experiment
-from stedm.files import write_json
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
 

@@ -53,7 +53,7 @@ def run(
     workers: Annotated[int, typer.Option(min=1, help="Processes that train networks at the same time.")] = 1,
     engine: EngineName = "local",
 ) -> None:
-    """The whole experiment: diffusion model, synthetic pictures, segmenters, report. Run again to resume."""
+    """The whole experiment: diffusion model, synthetic images, segmenters, report. Run again to resume."""
     _run(config, output, overrides, workers, engine)
 
 
@@ -61,9 +61,9 @@ def _run(config: Path, output: Path, overrides: list[str] | None, workers: int =
     from stedm.config import load_config
     from stedm.evaluation.text import summary_text
     from stedm.experiment.experiment import Experiment
+    from stedm.experiment.parallel import run_side_by_side
     from stedm.io.files import alone_in
     from stedm.workers.pool import make_engine
-    from stedm.experiment.parallel import run_side_by_side
 
     experiment = Experiment(load_config(config, overrides), output)
     with alone_in(output), make_engine(engine, workers, patient=False) as pool:
@@ -128,7 +128,7 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Datas
         total = [f"{dataset}: {len(problems)} problems"] if problems[1:] else []
         raise StedmError("\n".join(problems + total))
     opened = DatasetFolder.open(dataset)
-    typer.echo(f"{dataset}: {len(opened)} pictures of {len(opened.patients())} patients, no problem found")
+    typer.echo(f"{dataset}: {len(opened)} images of {len(opened.patients())} patients, no problem found")
 
 
 @app.command()
@@ -139,7 +139,7 @@ def tile(
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel; 1.0 unless configured.")] = None,
     config: Annotated[Path | None, typer.Option(help="Stride, tissue, classes, class mapping: YAML.")] = None,
     overrides: Overrides = None,
-    table_only: Annotated[bool, typer.Option("--table-only", help="No pictures: training reads the slides.")] = False,
+    table_only: Annotated[bool, typer.Option("--table-only", help="No images: training reads the slides.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 = one a CPU.")] = 0,
     engine: EngineName = "local",
     shard: Shard = "1/1",
@@ -215,16 +215,16 @@ def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides 
 @app.command()
 def plan(
     config: ConfigPath,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of pictures.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="plan.parquet")],
     overrides: Overrides = None,
 ) -> None:
-    """Decide which layout is painted in whose style: one row a picture."""
+    """Decide which layout is painted in whose style: one row an image."""
     from stedm.config import load_config
-    from stedm.experiment.experiment import plan_pictures
+    from stedm.experiment.experiment import plan_images
     from stedm.synthesis.plan import write_plan
 
-    write_plan(plan_pictures(load_config(config, overrides), n), output)
+    write_plan(plan_images(load_config(config, overrides), n), output)
     typer.echo(str(output))
 
 
@@ -236,15 +236,15 @@ def synthesize(
     shard: Shard = "1/1",
     engine: EngineName = "local",
 ) -> None:
-    """Draw the pictures of a plan; run again to resume."""
+    """Draw the images of a plan; run again to resume."""
     from stedm.progress import Reporter
-    from stedm.workers.pool import make_engine, parse_shard
-    from stedm.synthesis.plan import read_plan
     from stedm.synthesis.generate import load_painter
     from stedm.synthesis.generate import synthesize as draw
+    from stedm.synthesis.plan import read_plan
+    from stedm.workers.pool import make_engine, parse_shard
 
     part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
-    with make_engine(engine) as pool, Reporter().stage("draw synthetic pictures") as tick:
+    with make_engine(engine) as pool, Reporter().stage("draw synthetic images") as tick:
         complete = draw(painter, rows, output, shard=part, engine=pool, model_folder=model, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
@@ -253,28 +253,28 @@ def synthesize(
 def generate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
     layout: Annotated[Path, typer.Option(help="Mask, 8-bit PNG of class indices.")],
-    style: Annotated[list[Path], typer.Option(help="Style picture; give it several times for several.")],
+    style: Annotated[list[Path], typer.Option(help="Style image; give it several times for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
     guidance: Annotated[float | None, typer.Option(help="On style; the model's default unless given.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The model's default unless given.")] = None,
     seed: int = 0,
 ) -> None:
-    """Paint one layout in the style of given pictures."""
-    from stedm.io.images import read_mask_file, read_picture_file, write_png
+    """Paint one layout in the style of given images."""
     from stedm.diffusion.pipeline import StyleDiffusion
+    from stedm.io.images import read_image_file, read_mask_file, write_png
 
     mask = read_mask_file(layout.parent, layout.name)
-    pictures = [read_picture_file(path.parent, path.name) for path in style]
+    images = [read_image_file(path.parent, path.name) for path in style]
     painter = StyleDiffusion.from_pretrained(model)
-    write_png(output, painter.generate(mask, pictures, guidance=guidance, steps=steps, seed=seed)[0])
+    write_png(output, painter.generate(mask, images, guidance=guidance, steps=steps, seed=seed)[0])
     typer.echo(str(output))
 
 
 @app.command()
 def segment(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Segmenter folder.")],
-    pictures: Annotated[
-        Path, typer.Argument(metavar="PICTURES|SLIDE", help="A picture, a slide, a folder of either, or slides.csv.")
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES|SLIDE", help="An image, a slide, a folder of either, or slides.csv.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder, or FILE.geojson for one slide.")
@@ -286,23 +286,23 @@ def segment(
     shard: Shard = "1/1",
     overrides: Overrides = None,
 ) -> None:
-    """Segment pictures (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
+    """Segment images (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
 
     Slides that are done in the folder are skipped: run again to resume.
     """
-    from stedm.workers.pool import make_engine, parse_shard
     from stedm.segmentation.predict import segment_folder
     from stedm.segmentation.whole_slide import load_slide_config, segment_slides, slides_in
+    from stedm.workers.pool import make_engine, parse_shard
 
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_slide_config([*(overrides or []), *given])
-    part, slides = parse_shard(shard), slides_in(pictures, output)
+    part, slides = parse_shard(shard), slides_in(images, output)
     if slides is None:
         if given or overrides or engine != "local" or part != (0, 1):
             flags = "--mpp, --tolerance-um, --label-map, --engine, --shard and --set"
-            raise StedmError(f"{pictures}: no slides; {flags} are for slides")
-        typer.echo(f"{output}: {len(segment_folder(model, pictures, output))} masks")
+            raise StedmError(f"{images}: no slides; {flags} are for slides")
+        typer.echo(f"{output}: {len(segment_folder(model, images, output))} masks")
         return
     with make_engine(engine) as pool:
         done = segment_slides(model, slides, output, config, engine=pool, shard=part)
@@ -345,7 +345,7 @@ def bench(
         Path | None, typer.Argument(metavar="CONFIG.yaml", help="Configuration; a small built-in one if left out.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Also as JSON.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Pictures of the target synthesis.")] = 1000,
+    n: Annotated[int, typer.Option("-n", min=1, help="Images of the target synthesis.")] = 1000,
     overrides: Overrides = None,
 ) -> None:
     """Where the time goes on this machine: train, sampling, codec, data, synthesis, segmentation, growth."""
@@ -354,7 +354,7 @@ def bench(
     from stedm.bench.result import print_result
     from stedm.io.files import write_json
 
-    measured = run_bench(what, config, overrides, Effort(pictures=n), print_result)
+    measured = run_bench(what, config, overrides, Effort(images=n), print_result)
     if output is not None:
         write_json(output, measured)
         typer.echo(str(output))

@@ -14,8 +14,8 @@ from stedm.synthesis.plan import LIST_SEPARATOR, read_plan
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def colour_encoder(pictures: np.ndarray) -> np.ndarray:
-    values = pictures.astype(np.float64)
+def colour_encoder(images: np.ndarray) -> np.ndarray:
+    values = images.astype(np.float64)
     return np.concatenate([values.mean(axis=(1, 2)), values.std(axis=(1, 2))], axis=1)
 
 
@@ -26,29 +26,29 @@ def _spec_file(folder: Path, **changes) -> Path:
         "base": {
             "data": {
                 "phantom": {
-                    "picture_px": 32,
+                    "image_px": 32,
                     "patients": {"train": 2, "unlabeled": 3, "val": 2, "test": 0},
-                    "pictures_per_patient": 4,
+                    "images_per_patient": 4,
                 },
-                "picture_px": 32,
+                "image_px": 32,
             },
             "diffusion": {
                 "steps": 2,
                 "batch": 2,
                 "checkpoint_every_steps": 2,
                 "denoiser": {"channels": [16, 16], "norm_groups": 8},
-                "style": {"dim": 16, "channels": [8], "n_pictures": 2},
+                "style": {"dim": 16, "channels": [8], "n_images": 2},
             },
-            "synthesis": {"n_pictures": 6, "batch": 6, "steps": 2, "style_pictures": 1},
+            "synthesis": {"n_images": 6, "batch": 6, "steps": 2, "style_images": 1},
             "segmentation": {"encoder": "tu-test_resnet", "encoder_depth": 3, "decoder_channels": [16, 8, 8]},
         },
-        "cohort": {"patients": 3, "style_pictures": 2, "reference_pictures": 2, "least_pictures": 4},
+        "cohort": {"patients": 3, "style_images": 2, "reference_images": 2, "least_images": 4},
         "judge": {"steps": 2, "batch": 2},
         "phantom_patients": 12,
         "variants": {
             "base": {},
             "max": {"diffusion.style.aggregation": "max"},
-            "two": {"from": "base", "synthesis.style_pictures": 2},
+            "two": {"from": "base", "synthesis.style_images": 2},
         },
         **changes,
     }
@@ -72,7 +72,7 @@ def test_runs_bounds_and_tables(tmp_path):
     driven.run(quiet=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")} == before
 
-    # "two" has the model of the base and other style pictures for the same layouts.
+    # "two" has the model of the base and other style images for the same layouts.
     runs = tmp_path / "runs"
     assert (runs / "two/seed-1/model").resolve() == (runs / "base/seed-1/model").resolve()
     base, two = (read_plan(runs / name / "seed-1" / "plan.parquet") for name in ("base", "two"))
@@ -96,7 +96,7 @@ def test_runs_bounds_and_tables(tmp_path):
     assert text.count("\n| base | 2 |") == 1
 
 
-def test_bounds_are_of_real_pictures(tmp_path):
+def test_bounds_are_of_real_images(tmp_path):
     driven = _driven(tmp_path)
     bounds = driven.bounds(ablation.Reporter(quiet=True))
     assert bounds["chance"]["retrieval_top1"] == pytest.approx(1 / 3)

@@ -14,12 +14,12 @@ import downstream
 import downstream_tables
 from stedm.config import EvaluationConfig, PhantomConfig
 from stedm.data.folder import DatasetFolder
-from stedm.phantom.patients import make_phantom
 from stedm.data.symmetry import symmetry
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, write_counts
 from stedm.evaluation.stats import bootstrap_interval, summarise
 from stedm.experiment.experiment import Experiment
+from stedm.phantom.patients import make_phantom
 from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote
@@ -29,7 +29,7 @@ from stedm.segmentation.pseudo_labels import vote
 def phantom(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("downstream") / "data"
     patients = {"train": 3, "unlabeled": 3, "val": 3, "test": 0}
-    make_phantom(PhantomConfig(picture_px=32, patients=patients, pictures_per_patient=3), root)
+    make_phantom(PhantomConfig(image_px=32, patients=patients, images_per_patient=3), root)
     return root
 
 
@@ -40,15 +40,15 @@ def _spec_file(folder: Path, data: Path, **changes) -> Path:
         "draws": [0, 1],
         "baseline": "real",
         "base": {
-            "data": {"path": str(data), "picture_px": 32},
+            "data": {"path": str(data), "image_px": 32},
             "diffusion": {
                 "steps": 2,
                 "batch": 2,
                 "checkpoint_every_steps": 2,
                 "denoiser": {"channels": [16, 16], "norm_groups": 8},
-                "style": {"dim": 16, "channels": [8], "n_pictures": 2},
+                "style": {"dim": 16, "channels": [8], "n_images": 2},
             },
-            "synthesis": {"n_pictures": 4, "batch": 4, "steps": 2, "style_pictures": 1},
+            "synthesis": {"n_images": 4, "batch": 4, "steps": 2, "style_images": 1},
             "segmentation": {
                 "encoder": "tu-test_resnet",
                 "encoder_depth": 3,
@@ -114,7 +114,7 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     assert "| guided | real+synthetic |" in (tmp_path / "table/table.md").read_text()
 
 
-def test_self_trained_segmenters_are_shared_where_the_part_of_labelled_pictures_is_the_same(tmp_path, phantom):
+def test_self_trained_segmenters_are_shared_where_the_part_of_labelled_images_is_the_same(tmp_path, phantom):
     file = _spec_file(tmp_path, phantom, draws=[0], baseline="self-training")
     values = yaml.safe_load(file.read_text())
     values["base"]["segmentation"] |= {"arms": ["self-training"], "self_training": {"rounds": 1, "teachers": 1}}
@@ -196,7 +196,7 @@ def test_runs_that_differ_in_their_rounds_share_those_that_both_have(tmp_path, p
         for part in parts:
             assert (found := later / "rounds" / str(number) / part).exists()
             assert found.resolve() == (earlier / part).resolve()
-    # What the segmenters of the annotated pictures see, which later ones are asked to agree with, isn't seen again.
+    # What the segmenters of the annotated images see, which later ones are asked to agree with, isn't seen again.
     labels = one.parents[1] / "models" / (one / "model").resolve().parent.name / "pseudo_labels"
     found = [kept_model / "pseudo_labels", *(later / "rounds/1/pseudo_labels" for later in (two, three))]
     assert {path.resolve() for path in found} == {labels}
@@ -270,8 +270,8 @@ def test_what_an_arm_is_worth_in_patients_of_the_baseline():
 
 
 def test_controls_lack_one_thing_each(tmp_path, phantom):
-    variants = {name: {"control": name} for name in ("shuffled-layouts", "copied-pictures", "annotated-styles")}
-    variants["mixed-styles"] = {"control": "mixed-styles", "synthesis.style_pictures": 2}
+    variants = {name: {"control": name} for name in ("shuffled-layouts", "copied-images", "annotated-styles")}
+    variants["mixed-styles"] = {"control": "mixed-styles", "synthesis.style_images": 2}
     file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, **variants})
     driven = downstream.Comparison(downstream.read_spec(file), tmp_path / "runs")
     driven.run(quiet=True)
@@ -283,15 +283,15 @@ def test_controls_lack_one_thing_each(tmp_path, phantom):
     def masks(name):
         return [sets[name].read_mask(row).tobytes() for row in range(4)]
 
-    def pictures(found):
-        return [found.read_picture(row).tobytes() for row in range(len(found))]
+    def images(found):
+        return [found.read_image(row).tobytes() for row in range(len(found))]
 
-    assert pictures(sets["shuffled-layouts"]) == pictures(sets["base"])
+    assert images(sets["shuffled-layouts"]) == images(sets["base"])
     assert sorted(masks("shuffled-layouts")) == sorted(masks("base"))
     assert masks("shuffled-layouts") != masks("base")
     truth = [annotated.read_mask(row).tobytes() for row in range(len(annotated))]
-    pairs = set(zip(pictures(annotated), truth, strict=True))
-    assert set(zip(pictures(sets["copied-pictures"]), masks("copied-pictures"), strict=True)) <= pairs
+    pairs = set(zip(images(annotated), truth, strict=True))
+    assert set(zip(images(sets["copied-images"]), masks("copied-images"), strict=True)) <= pairs
     train = set(annotated.table["patient_id"])
     assert set(sets["annotated-styles"].table["patient_id"]) <= train
     assert not train & set(sets["base"].table["patient_id"])
@@ -304,10 +304,10 @@ def test_controls_lack_one_thing_each(tmp_path, phantom):
 
 def test_gates_keep_what_the_teachers_of_the_pseudo_labels_see(tmp_path, phantom):
     variants = {
-        name: {"control": name, "synthesis.n_pictures": 9}
-        for name in ("agreed-pictures", "disputed-pictures", "agreed-pixels")
+        name: {"control": name, "synthesis.n_images": 9}
+        for name in ("agreed-images", "disputed-images", "agreed-pixels")
     }
-    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {"synthesis.n_pictures": 9}, **variants})
+    file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {"synthesis.n_images": 9}, **variants})
     values = yaml.safe_load(file.read_text())
     values["base"]["diffusion"]["pseudo_labels"] = {"arm": "real", "steps": 30, "seeds": [0]}
     file.write_text(yaml.safe_dump(values))
@@ -321,17 +321,17 @@ def test_gates_keep_what_the_teachers_of_the_pseudo_labels_see(tmp_path, phantom
 
     def seen(found):
         """Mean probability that the teacher gives to the layouts of a set."""
-        pictures = np.stack([found.read_picture(row) for row in range(len(found))])
+        images = np.stack([found.read_image(row) for row in range(len(found))])
         masks = np.stack([found.read_mask(row) for row in range(len(found))]).astype(np.int64)
-        return np.take_along_axis(vote([network], pictures).numpy(), masks[:, None], axis=1).mean()
+        return np.take_along_axis(vote([network], images).numpy(), masks[:, None], axis=1).mean()
 
-    for name in ("agreed-pictures", "disputed-pictures"):
+    for name in ("agreed-images", "disputed-images"):
         assert sets[name].table["patient_id"].value_counts().to_dict() == ((of_patient + 1) // 2).to_dict()
-    assert seen(sets["disputed-pictures"]) < seen(whole) < seen(sets["agreed-pictures"])
+    assert seen(sets["disputed-images"]) < seen(whole) < seen(sets["agreed-images"])
 
     gated, votes = sets["agreed-pixels"], []
     for row in range(len(whole)):
-        probability, found = vote([network], whole.read_picture(row)[None])[0].max(dim=0)
+        probability, found = vote([network], whole.read_image(row)[None])[0].max(dim=0)
         asked = whole.read_mask(row)
         disputed = (found.numpy() != asked) & (probability.numpy() >= controls.SURE)
         assert (gated.read_mask(row) == np.where(disputed, whole.info.ignore_index, asked)).all()
@@ -365,8 +365,8 @@ def test_the_curve_tells_variants_of_an_arm_apart():
     assert downstream_tables.arm_labels(arms) == dict(zip(arms, labels, strict=True))
 
 
-def test_unpainted_pictures_are_those_that_the_layouts_were_predicted_in(tmp_path, phantom):
-    variants = {"unpainted": {"control": "unpainted-pictures"}}
+def test_unpainted_images_are_those_that_the_layouts_were_predicted_in(tmp_path, phantom):
+    variants = {"unpainted": {"control": "unpainted-images"}}
     file = _spec_file(tmp_path, phantom, draws=[0], variants={"base": {}, **variants})
     values = yaml.safe_load(file.read_text())
     values["base"]["diffusion"]["pseudo_labels"] = {"arm": "real", "steps": 2, "seeds": [0]}
@@ -384,11 +384,11 @@ def test_unpainted_pictures_are_those_that_the_layouts_were_predicted_in(tmp_pat
     dataset = DatasetFolder.open(phantom)
     row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
     for row, planned in enumerate(base.table.itertuples()):
-        source = dataset.read_picture(row_of[planned.layout_image_file_name])
-        assert np.array_equal(unpainted.read_picture(row), symmetry(source, planned.layout_symmetry))
+        source = dataset.read_image(row_of[planned.layout_image_file_name])
+        assert np.array_equal(unpainted.read_image(row), symmetry(source, planned.layout_symmetry))
         assert np.array_equal(unpainted.read_mask(row), base.read_mask(row))
-        assert not np.array_equal(unpainted.read_picture(row), base.read_picture(row))
-    mixed = {"base": {"synthesis.layouts": {"predicted": 1, "warp": 1}, "control": "unpainted-pictures"}}
+        assert not np.array_equal(unpainted.read_image(row), base.read_image(row))
+    mixed = {"base": {"synthesis.layouts": {"predicted": 1, "warp": 1}, "control": "unpainted-images"}}
     values["variants"] = mixed
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(StedmError, match=r"set synthesis\.layouts to predicted"):

@@ -19,11 +19,11 @@ def test_intervals_know_seeds_and_patients():
     assert np.isnan(judging.interval(np.array([[1.0]]))).all()
 
 
-def test_the_measured_patients_have_their_reference_pictures_apart(tiny_dataset):
-    unlabeled = DatasetFolder.open(tiny_dataset(pictures=5)).split("unlabeled")
-    cohort = judging.Cohort(patients=3, style_pictures=2, reference_pictures=2, least_pictures=5)
+def test_the_measured_patients_have_their_reference_images_apart(tiny_dataset):
+    unlabeled = DatasetFolder.open(tiny_dataset(images=5)).split("unlabeled")
+    cohort = judging.Cohort(patients=3, style_images=2, reference_images=2, least_images=5)
     pool, reference = judging.split_cohort(unlabeled, cohort)
     assert pool.patients() == reference.patients()
     assert set(pool.table.groupby("patient_id").size()) == set(reference.table.groupby("patient_id").size()) == {2}
-    with pytest.raises(StedmError, match="least_pictures"):
-        judging.split_cohort(unlabeled, cohort.model_copy(update={"least_pictures": 6}))
+    with pytest.raises(StedmError, match="least_images"):
+        judging.split_cohort(unlabeled, cohort.model_copy(update={"least_images": 6}))

@@ -19,21 +19,21 @@ from stedm.synthesis.plan import LIST_SEPARATOR
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def colour_encoder(pictures: np.ndarray) -> np.ndarray:
-    values = pictures.astype(np.float64)
+def colour_encoder(images: np.ndarray) -> np.ndarray:
+    values = images.astype(np.float64)
     return np.concatenate([values.mean(axis=(1, 2)), values.std(axis=(1, 2))], axis=1)
 
 
 @pytest.fixture
 def spec_file(tmp_path, tiny_dataset):
     """Function: a specification file with changes; model and data beside it."""
-    tiny_dataset(pictures=4, picture_px=16)
+    tiny_dataset(images=4, image_px=16)
     config = DiffusionConfig(
         denoiser=DenoiserConfig(channels=[8, 8], norm_groups=4, layout_channels=4),
-        style=StyleConfig(dim=8, channels=[8], n_pictures=2),
+        style=StyleConfig(dim=8, channels=[8], n_images=2),
     )
-    denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=1, picture_px=16)
-    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=1, image_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], image_px=16)
     model.save_pretrained(tmp_path / "model")
 
     def write(**changes) -> Path:
@@ -41,12 +41,12 @@ def spec_file(tmp_path, tiny_dataset):
             "name": "tiny",
             "model": "model",
             "data": {"path": "tiny"},
-            "synthesis": {"n_pictures": 6, "batch": 6, "style_pictures": 1, "match_category": False},
+            "synthesis": {"n_images": 6, "batch": 6, "style_images": 1, "match_category": False},
             "samplers": {"dpm++": [2], "heun": [2]},
             "guidance": {"full": {"style": 1.5}, "interval": {"style": 1.5, "interval": [0.0, 0.5]}},
             "reference": {"sampler": "dpm++", "steps": 6, "guidance": "full"},
             "seeds": [0, 1],
-            "cohort": {"patients": 3, "style_pictures": 2, "reference_pictures": 2, "least_pictures": 4},
+            "cohort": {"patients": 3, "style_images": 2, "reference_images": 2, "least_images": 4},
             "judge": {
                 "steps": 2,
                 "batch": 2,
@@ -87,9 +87,9 @@ def test_one_plan_for_all_measured_once_and_a_verdict(spec_file, tmp_path):
     assert found["heun", "interval", 2] == 2 * 2 + 1
     assert found["dpm++", "full", 6] == 12
 
-    # The same layouts, styles and noise in every cell of a seed, and never a reference picture as style.
+    # The same layouts, styles and noise in every cell of a seed, and never a reference image as style.
     tables = [pd.read_csv(path) for path in sorted(runs.rglob("metadata.csv"))]
-    assert len(tables) == 5, "pictures are kept of the first seed alone"
+    assert len(tables) == 5, "images are kept of the first seed alone"
     for column in ("layout_image_file_name", "style_image_file_names", "seed"):
         assert all(table[column].equals(tables[0][column]) for table in tables)
     assert len({tuple(table[["sampler", "steps", "guidance_stop"]].iloc[0]) for table in tables}) == 5
@@ -117,7 +117,7 @@ def test_samplers_and_seeds_may_be_added_but_nothing_else_changed(spec_file):
     driven.run(quiet=True)
     assert len(samplers.collect(driven)) == 2 * 2 + 1
     with pytest.raises(StedmError, match="another cohort"):
-        _driven(spec_file(cohort={"patients": 2, "reference_pictures": 2, "least_pictures": 4})).run(quiet=True)
+        _driven(spec_file(cohort={"patients": 2, "reference_images": 2, "least_images": 4})).run(quiet=True)
     with pytest.raises(StedmError, match="measured with 1 seeds"):
         samplers.write_table(driven, driven.folder / "out")
 
@@ -135,7 +135,7 @@ def _values(**settings) -> pd.DataFrame:
                     "time_shift": 1.0,
                     "network_calls": calls,
                     "seed": seed,
-                    "seconds_per_picture": 1.0,
+                    "seconds_per_image": 1.0,
                     "kid": 1.0 + 0.1 * seed + kid,
                     "retrieval_mrr": 0.5 + 0.01 * seed,
                     "colour_distance": 0.3 + 0.01 * seed,
@@ -195,7 +195,7 @@ def test_a_setting_with_fewer_seeds_does_not_hold_yet():
     [
         ({"samplers": {"dpm": [4]}}, "spec.yaml: .*samplers"),
         ({"reference": {"sampler": "dpm++", "steps": 9, "guidance": "none"}}, "none is not one of full, interval"),
-        ({"synthesis": {"n_picture": 3}}, "n_picture"),
+        ({"synthesis": {"n_image": 3}}, "n_image"),
         ({"data": {}}, "data"),
         ({"model": None}, "spec.yaml"),
     ],

@@ -11,25 +11,27 @@ import stedm.experiment.experiment
 from slide_chain import Size, compare, passed, run_chain, tile_counts, write_cohort
 
 SMALL = Size(1024, train=1, unlabeled=1, val=1, test=1, tile_px=32, diffusion_steps=4, segmenter_steps=40)
-SMALL = replace(SMALL, synthetic_pictures=8, cache_mb=0.1)
+SMALL = replace(SMALL, synthetic_images=8, cache_mb=0.1)
 MODEL = "run/segmenters/real+synthetic/seed-0/model"
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """Folder, result, and the pictures that the training of the diffusion model was given as styles only."""
+    """Folder, result, and the images that the training of the diffusion model was given as styles only."""
     folder, shown = tmp_path_factory.mktemp("chain"), []
     train = stedm.experiment.experiment.train_diffusion
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            stedm.experiment.experiment, "train_diffusion", lambda *a, **k: shown.append(k["style_sources"]) or train(*a, **k)
+            stedm.experiment.experiment,
+            "train_diffusion",
+            lambda *a, **k: shown.append(k["style_sources"]) or train(*a, **k),
         )
         return folder, run_chain(folder, SMALL), shown[0]
 
 
 def test_the_chain_from_slides_to_polygons_agrees_with_itself(chain):
     folder, result, _ = chain
-    assert result["tile_pictures_before_training"] == 0
+    assert result["tile_images_before_training"] == 0
     assert result["files_added_by_training"] == []
     assert min(result["export_iou"].values()) >= 0.99
     # The maps are the same (next line), but masks of tiles and the truth of the slide differ in some border pixels: on
@@ -86,11 +88,11 @@ def test_what_is_measured_sees_a_map_that_is_moved(chain):
 
 
 def test_a_chain_passes_only_if_all_of_it_does():
-    good = {"tile_pictures_before_training": 0, "files_added_by_training": [], "export_iou": {"a": 0.991}}
+    good = {"tile_images_before_training": 0, "files_added_by_training": [], "export_iou": {"a": 0.991}}
     good |= {"difference": {"a": 0.009}, "difference_without_overlap": {"a": 0.0005}}
     assert passed(good)
     for change in (
-        {"tile_pictures_before_training": 1},
+        {"tile_images_before_training": 1},
         {"files_added_by_training": ["images/a.png"]},
         {"export_iou": {"a": 1.0, "b": 0.98}},
         {"difference": {"a": 0.0, "b": 0.02}},

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from stedm.config import EvaluationConfig
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
-from stedm.data.cache import PictureCache
 from stedm.evaluation.counts import counts_table
 from stedm.evaluation.report import write_report
 from stedm.evaluation.stain_distance import gains_by_distance, stain_distance
@@ -16,8 +16,8 @@ CONFIG = EvaluationConfig(bootstrap=100)
 PURPLE, PINK, BROWN = (120, 70, 160), (220, 130, 180), (150, 100, 60)
 
 
-def _cohort(folder, colours) -> PictureCache:
-    """A dataset folder with two noisy pictures of each patient in its colour."""
+def _cohort(folder, colours) -> ImageCache:
+    """A dataset folder with two noisy images of each patient in its colour."""
     rng, rows = np.random.default_rng(0), []
     for patient, colour in colours.items():
         for number in range(2):
@@ -28,7 +28,7 @@ def _cohort(folder, colours) -> PictureCache:
             rows.append({"image_file_name": name, "patient_id": patient, "split": "unlabeled", "category": "0"})
     table = pd.DataFrame(rows).assign(mask_file_name="", slide_id="")
     write_metadata(folder, DatasetInfo("tiny", ["background", "gland"], 255), table)
-    return PictureCache(DatasetFolder.open(folder), 16)
+    return ImageCache(DatasetFolder.open(folder), 16)
 
 
 def _counts(scores) -> pd.DataFrame:

@@ -1,28 +1,28 @@
-"""Agreement of two votes on unannotated pictures, by patient."""
+"""Agreement of two votes on unannotated images, by patient."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
-from stedm.io.images import write_png
 from stedm.experiment.agreement import agreement, contradicted, read_agreement, write_agreement
+from stedm.io.images import write_png
 
 
 @pytest.fixture
 def labels(tmp_path):
-    """Factory: a folder of labels, `masks` by picture name; a picture's patient is its first letter."""
+    """Factory: a folder of labels, `masks` by image name; an image's patient is its first letter."""
 
     def make(name: str, masks: dict[str, list[list[int]]]) -> DatasetFolder:
         root = tmp_path / name
-        for picture, mask in masks.items():
-            write_png(root / f"images/{picture}.png", np.zeros((2, 4, 3), np.uint8))
-            write_png(root / f"masks/{picture}.png", np.array(mask, np.uint8))
-        table = pd.DataFrame({"image_file_name": [f"images/{picture}.png" for picture in masks]}).assign(
-            mask_file_name=[f"masks/{picture}.png" for picture in masks],
-            patient_id=[picture[0] for picture in masks],
+        for image, mask in masks.items():
+            write_png(root / f"images/{image}.png", np.zeros((2, 4, 3), np.uint8))
+            write_png(root / f"masks/{image}.png", np.array(mask, np.uint8))
+        table = pd.DataFrame({"image_file_name": [f"images/{image}.png" for image in masks]}).assign(
+            mask_file_name=[f"masks/{image}.png" for image in masks],
+            patient_id=[image[0] for image in masks],
             split="train",
-            category=["NA" if picture[0] == "c" else "" for picture in masks],
+            category=["NA" if image[0] == "c" else "" for image in masks],
         )
         write_metadata(root, DatasetInfo("labels", ["stroma", "tumour", "fat"]), table)
         return DatasetFolder.open(root)
@@ -33,7 +33,7 @@ def labels(tmp_path):
 NOTHING, ALL, UNKNOWN = [[0] * 4] * 2, [[1] * 4] * 2, [[255] * 4] * 2
 
 
-def test_agreement_is_over_sure_pixels_of_all_pictures_of_a_patient(labels, tmp_path):
+def test_agreement_is_over_sure_pixels_of_all_images_of_a_patient(labels, tmp_path):
     sure = labels("sure", {"a1": ALL, "a2": [[1, 1, 255, 255], [0, 0, 2, 2]], "b1": NOTHING, "c1": UNKNOWN, "d1": ALL})
     seen = labels("seen", {"a1": ALL, "a2": [[0, 0, 1, 1], [0, 0, 2, 0]], "b1": NOTHING, "c1": ALL, "d1": NOTHING})
     table = agreement(sure, seen)

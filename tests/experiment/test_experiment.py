@@ -12,26 +12,26 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from stedm import experiment
 from stedm.config import RunConfig, SynthesisConfig, load_config, parse_config
-from stedm.data import samples
+from stedm.data import cache as samples
 from stedm.data.folder import DatasetFolder
-from stedm.io.images import write_png
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.scoring import evaluate_segmenter
 from stedm.evaluation.stats import summarise
-from stedm.experiment.experiment import Experiment, plan_pictures
-from stedm.progress import Reporter
+from stedm.experiment import experiment
+from stedm.experiment.experiment import Experiment, plan_images
 from stedm.experiment.folder import claim
+from stedm.io.images import write_png
+from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote
 from stedm.segmentation.train import train_segmenter
-from stedm.synthesis.style_bank import StyleBank
-from stedm.synthesis.plan import read_plan
 from stedm.synthesis.generate import synthesize
+from stedm.synthesis.plan import read_plan
+from stedm.synthesis.style_bank import StyleBank
 
 REPOSITORY = Path(__file__).parents[2]
 ARMS = ["real", "real+stain", "ssl", "real+synthetic", "real+stain+synthetic", "real+stain+synthetic+ssl", "upper"]
@@ -57,9 +57,9 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     # Four classes: nothing on the way may think of two.
     phantom = {
         "stain": "he",
-        "picture_px": 32,
+        "image_px": 32,
         "patients": {"train": 2, "unlabeled": 2, "val": 1, "test": 3},
-        "pictures_per_patient": 2,
+        "images_per_patient": 2,
     }
     config = tiny_config({"phantom": phantom})
     summary = Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
@@ -77,7 +77,7 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     assert "From one style to another" in html
     assert sorted(bank.k_centre(2)) == Experiment(config, tmp_path / "run", Reporter(quiet=True)).unlabeled.patients()
     # Anyone can compute the figures again from the counts.
-    # (Distances are of pictures; they stand in per_patient.csv.)
+    # (Distances are of images; they stand in per_patient.csv.)
     of_counts = {key: value for key, value in summary.items() if key != "stain_distance"}
     assert summarise(read_counts(report / "counts.parquet"), config.evaluation) == of_counts
     assert len(summary["stain_distance"]) == len(summary["comparisons"])
@@ -149,7 +149,7 @@ def test_arms_that_need_unlabeled_patients_say_so_before_anything_is_trained(tin
 
 def test_a_run_wants_patients_to_score_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset(patients={"train": 2, "unlabeled": 1, "val": 1})
-    with pytest.raises(StedmError, match=r"no picture in split test; set evaluation\.split"):
+    with pytest.raises(StedmError, match=r"no image in split test; set evaluation\.split"):
         Experiment(tiny_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).check()
 
 
@@ -167,7 +167,7 @@ def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset,
 
 def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_dataset, tmp_path, tiny_config):
     values = tiny_config({"path": tiny_dataset()}).model_dump()
-    values["synthesis"] |= {"style_choice": "k-centre", "style_pictures": 2}
+    values["synthesis"] |= {"style_choice": "k-centre", "style_images": 2}
     config = parse_config(values, "test")
     experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
     experiment.check()
@@ -175,7 +175,7 @@ def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_datas
     assert (tmp_path / "run" / "style_bank.parquet").is_file()
     assert plan["style_image_file_names"].str.count(";").eq(1).all()
     with pytest.raises(StedmError, match="needs a trained model"):
-        plan_pictures(config, 2)
+        plan_images(config, 2)
 
 
 def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path, tiny_config):
@@ -215,7 +215,7 @@ def test_a_run_folder_is_not_shared_by_two_configurations_or_two_states_of_the_d
 
 
 def test_a_run_goes_on_after_the_configuration_has_got_new_keys(tiny_dataset, tmp_path, tiny_config):
-    config = tiny_config({"path": tiny_dataset(picture_px=32)})
+    config = tiny_config({"path": tiny_dataset(image_px=32)})
     run = tmp_path / "run"
     Experiment(config, run).train_diffusion()
     there = yaml.safe_load((run / "config.yaml").read_text())
@@ -253,8 +253,8 @@ def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path, tiny_config):
 
 
 def flowers_like(tiny_dataset) -> Path:
-    """Pictures that are patients of their own: four of each category in train, one of each elsewhere."""
-    return tiny_dataset(patients={"train": 8, "unlabeled": 2, "val": 2, "test": 4}, pictures=1)
+    """Images that are patients of their own: four of each category in train, one of each elsewhere."""
+    return tiny_dataset(patients={"train": 8, "unlabeled": 2, "val": 2, "test": 4}, images=1)
 
 
 def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path, tiny_config):
@@ -277,7 +277,7 @@ def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path, tiny_conf
         Experiment(tiny_config(data, arms=["upper"]), tmp_path / "upper", Reporter(quiet=True)).run()
 
 
-def test_unannotated_pictures_are_the_same_at_every_budget(tiny_dataset, tmp_path, tiny_config):
+def test_unannotated_images_are_the_same_at_every_budget(tiny_dataset, tmp_path, tiny_config):
     root = flowers_like(tiny_dataset)
     runs = [
         Experiment(
@@ -289,7 +289,7 @@ def test_unannotated_pictures_are_the_same_at_every_budget(tiny_dataset, tmp_pat
     ]
     assert runs[0].unlabeled.table.equals(runs[1].unlabeled.table)
     assert set(runs[0].annotated.table["patient_id"]) < set(runs[1].annotated.table["patient_id"])
-    # The upper bound has the masks of the unseen categories, and no picture that ours doesn't have.
+    # The upper bound has the masks of the unseen categories, and no image that ours doesn't have.
     shown = {*runs[0].annotated.patients(), *runs[0].unlabeled.patients()}
     assert set(runs[0]._upper_set().table["patient_id"]) == shown
 
@@ -309,7 +309,7 @@ def test_the_committed_flowers_configuration_fits_the_data(shared_data, tmp_path
     assert set(plan["category"]) == set(with_masks[::2])
 
 
-def test_pseudo_labels_come_from_segmenters_of_annotated_pictures_and_reach_the_diffusion_model(
+def test_pseudo_labels_come_from_segmenters_of_annotated_images_and_reach_the_diffusion_model(
     tiny_dataset, tmp_path, tiny_config
 ):
     config = tiny_config({"path": str(tiny_dataset())}, arms=["real"], seeds=[0])
@@ -362,7 +362,7 @@ def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(
     for cache_mb, at_once in ((None, 64), (0.03, 4)):
         held.clear()
         config = tiny_config({"path": root, "cache_mb": cache_mb}, arms=["ssl"], seeds=[0])
-        monkeypatch.setattr(scoring, "_PICTURES_AT_ONCE", at_once)
+        monkeypatch.setattr(scoring, "_IMAGES_AT_ONCE", at_once)
         run = Experiment(config, tmp_path / str(cache_mb), Reporter(quiet=True))
         run.train_diffusion()
         run.train_segmenters()
@@ -420,11 +420,11 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
     run = tmp_path / "run"
     made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
     made.run()
-    # Labels of the second model are the vote of segmenters that learned from the first one's pictures, where sure.
+    # Labels of the second model are the vote of segmenters that learned from the first one's images, where sure.
     labels = made.pseudo_labels()
     voters = [load_segmenter(path)[0] for path in (run / "predictors").glob("*/model")]
     assert len(voters) == 2
-    votes = vote(voters, np.stack([labels.read_picture(row) for row in range(len(labels))])).numpy()
+    votes = vote(voters, np.stack([labels.read_image(row) for row in range(len(labels))])).numpy()
     masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
     assert np.array_equal(np.where(votes.max(1) >= 0.55, votes.argmax(1), labels.info.ignore_index), masks)
     assert len(list((run / "teachers").glob("*/model"))) == 1
@@ -435,12 +435,12 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
         load_file(run / part / "model/denoiser/diffusion_pytorch_model.safetensors") for part in ("rounds/1", ".")
     )
     assert any(not torch.equal(tensor, first_weights[name]) for name, tensor in weights.items())
-    # Each round's pictures are its own model's: drawing the first plan again with the second gives others.
+    # Each round's images are its own model's: drawing the first plan again with the second gives others.
     plan = read_plan(run / "rounds/1/plan.parquet")
     for number in (1, 2):
         synthesize(made.train_diffusion(number), plan, tmp_path / f"drawn-{number}")
     first, own, other = (
-        DatasetFolder.open(path).read_picture(0)
+        DatasetFolder.open(path).read_image(0)
         for path in (run / "rounds/1/synthetic", tmp_path / "drawn-1", tmp_path / "drawn-2")
     )
     assert np.array_equal(first, own)
@@ -469,9 +469,7 @@ def test_a_later_model_begins_with_the_weights_of_the_one_before(tiny_dataset, t
     assert "for 3 steps more in each later one of 2 rounds" in (run / "report/report.html").read_text()
 
 
-def test_the_first_of_several_rounds_has_no_layouts_by_who_saw_annotated_pictures_alone(
-    tiny_dataset, tmp_path, tiny_run
-):
+def test_the_first_of_several_rounds_has_no_layouts_by_who_saw_annotated_images_alone(tiny_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     values["synthesis"] |= {"layouts": {"predicted": 1, "recombine": 1}, "start": 0.5, "rounds": 2, "predictors": 1}
     run = tmp_path / "run"
@@ -482,8 +480,8 @@ def test_the_first_of_several_rounds_has_no_layouts_by_who_saw_annotated_picture
     assert set(last["layout_kind"]) == {"predicted", "recombine"}
     assert not (run / "rounds/1/predictors").exists()
     stages = list(json.loads((run / "provenance.json").read_text())["seconds"])
-    # The voters of the second round have learned from the pictures of the first.
-    drawn, trained = "draw synthetic pictures, round 1", "predicted layouts, round 2, segmenter 0"
+    # The voters of the second round have learned from the images of the first.
+    drawn, trained = "draw synthetic images, round 1", "predicted layouts, round 2, segmenter 0"
     assert stages.index(drawn) < stages.index(trained)
     # A run from before there was the key had the same layouts in every round, and goes on as it began.
     older = yaml.safe_load((run / "config.yaml").read_text())
@@ -505,7 +503,7 @@ def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     labels = first_labels and {**first_labels, "steps": 2, "seeds": [0], "every_round": True}
     values["diffusion"]["pseudo_labels"] = labels
-    values["synthesis"] |= {"layouts": {"predicted": 1, "warp": 1}, "rounds": 2, "predictors": 1, "n_pictures": 16}
+    values["synthesis"] |= {"layouts": {"predicted": 1, "warp": 1}, "rounds": 2, "predictors": 1, "n_images": 16}
     run = tmp_path / "run"
     made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
     disputed, *others = made.unlabeled.patients()
@@ -573,7 +571,7 @@ def test_rounds_that_would_all_be_the_same_are_refused(tiny_dataset, tiny_run):
             parse_config(wrong, "test")
 
 
-def test_self_trained_segmenters_label_pictures_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):
+def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     values["diffusion"]["pseudo_labels"] = {"arm": "self-training", "confidence": 0.6}
     values["synthesis"] |= {"layouts": "predicted", "first_layouts": "predicted", "rounds": 2}
@@ -586,7 +584,7 @@ def test_self_trained_segmenters_label_pictures_for_the_diffusion_model_too(tiny
     labels = made.pseudo_labels()
     teachers = [load_segmenter(path)[0] for path in own.glob("predictors/*/model")]
     assert len(teachers) == 2
-    votes = vote(teachers, np.stack([labels.read_picture(row) for row in range(len(labels))])).numpy()
+    votes = vote(teachers, np.stack([labels.read_image(row) for row in range(len(labels))])).numpy()
     masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
     assert np.array_equal(np.where(votes.max(1) >= 0.6, votes.argmax(1), labels.info.ignore_index), masks)
     # The first round paints to these labels; the second has predictors of its own.
@@ -595,7 +593,7 @@ def test_self_trained_segmenters_label_pictures_for_the_diffusion_model_too(tiny
     assert not (run / "rounds/1/predictors").exists()
 
 
-def test_teachers_label_pictures_for_self_training(tiny_dataset, tmp_path, tiny_run, monkeypatch):
+def test_teachers_label_images_for_self_training(tiny_dataset, tmp_path, tiny_run, monkeypatch):
     root = tiny_dataset()
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
@@ -617,10 +615,10 @@ def test_teachers_label_pictures_for_self_training(tiny_dataset, tmp_path, tiny_
     assert all(len(list(folder.glob("predictors/*/model/config.json"))) == 2 for folder in rounds)
     # The last round's labels are the vote of its own teachers, for every pixel.
     teachers = [load_segmenter(path)[0] for path in sorted(rounds[1].glob("predictors/*/model"))]
-    pictures = np.stack([labels[1].read_picture(row) for row in range(len(unlabeled))])
+    images = np.stack([labels[1].read_image(row) for row in range(len(unlabeled))])
     masks = np.stack([labels[1].read_mask(row) for row in range(len(unlabeled))])
-    assert np.array_equal(vote(teachers, pictures).argmax(1), masks)
-    # (arm, learned from synthetic pictures, from labels of teachers): beside synthetic pictures the first teachers have
+    assert np.array_equal(vote(teachers, images).argmax(1), masks)
+    # (arm, learned from synthetic images, from labels of teachers): beside synthetic images the first teachers have
     # learned from these too.
     assert trained == {
         ("real+stain", False, False),

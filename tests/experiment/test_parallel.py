@@ -14,20 +14,20 @@ import yaml
 
 from stedm.config import parse_config
 from stedm.experiment.experiment import Experiment
+from stedm.experiment.parallel import _pieces, run_side_by_side
 from stedm.progress import Reporter
 from stedm.workers.pool import LocalEngine
-from stedm.experiment.parallel import _pieces, run_side_by_side
 
 ARMS = ["real", "ssl", "real+synthetic", "upper"]
 PHANTOM = {
-    "picture_px": 32,
+    "image_px": 32,
     "patients": {"train": 2, "unlabeled": 2, "val": 1, "test": 2},
-    "pictures_per_patient": 2,
+    "images_per_patient": 2,
 }
 
 
 def _made(folder: Path) -> dict[str, bytes]:
-    """Weights, pictures and counts."""
+    """Weights, images and counts."""
     files = [file for kind in ("safetensors", "png", "parquet") for file in folder.rglob(f"*.{kind}")]
     # The plan names its dataset, which lies in the run folder here.
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.name != "plan.parquet"}
@@ -51,7 +51,7 @@ def test_workers_make_what_one_process_makes(tmp_path, tiny_run, one_thread):
         assert _made(tmp_path / "workers") == _made(tmp_path / "alone")
         assert together["arms"] == alone["arms"]
         seconds = json.loads((tmp_path / "workers/provenance.json").read_text())["seconds"]
-        stages = {"teacher real+stain, seed 0", "pseudo-labels", "train diffusion model", "draw synthetic pictures"}
+        stages = {"teacher real+stain, seed 0", "pseudo-labels", "train diffusion model", "draw synthetic images"}
         assert set(seconds) >= stages | {f"segmenter {arm}, seed {seed}" for arm in ARMS for seed in (0, 1)}
         # Only what is missing is done again.
         before = {file: file.stat().st_mtime_ns for file in (tmp_path / "workers").rglob("*.safetensors")}

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from stedm.cli import main
-from stedm.slides.annotations import read_annotation
-from stedm.public.catch import CATCH_CLASSES, CATCH_TISSUES, CATCH_TUMOURS, make_catch
 from stedm.errors import StedmError
+from stedm.public.catch import CATCH_CLASSES, CATCH_TISSUES, CATCH_TUMOURS, make_catch
+from stedm.slides.annotations import read_annotation
 
 SPLIT = {
     "Melanoma_01_1.svs": "train",

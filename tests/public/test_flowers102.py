@@ -11,13 +11,13 @@ from PIL import Image
 from scipy.io import savemat
 
 from stedm.cli import main
-from stedm.data import public
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
-from stedm.public.flowers102 import FLOWERS102_ANNOTATED, FLOWERS102_CATEGORIES, FLOWERS102_MD5, fetch, make_flowers102
 from stedm.errors import StedmError
+from stedm.public import flowers102 as public
+from stedm.public.flowers102 import FLOWERS102_ANNOTATED, FLOWERS102_CATEGORIES, FLOWERS102_MD5, fetch, make_flowers102
 
-# Pictures 1 and 2 are of a category that the paper annotates, the others of one it doesn't.
+# Images 1 and 2 are of a category that the paper annotates, the others of one it doesn't.
 LABELS = [5, 5, 1, 1, 1]
 SPLITS = {"trnid": [3, 1], "valid": [2], "tstid": [4, 5]}
 
@@ -30,23 +30,23 @@ def no_network(monkeypatch):
     monkeypatch.setattr("requests.get", refuse)
 
 
-def jpeg(picture: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="JPEG", quality=95, subsampling=0)
+    Image.fromarray(image).save(file, format="JPEG", quality=95, subsampling=0)
     return file.getvalue()
 
 
 def photograph(number: int) -> np.ndarray:
     """40 x 30 pixels: green with a red flower in the left half; its number in the brightness."""
-    picture = np.full((30, 40, 3), (20, 100 + 20 * number, 20), np.uint8)
-    picture[:, :20] = (200, 20, 20)
-    return picture
+    image = np.full((30, 40, 3), (20, 100 + 20 * number, 20), np.uint8)
+    image[:, :20] = (200, 20, 20)
+    return image
 
 
 def segmentation(number: int) -> np.ndarray:
-    picture = photograph(number)
-    picture[:, 20:] = (0, 0, 254)
-    return picture
+    image = photograph(number)
+    image[:, 20:] = (0, 0, 254)
+    return image
 
 
 def write_tar(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> None:
@@ -61,7 +61,7 @@ def write_tar(path: Path, files: dict[str, bytes], links: dict[str, str] | None 
             tar.addfile(member)
 
 
-def pictures_of(kind) -> dict[str, bytes]:
+def images_of(kind) -> dict[str, bytes]:
     name = "jpg/image_{:05d}.jpg" if kind is photograph else "segmim/segmim_{:05d}.jpg"
     return {name.format(number): jpeg(kind(number)) for number in range(1, len(LABELS) + 1)}
 
@@ -74,15 +74,15 @@ def checksums(folder: Path) -> dict[str, str]:
 def archives(tmp_path):
     folder = tmp_path / "archives"
     folder.mkdir()
-    write_tar(folder / "102flowers.tgz", pictures_of(photograph))
-    write_tar(folder / "102segmentations.tgz", pictures_of(segmentation))
+    write_tar(folder / "102flowers.tgz", images_of(photograph))
+    write_tar(folder / "102segmentations.tgz", images_of(segmentation))
     savemat(folder / "imagelabels.mat", {"labels": np.array([LABELS])})
     savemat(folder / "setid.mat", {key: np.array([values]) for key, values in SPLITS.items()})
     return folder
 
 
 def convert(archives: Path, root: Path) -> None:
-    make_flowers102(root, archives=archives, picture_px=32, checksums=checksums(archives))
+    make_flowers102(root, archives=archives, image_px=32, checksums=checksums(archives))
 
 
 def test_archives_become_a_dataset_folder(archives, tmp_path):
@@ -100,11 +100,11 @@ def test_archives_become_a_dataset_folder(archives, tmp_path):
     assert table["category"].tolist() == ["english marigold"] * 2 + ["pink primrose"] * 3
     assert table["mask_file_name"].all()
     for row in (0, 1, 3, 4):
-        mask, picture = dataset.read_mask(row), dataset.read_picture(row)
+        mask, image = dataset.read_mask(row), dataset.read_image(row)
         assert mask.shape == (32, 32)
         assert (mask == np.repeat([[1] * 16 + [0] * 16], 32, axis=0)).mean() > 0.97
-        assert abs(int(picture[16, 28, 1]) - (100 + 20 * (row + 1))) < 8
-    with pytest.raises(StedmError, match="unlabeled picture"):
+        assert abs(int(image[16, 28, 1]) - (100 + 20 * (row + 1))) < 8
+    with pytest.raises(StedmError, match="unlabeled image"):
         dataset.read_mask(2)
 
 
@@ -160,8 +160,8 @@ def cut(archives: Path, name: str) -> None:
     (archives / name).write_bytes(content[: len(content) // 2])
 
 
-def replace_pictures(archives: Path, **changes) -> None:
-    write_tar(archives / "102flowers.tgz", pictures_of(photograph) | changes.pop("files", {}), **changes)
+def replace_images(archives: Path, **changes) -> None:
+    write_tar(archives / "102flowers.tgz", images_of(photograph) | changes.pop("files", {}), **changes)
 
 
 DAMAGES = {
@@ -173,32 +173,32 @@ DAMAGES = {
         lambda archives: savemat(archives / "imagelabels.mat", {"labels": np.array([[103, 1, 1, 1, 1]])}),
         "not category numbers",
     ),
-    "a picture in two splits": (
+    "an image in two splits": (
         lambda archives: savemat(archives / "setid.mat", {"trnid": [1, 2, 3], "valid": [3], "tstid": [4, 5]}),
-        "each of the 5 pictures",
+        "each of the 5 images",
     ),
-    "damaged picture": (
-        lambda archives: replace_pictures(archives, files={"jpg/image_00004.jpg": b"JFIF"}),
+    "damaged image": (
+        lambda archives: replace_images(archives, files={"jpg/image_00004.jpg": b"JFIF"}),
         "image_00004.jpg can't be converted",
     ),
-    "too many pictures": (
-        lambda archives: replace_pictures(archives, files={"jpg/image_00006.jpg": jpeg(photograph(6))}),
+    "too many images": (
+        lambda archives: replace_images(archives, files={"jpg/image_00006.jpg": jpeg(photograph(6))}),
         "image_00006.jpg is there twice or in no split",
     ),
-    "missing picture": (
+    "missing image": (
         lambda archives: write_tar(archives / "102flowers.tgz", {"jpg/image_00002.jpg": jpeg(photograph(2))}),
-        "4 pictures are missing, first number 1",
+        "4 images are missing, first number 1",
     ),
     "path traversal": (
-        lambda archives: replace_pictures(archives, files={"../jpg/image_00001.jpg": b"x"}),
+        lambda archives: replace_images(archives, files={"../jpg/image_00001.jpg": b"x"}),
         "leads out of the archive",
     ),
     "absolute path": (
-        lambda archives: replace_pictures(archives, files={"/etc/passwd": b"x"}),
+        lambda archives: replace_images(archives, files={"/etc/passwd": b"x"}),
         "leads out of the archive",
     ),
     "link": (
-        lambda archives: replace_pictures(archives, links={"jpg/image_00009.jpg": "/etc/passwd"}),
+        lambda archives: replace_images(archives, links={"jpg/image_00009.jpg": "/etc/passwd"}),
         "is a link or leads out",
     ),
 }
@@ -215,7 +215,7 @@ def test_damaged_and_hostile_archives_leave_nothing_behind(archives, tmp_path, d
 
 
 def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(archives, tmp_path, monkeypatch):
-    def interrupted(path, image, picture_px):
+    def interrupted(path, image, image_px):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -236,4 +236,4 @@ def test_the_verb(archives, tmp_path, monkeypatch, capsys):
         main(["data", "flowers102", "--archives", str(archives), str(tmp_path / "flowers")])
     assert stop.value.code in (0, None)
     assert capsys.readouterr().out.strip() == str(tmp_path / "flowers")
-    assert DatasetFolder.open(tmp_path / "flowers").read_picture(0).shape == (512, 512, 3)
+    assert DatasetFolder.open(tmp_path / "flowers").read_image(0).shape == (512, 512, 3)

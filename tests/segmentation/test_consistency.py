@@ -1,4 +1,4 @@
-"""Consistency training: what the network learns from pictures whose masks nobody reads."""
+"""Consistency training: what the network learns from images whose masks nobody reads."""
 
 import multiprocessing
 import os
@@ -115,13 +115,13 @@ def test_the_annotated_stream_is_that_of_the_other_arms(cohort):
     again = UnlabeledSamples(MixedSamples(real, None, 0.8, PX, seed=3), unlabeled, PX)
     later = [again[i] for i in reversed(range(20))][::-1]
     for i in range(20):
-        assert np.array_equal(both[i]["picture"], plain[i]["picture"])
+        assert np.array_equal(both[i]["image"], plain[i]["image"])
         assert np.array_equal(both[i]["mask"], plain[i]["mask"])
         assert np.array_equal(both[i]["unlabeled"], later[i]["unlabeled"])
     assert len({both[i]["unlabeled"].tobytes() for i in range(60)}) == len(unlabeled)
 
 
-def test_annotated_pictures_are_augmented_as_in_real_stain(cohort, monkeypatch, tmp_path):
+def test_annotated_images_are_augmented_as_in_real_stain(cohort, monkeypatch, tmp_path):
     from stedm.segmentation import train
 
     seen: dict[str, list] = {}
@@ -171,17 +171,17 @@ def test_a_view_loses_the_channels_that_the_other_keeps():
         assert torch.equal(intact.any(dim=1), intact.all(dim=1))
         whole = int(intact.all(dim=1).sum())
     assert 10 < whole < 30
-    picture = torch.randn(2, 3, PX, PX, generator=_generator())
+    image = torch.randn(2, 3, PX, PX, generator=_generator())
     learner.eval()
     ones = [torch.ones(2, 1, 1, 1)] * len(first)
-    assert torch.allclose(learner(picture, ones), learner.student(picture), atol=1e-5)
-    assert not torch.allclose(learner(picture, [a[:2] * 0 for a in first]), learner.student(picture), atol=1e-3)
+    assert torch.allclose(learner(image, ones), learner.student(image), atol=1e-5)
+    assert not torch.allclose(learner(image, [a[:2] * 0 for a in first]), learner.student(image), atol=1e-3)
 
 
-def test_cutmix_moves_pictures_and_labels_together():
-    pictures = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 3, 16, 16)
+def test_cutmix_moves_images_and_labels_together():
+    images = torch.arange(40.0).view(40, 1, 1, 1).expand(40, 3, 16, 16)
     labels = torch.arange(40).view(40, 1, 1).expand(40, 16, 16)
-    mixed, target = cutmix(pictures, labels, 1.0, _generator())
+    mixed, target = cutmix(images, labels, 1.0, _generator())
     assert torch.equal(mixed[:, 0].long(), target)
     pasted = target != labels
     assert torch.equal(target[pasted], labels.flip(0)[pasted])
@@ -191,8 +191,8 @@ def test_cutmix_moves_pictures_and_labels_together():
     assert part.max() > 0.25
     rows, columns = pasted.any(dim=2), pasted.any(dim=1)
     assert torch.equal(pasted, rows[:, :, None] & columns[:, None, :])
-    assert torch.equal(cutmix(pictures, labels, 0.0, _generator())[1], labels)
-    some = (cutmix(pictures, labels, 0.5, _generator())[1] != labels).any(dim=(1, 2)).float().mean()
+    assert torch.equal(cutmix(images, labels, 0.0, _generator())[1], labels)
+    some = (cutmix(images, labels, 0.5, _generator())[1] != labels).any(dim=(1, 2)).float().mean()
     assert 0.25 < some < 0.75
 
 
@@ -232,11 +232,11 @@ def test_killed_and_resumed_ends_in_the_same_weights_and_teacher(cohort, tmp_pat
     assert _equal(*checkpoints)
 
 
-def test_arms_that_lack_their_pictures_are_one_clear_line(cohort, tmp_path):
+def test_arms_that_lack_their_images_are_one_clear_line(cohort, tmp_path):
     real, unlabeled = cohort
-    with pytest.raises(StedmError, match="needs pictures of unlabeled patients"):
+    with pytest.raises(StedmError, match="needs images of unlabeled patients"):
         train_segmenter(TINY, "ssl", real, None, tmp_path / "a", 0, PX)
-    with pytest.raises(StedmError, match="no picture of an unlabeled patient"):
+    with pytest.raises(StedmError, match="no image of an unlabeled patient"):
         train_segmenter(TINY, "ssl", real, None, tmp_path / "b", 0, PX, unlabeled=unlabeled.select([]))
     with pytest.raises(StedmError, match="needs a synthetic set"):
         train_segmenter(TINY, "real+synthetic+ssl", real, None, tmp_path / "c", 0, PX, unlabeled=unlabeled)

@@ -14,22 +14,29 @@ from torch import nn
 
 from stedm.cli import main
 from stedm.config import PhantomConfig, SegmentationConfig, SlideSegmentationConfig
-from stedm.slides.annotations import read_annotation
 from stedm.data.folder import DatasetInfo
+from stedm.errors import StedmError
 from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
+from stedm.progress import Reporter
+from stedm.segmentation import whole_slide as module
+from stedm.segmentation.model import SegmenterInfo, build_segmenter, load_segmenter, save_segmenter
+from stedm.segmentation.whole_slide import (
+    is_slide,
+    load_slide_config,
+    map_bands,
+    segment_slide,
+    segment_slides,
+    slides_in,
+)
+from stedm.slides.annotations import read_annotation
 from stedm.slides.slide import Slide
 from stedm.slides.tissue import TissueMask
-from stedm.errors import StedmError
-from stedm.progress import Reporter
-from stedm.segmentation import slide as module
 from stedm.slides.write_label_map import LabelMapWriter
-from stedm.segmentation.model import SegmenterInfo, build_segmenter, load_segmenter, save_segmenter
-from stedm.segmentation.whole_slide import is_slide, load_slide_config, map_bands, segment_slide, segment_slides, slides_in
 
 CLASSES = ["stroma", "tumour"]
 COLOURS = np.array([(230, 120, 170), (120, 60, 160)], np.uint8)
 SIZE = (900, 700)
-INFO = SegmenterInfo("unet", "none", 3, [8], CLASSES, picture_px=64, mpp=1.0)
+INFO = SegmenterInfo("unet", "none", 3, [8], CLASSES, image_px=64, mpp=1.0)
 TINY = SegmentationConfig(encoder="tu-test_resnet", encoder_depth=3, decoder_channels=[8, 8, 8])
 QUIET = Reporter(quiet=True)
 
@@ -43,8 +50,8 @@ class ColourNetwork(nn.Module):
         self.colours = nn.Parameter(colours, requires_grad=False)
         self.encoder = SimpleNamespace(output_stride=8)
 
-    def forward(self, pictures):
-        return -20 * (pictures[:, None] - self.colours[None, :, :, None, None]).square().sum(dim=2)
+    def forward(self, images):
+        return -20 * (images[:, None] - self.colours[None, :, :, None, None]).square().sum(dim=2)
 
 
 NETWORK = ColourNetwork()
@@ -55,7 +62,7 @@ def path(tmp_path_factory):
     """An Aperio-like slide, 450 x 350 microns, with empty glass around the tissue."""
     drawn = draw_phantom_slide(PhantomConfig(mpp=0.5), "train", 0, SIZE, unit_px=256)
     large = np.kron(drawn.layout[::4, ::4], np.ones((4, 4), np.uint8))
-    drawn = replace(drawn, picture=COLOURS[large.clip(0, 1)], layout=large)
+    drawn = replace(drawn, image=COLOURS[large.clip(0, 1)], layout=large)
     target = tmp_path_factory.mktemp("slides") / "a.svs"
     write_phantom_slide(drawn, target)
     return target
@@ -72,12 +79,12 @@ def _map(slide, **values) -> np.ndarray:
 
 
 def _expected(slide, mpp: float) -> np.ndarray:
-    """The network's classes of the whole picture at once, 255 where the tissue mask has no tissue."""
-    picture = slide.overview(mpp)
-    distance = np.square(picture[..., None, :].astype(int) - COLOURS.astype(int)).sum(axis=-1)
+    """The network's classes of the whole image at once, 255 where the tissue mask has no tissue."""
+    image = slide.overview(mpp)
+    distance = np.square(image[..., None, :].astype(int) - COLOURS.astype(int)).sum(axis=-1)
     tissue = TissueMask.of(slide)
     step = mpp / slide.mpp / tissue.downsample
-    rows, columns = (((np.arange(n) + 0.5) * step).astype(int) for n in picture.shape[:2])
+    rows, columns = (((np.arange(n) + 0.5) * step).astype(int) for n in image.shape[:2])
     return np.where(tissue.mask[np.ix_(rows, columns)], distance.argmin(axis=-1), 255)
 
 
@@ -89,7 +96,7 @@ def _iou(a: np.ndarray, b: np.ndarray, value: int) -> float:
     "values",
     [{}, {"tile_px": 96, "overlap": 0.5, "batch": 3}, {"tile_px": 512, "workers": 1}, {"tile_px": 50, "overlap": 0.0}],
 )
-def test_the_blended_map_is_that_of_the_whole_picture(slide, values):
+def test_the_blended_map_is_that_of_the_whole_image(slide, values):
     found, expected = _map(slide, **values), _expected(slide, 1.0)
     assert found.dtype == np.uint8
     assert found.shape == expected.shape == (350, 450)
@@ -394,10 +401,10 @@ def test_bad_input_is_one_line(tmp_path, model, path):
     for name in ("a.svs", "b.svs"):
         (tmp_path / "two" / name).write_bytes(b"x")
     mistakes = {
-        lambda: slides_in(tmp_path / "mixed", "out"): r"slides \(a.svs\) and pictures \(c.png\)",
+        lambda: slides_in(tmp_path / "mixed", "out"): r"slides \(a.svs\) and images \(c.png\)",
         lambda: slides_in(tmp_path / "two", "x.geojson"): "one file for 2 slides",
         lambda: slides_in(path, tmp_path / "x.tif"): "FILE.geojson",
-        lambda: slides_in(tmp_path / "none.svs", "out"): "no such picture, slide or folder",
+        lambda: slides_in(tmp_path / "none.svs", "out"): "no such image, slide or folder",
         lambda: load_slide_config(["overlap=0.7"]): "overlap",
         lambda: load_slide_config(["tolerance_um=-1"]): "tolerance_um",
     }
@@ -415,7 +422,7 @@ def test_bad_input_is_one_line(tmp_path, model, path):
     assert not (tmp_path / "out").exists()
 
 
-def test_options_of_slides_are_refused_for_pictures(tmp_path, model, capsys):
+def test_options_of_slides_are_refused_for_images(tmp_path, model, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
     with pytest.raises(SystemExit) as stop:
         main([str(value) for value in ("segment", model, tmp_path / "p.png", "-o", tmp_path / "out", "--mpp", "1")])

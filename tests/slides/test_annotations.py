@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stedm.slides.annotations import _VERTICES_OF_A_PIECE, read_annotation
-from stedm.slides.class_mapping import ClassMapping
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
+from stedm.slides.annotations import _VERTICES_OF_A_PIECE, read_annotation
+from stedm.slides.class_mapping import ClassMapping
 
 CLASSES = ["background", "tumour", "stroma"]
 SQUARE = [[10, 20], [50, 20], [50, 60], [10, 60], [10, 20]]
@@ -94,7 +94,7 @@ def test_area_is_that_of_the_polygon(read):
     assert square.bounds == (10, 20, 50, 60)
 
 
-def test_tiles_join_to_the_whole_picture(read):
+def test_tiles_join_to_the_whole_image(read):
     """A region of thousands of vertices is cut into pieces: no seam shows, in no tile."""
     angle = np.linspace(0, 2 * np.pi, 20000, endpoint=False)
     radius = 900 * (1 + 0.1 * np.sin(90 * angle))
@@ -248,7 +248,7 @@ def test_derived_classes_and_objects_without_a_class(read):
 
 
 def test_coco_parts_and_the_flat_list_of_catch(read):
-    """Parts of one annotation, one flat list as CATCH has it, and the picture chosen by its name."""
+    """Parts of one annotation, one flat list as CATCH has it, and the image chosen by its name."""
     flat = [0, 0, 10, 0, 10, 10, 0, 10]
     content = coco(
         {"segmentation": [flat, [20, 0, 30, 0, 30, 10, 20, 10]]},
@@ -262,7 +262,7 @@ def test_coco_parts_and_the_flat_list_of_catch(read):
     assert (read(coco(images=("only.svs",))).rasterise(0, 0, 32, 1) == 0).all()
 
 
-# ---- label pictures -----------------------------------------------------------------------------------------------
+# ---- label images -----------------------------------------------------------------------------------------------
 
 
 def labels_file(tmp_path, array, name="labels.png", **options):
@@ -275,7 +275,7 @@ def labels_file(tmp_path, array, name="labels.png", **options):
 
 
 @pytest.mark.parametrize("name", ["labels.png", "labels.tif"])
-def test_label_pictures_at_their_own_scale(tmp_path, name, monkeypatch):
+def test_label_images_at_their_own_scale(tmp_path, name, monkeypatch):
     array = numpy_generator(0, "labels").integers(0, 3, (40, 30)).astype(np.uint8)
     path = labels_file(tmp_path, array, name)
     annotation = read_annotation(path, CLASSES, slide_px=(30 * 16, 40 * 16))
@@ -286,7 +286,7 @@ def test_label_pictures_at_their_own_scale(tmp_path, name, monkeypatch):
     np.testing.assert_array_equal(outside[:2, 2:], array[38:40, :6])
     assert (outside[:, :2] == 2).all()
     assert (outside[2:] == 2).all()
-    # Pictures too large for memory are read by windows: the same values.
+    # Images too large for memory are read by windows: the same values.
     monkeypatch.setattr("stedm.slides.annotations._IN_MEMORY_PX", 10)
     by_window = read_annotation(path, CLASSES, label_downsample=16)
     assert (by_window._pixels is None) == name.endswith(".tif")
@@ -401,21 +401,21 @@ BAD_LABELS = {
 
 
 @pytest.mark.parametrize("case", BAD_LABELS)
-def test_bad_label_pictures_are_refused_in_one_line(tmp_path, case):
+def test_bad_label_images_are_refused_in_one_line(tmp_path, case):
     array, options, expected = BAD_LABELS[case]
     with pytest.raises(StedmError, match=f"labels.png: .*{expected}") as error:
         read_annotation(labels_file(tmp_path, array), CLASSES, **options)
     assert "\n" not in str(error.value)
 
 
-def test_damaged_and_missing_label_pictures(tmp_path):
+def test_damaged_and_missing_label_images(tmp_path):
     path = labels_file(tmp_path, numpy_generator(0, "x").integers(0, 3, (64, 64)).astype(np.uint8))
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(StedmError, match=r"labels.png: (damaged|not a readable) label picture"):
+    with pytest.raises(StedmError, match=r"labels.png: (damaged|not a readable) label image"):
         read_annotation(path, CLASSES, slide_px=(64, 64))
     path = labels_file(tmp_path, numpy_generator(0, "x").integers(0, 3, (64, 64)).astype(np.uint8), "labels.tif")
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(StedmError, match=r"labels.tif: (damaged|not a readable) label picture"):
+    with pytest.raises(StedmError, match=r"labels.tif: (damaged|not a readable) label image"):
         read_annotation(path, CLASSES, slide_px=(64, 64))
     with pytest.raises(StedmError, match=r"gone\.png: missing"):
         read_annotation(tmp_path / "gone.png", CLASSES)

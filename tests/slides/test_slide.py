@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from stedm.config import PhantomConfig
-from stedm.data import slides
-from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
-from stedm.io.images import write_png
-from stedm.slides.slide import Slide
 from stedm.errors import StedmError
+from stedm.io.images import write_png
+from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
+from stedm.slides import slide as slides
+from stedm.slides.slide import Slide
 
 SIZE = (1300, 1024)
 
@@ -47,7 +47,7 @@ KINDS = pytest.mark.parametrize("kind", ["aperio", "ome", "png"])
 
 @pytest.mark.parametrize(
     ("kind", "reader", "downsamples"),
-    [("aperio", "openslide", [1, 4]), ("ome", "tiffslide", [1, 4]), ("png", "picture", [1])],
+    [("aperio", "openslide", [1, 4]), ("ome", "tiffslide", [1, 4]), ("png", "image", [1])],
 )
 def test_what_is_known_of_a_slide(written, kind, reader, downsamples):
     slide = _open(written, kind)
@@ -179,7 +179,7 @@ def test_without_readers_the_line_says_what_to_install(written, monkeypatch):
     monkeypatch.setattr(slides, "_tiffslide", lambda: None)
     with pytest.raises(StedmError, match=r"pip install \"stedm\[slides\]\""):
         Slide.open(written["aperio"])
-    assert Slide.open(written["png"], mpp=1).reader == "picture"
+    assert Slide.open(written["png"], mpp=1).reader == "image"
 
 
 def test_openslide_is_read_the_same_by_its_public_way(written, monkeypatch):
@@ -222,11 +222,11 @@ def test_openslide_and_tiffslide_agree(written, monkeypatch):
         assert _mean_difference(one.read(-30, 301, 128, mpp), other.read(-30, 301, 128, mpp)) < 1
 
 
-def test_a_strip_tiff_is_a_plain_picture(tmp_path, phantom_slide):
+def test_a_strip_tiff_is_a_plain_image(tmp_path, phantom_slide):
     Image.fromarray(phantom_slide.region(0, 0, 64, 64)).save(tmp_path / "a.tif", dpi=(72, 72))
     with pytest.raises(StedmError, match="doesn't say its resolution"):
         Slide.open(tmp_path / "a.tif")
-    assert Slide.open(tmp_path / "a.tif", mpp=1).reader == "picture"
+    assert Slide.open(tmp_path / "a.tif", mpp=1).reader == "image"
 
 
 def _checksum(job) -> int:

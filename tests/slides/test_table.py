@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stedm.slides.table import read_slides
 from stedm.errors import StedmError
+from stedm.slides.table import read_slides
 
 HEADER = "slide_id,patient_id,split,image,annotation,mpp,category\n"
 

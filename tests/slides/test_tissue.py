@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from stedm.config import PhantomConfig, TissueConfig
 from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
+from stedm.seeds import numpy_generator
 from stedm.slides.slide import Slide
 from stedm.slides.tissue import TissueMask, find_tissue
-from stedm.seeds import numpy_generator
 
 MPP = 8.0
 GLASS = (243, 241, 240)
@@ -18,12 +18,12 @@ PURPLE, BROWN, PALE_BLUE, DARK_BLUE = (190, 110, 170), (150, 110, 80), (205, 205
 
 def _overview(*blobs: tuple, noise: float = 2.0, side: int = 200) -> np.ndarray:
     """Glass with discs (centre y, centre x, radius in px, colour), at 8 microns a pixel."""
-    picture = np.full((side, side, 3), GLASS, float)
+    image = np.full((side, side, 3), GLASS, float)
     y, x = np.mgrid[:side, :side]
     for centre_y, centre_x, radius, colour in blobs:
-        picture[(y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2] = colour
-    picture += numpy_generator(0, "overview").normal(0, noise, picture.shape)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+        image[(y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2] = colour
+    image += numpy_generator(0, "overview").normal(0, noise, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def _disc(centre_y: int, centre_x: int, radius: float, side: int = 200) -> np.ndarray:
@@ -50,30 +50,30 @@ def test_pale_tissue_beside_dark_tissue_is_tissue():
 @pytest.mark.parametrize("glass", [(255, 255, 255), GLASS, (240, 235, 222), (225, 228, 232)])
 @pytest.mark.parametrize("noise", [0.0, 2.0, 6.0])
 def test_glass_alone_is_no_tissue(glass, noise):
-    picture = _overview(noise=noise) + np.array(glass, int) - GLASS
-    assert not find_tissue(np.clip(picture, 0, 255).astype(np.uint8), MPP).any()
+    image = _overview(noise=noise) + np.array(glass, int) - GLASS
+    assert not find_tissue(np.clip(image, 0, 255).astype(np.uint8), MPP).any()
 
 
 def test_tinted_glass_is_no_tissue():
-    picture = _overview((100, 90, 60, PURPLE)).astype(int) + np.array((-3, -6, -20))
-    assert _overlap(find_tissue(np.clip(picture, 0, 255).astype(np.uint8), MPP), _disc(100, 90, 60)) > 0.95
+    image = _overview((100, 90, 60, PURPLE)).astype(int) + np.array((-3, -6, -20))
+    assert _overlap(find_tissue(np.clip(image, 0, 255).astype(np.uint8), MPP), _disc(100, 90, 60)) > 0.95
 
 
 def test_a_slide_full_of_tissue_is_all_tissue():
-    picture = _overview((100, 100, 300, PURPLE), (60, 60, 30, (225, 170, 200)))
-    assert find_tissue(picture, MPP).mean() > 0.99
+    image = _overview((100, 100, 300, PURPLE), (60, 60, 30, (225, 170, 200)))
+    assert find_tissue(image, MPP).mean() > 0.99
 
 
 @pytest.mark.parametrize("pen", [(30, 60, 190), (40, 130, 70), (25, 22, 28)])
 def test_pen_is_no_tissue(pen):
     stroke = (30, 150, 20, pen)
     tissue = _disc(120, 80, 50)
-    picture = _overview((120, 80, 50, PURPLE), stroke)
-    found = find_tissue(picture, MPP)
+    image = _overview((120, 80, 50, PURPLE), stroke)
+    found = find_tissue(image, MPP)
     assert not (found & _disc(30, 150, 21)).any()
     assert _overlap(found, tissue) > 0.95
     if pen != (25, 22, 28):  # black has no saturation anyway
-        kept = find_tissue(picture, MPP, TissueConfig(exclude_pen=False))
+        kept = find_tissue(image, MPP, TissueConfig(exclude_pen=False))
         assert (kept & _disc(30, 150, 18)).any()
 
 
@@ -88,16 +88,16 @@ def test_pen_on_tissue_is_cut_out_of_it():
 
 
 def test_small_holes_are_filled_large_ones_stay_and_dust_goes():
-    picture = _overview(
+    image = _overview(
         (100, 100, 70, PURPLE), (80, 80, 8, GLASS), (120, 120, 25, GLASS), (15, 15, 5, PURPLE), (170, 185, 14, PURPLE)
     )
-    found = find_tissue(picture, MPP)
+    found = find_tissue(image, MPP)
     assert found[80, 80]
     assert not found[120, 120]
     assert not found[15, 15]
     assert found[170, 185]
-    assert find_tissue(picture, MPP, TissueConfig(smallest_piece_um2=0))[15, 15]
-    assert not find_tissue(picture, MPP, TissueConfig(largest_hole_um2=0))[80, 80]
+    assert find_tissue(image, MPP, TissueConfig(smallest_piece_um2=0))[15, 15]
+    assert not find_tissue(image, MPP, TissueConfig(largest_hole_um2=0))[80, 80]
 
 
 @pytest.mark.parametrize("stain", ["her2", "he"])

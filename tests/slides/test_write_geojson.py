@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from stedm.slides.annotations import read_annotation
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
+from stedm.slides.annotations import read_annotation
 from stedm.slides.write_geojson import _connected, _coverage, _Joiner, write_geojson
 
 CLASSES = ["background", "tumour", "stroma"]

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 from stedm.config import DiffusionConfig, TrainingConfig, checked
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.train import train_diffusion
-from stedm.training.trainer import Engine, resolve_workers
 from stedm.errors import StedmError
 from stedm.seeds import torch_generator
+from stedm.training.trainer import Engine, resolve_workers
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if index == self.broken:
-            raise StedmError(f"picture {index}: can't be read; make it again")
+            raise StedmError(f"image {index}: can't be read; make it again")
         return torch.randn(3, 8, 8, generator=torch_generator(0, index))
 
 
@@ -98,7 +98,7 @@ def test_an_error_in_a_worker_is_one_line(tmp_path, workers, monkeypatch):
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     with pytest.raises(StedmError) as caught:
         _train(tmp_path, samples=Samples(broken=9), workers=workers)
-    assert str(caught.value) == "picture 9: can't be read; make it again"
+    assert str(caught.value) == "image 9: can't be read; make it again"
     del caught
     gc.collect()
 
@@ -123,7 +123,7 @@ def test_parts_of_a_batch_draw_different_noise(tmp_path):
 
 
 def test_a_batch_is_divided_evenly():
-    with pytest.raises(StedmError, match="4 pictures can't be divided into 3 equal parts"):
+    with pytest.raises(StedmError, match="4 images can't be divided into 3 equal parts"):
         checked(TrainingConfig, {**_config().model_dump(), "accumulate": 3}, "config.yaml")
 
 
@@ -161,7 +161,7 @@ def test_the_loss_is_not_read_in_every_step(tmp_path, monkeypatch):
 def _diffusion(**changes) -> DiffusionConfig:
     values = {
         "denoiser": {"channels": [16, 24], "norm_groups": 8, "layout_channels": 4},
-        "style": {"dim": 16, "channels": [8, 12], "n_pictures": 2},
+        "style": {"dim": 16, "channels": [8, 12], "n_images": 2},
         "steps": 3,
         "batch": 8,
         "warmup_steps": 0,
@@ -172,7 +172,7 @@ def _diffusion(**changes) -> DiffusionConfig:
 
 def _train_diffusion(root: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:
     dataset = DatasetFolder.open(root)
-    train_diffusion(_diffusion(**changes), dataset.split("train"), dataset.split("unlabeled"), folder, picture_px=16)
+    train_diffusion(_diffusion(**changes), dataset.split("train"), dataset.split("unlabeled"), folder, image_px=16)
     return load_file(folder / "model/denoiser/diffusion_pytorch_model.safetensors")
 
 
@@ -193,7 +193,7 @@ def _one_of_two(rank: int, port: int, root: Path, folder: Path, changes: dict) -
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_end_in_the_weights_of_one(tiny_dataset, tmp_path, accumulate):
     """Samples, noise, times and colours belong to the sample: the number of devices changes rounding only."""
-    root = tiny_dataset(picture_px=16)
+    root = tiny_dataset(image_px=16)
     one = _train_diffusion(root, tmp_path / "1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -213,7 +213,7 @@ def test_two_processes_end_in_the_weights_of_one(tiny_dataset, tmp_path, accumul
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
-    with pytest.raises(StedmError, match=r"4 pictures at once .* can't be divided among 3 processes"):
+    with pytest.raises(StedmError, match=r"4 images at once .* can't be divided among 3 processes"):
         Engine(_network(), tmp_path, _config(), seed=1)
 
 
@@ -223,7 +223,7 @@ def test_compiled_training_steps_alike_and_saves_the_same_names(tiny_dataset, tm
     backends = []
     compile_with = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f: backends.append(f) or compile_with(f, backend="eager"))
-    root = tiny_dataset(picture_px=16)
+    root = tiny_dataset(image_px=16)
     small = {"denoiser": {"channels": [8], "norm_groups": 4, "layout_channels": 2}, "steps": 1}
     plain = _train_diffusion(root, tmp_path / "plain", **small)
     assert backends == []

@@ -23,13 +23,13 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
 from stedm.experiment.experiment import Experiment
+from stedm.experiment.parallel import run_side_by_side
 from stedm.io.files import write_once, write_text
 from stedm.progress import Reporter
+from stedm.synthesis.generate import synthesize
+from stedm.synthesis.plan import make_plan
 from stedm.workers.pool import make_engine
 from stedm.workers.ray_pool import RayEngine
-from stedm.experiment.parallel import run_side_by_side
-from stedm.synthesis.plan import make_plan
-from stedm.synthesis.generate import synthesize
 
 pytest.importorskip("ray")
 _NODE = {"object_store_memory": 80 << 20, "include_dashboard": False}
@@ -149,14 +149,14 @@ class HoldingEngine(RayEngine):
 
 
 def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster, tmp_path, tiny_dataset):
-    dataset = DatasetFolder.open(tiny_dataset(picture_px=16))
-    settings = SynthesisConfig(n_pictures=62, batch=4, steps=6)
+    dataset = DatasetFolder.open(tiny_dataset(image_px=16))
+    settings = SynthesisConfig(n_images=62, batch=4, steps=6)
     plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"))
     config = DiffusionConfig(
         denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16, channels=[8])
     )
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0)
-    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=dataset.info.classes, picture_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=dataset.info.classes, image_px=16)
     model.save_pretrained(tmp_path / "model")
     with _one_thread():  # Ray gives its workers one
         assert synthesize(model, plan, tmp_path / "local")
@@ -174,10 +174,10 @@ def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster
         assert synthesize(model, plan, tmp_path / "ray", engine=engine, **options)
     assert 0 < killed[0] < 62
     assert _content(tmp_path / "ray") == _content(tmp_path / "local")
-    # A restart does what is missing: the whole batch of this picture.
-    pictures = sorted((tmp_path / "ray" / "images").glob("*.png"))
-    pictures[5].unlink()
-    before = {file: file.stat().st_mtime_ns for file in pictures if file.exists()}
+    # A restart does what is missing: the whole batch of this image.
+    images = sorted((tmp_path / "ray" / "images").glob("*.png"))
+    images[5].unlink()
+    before = {file: file.stat().st_mtime_ns for file in images if file.exists()}
     with make_engine("ray") as engine:
         assert synthesize(model, plan, tmp_path / "ray", engine=engine, **options)
     assert sum(file.stat().st_mtime_ns != time for file, time in before.items()) == 3
@@ -231,7 +231,7 @@ def test_no_ray_is_one_line(monkeypatch, capsys, tmp_path):
 
 
 def test_a_cpu_is_left_for_the_driver(monkeypatch):
-    from stedm.scale import ray_engine
+    from stedm.workers import ray_pool as ray_engine
 
     def node(name, alive=True, **resources):
         return {"NodeID": name, "Alive": alive, "Resources": resources}

@@ -9,10 +9,10 @@ from torch import Tensor
 _KNEE = 6 / 29  # cube root above, a straight line below
 
 
-def lab_from_rgb(pictures: Tensor) -> Tensor:
+def lab_from_rgb(images: Tensor) -> Tensor:
     """sRGB (n, 3, H, W) in [0, 1] -> L* in 0..100, a*, b* of about -100..100, in the same shape."""
-    linear = torch.where(pictures > 0.04045, ((pictures.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4, pictures / 12.92)
-    xyz = _mix(linear, xyz_from_rgb) / _white(pictures)
+    linear = torch.where(images > 0.04045, ((images.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4, images / 12.92)
+    xyz = _mix(linear, xyz_from_rgb) / _white(images)
     f = torch.where(xyz > _KNEE**3, xyz.clamp_min(_KNEE**3) ** (1 / 3), xyz / (3 * _KNEE**2) + 4 / 29)
     x, y, z = f.unbind(dim=1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
@@ -28,9 +28,9 @@ def rgb_from_lab(lab: Tensor) -> Tensor:
     return torch.where(linear > 0.0031308, curved, 12.92 * linear)
 
 
-def _mix(pictures: Tensor, matrix: np.ndarray) -> Tensor:
-    weights = torch.as_tensor(matrix, dtype=pictures.dtype, device=pictures.device)
-    return torch.einsum("nchw,dc->ndhw", pictures, weights)
+def _mix(images: Tensor, matrix: np.ndarray) -> Tensor:
+    weights = torch.as_tensor(matrix, dtype=images.dtype, device=images.device)
+    return torch.einsum("nchw,dc->ndhw", images, weights)
 
 
 def _white(like: Tensor) -> Tensor:

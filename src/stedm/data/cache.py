@@ -1,4 +1,4 @@
-"""Pictures and masks held in memory at training size, so that decoding never costs a training step."""
+"""Images and masks held in memory at training size, so that decoding never costs a training step."""
 
 import mmap
 import weakref
@@ -9,10 +9,10 @@ from numpy.typing import DTypeLike
 from stedm.data.folder import DatasetFolder
 
 
-class PictureCache:
-    """All pictures of a dataset folder at `picture_px`, decoded once, each on first use.
+class ImageCache:
+    """All images of a dataset folder at `image_px`, decoded once, each on first use.
 
-    Holds n * picture_px^2 * 3 bytes for pictures and n * picture_px^2 for masks at most: the arrays are zeros that
+    Holds n * image_px^2 * 3 bytes for images and n * image_px^2 for masks at most: the arrays are zeros that
     the operating system commits when they are written. Threads and forked processes share it: two that ask for the
     same row first both decode it and write the same bytes, and a row counts as present only after its bytes are.
 
@@ -21,17 +21,17 @@ class PictureCache:
     are held needs no agreement between processes.)
     """
 
-    def __init__(self, dataset: DatasetFolder, picture_px: int):
+    def __init__(self, dataset: DatasetFolder, image_px: int):
         self.dataset = dataset
-        self.picture_px = picture_px
-        bytes_each = picture_px**2 * (4 if dataset.has_readable_masks else 3)
+        self.image_px = image_px
+        bytes_each = image_px**2 * (4 if dataset.has_readable_masks else 3)
         n_held = dataset.memory.take(len(dataset), bytes_each)
         weakref.finalize(self, dataset.memory.give_back, n_held * bytes_each)
         self._slots = _spread_slots(len(dataset), n_held)
-        side = (n_held, picture_px, picture_px)
-        self._pictures = _shared_zeros((*side, 3), np.uint8)
+        side = (n_held, image_px, image_px)
+        self._images = _shared_zeros((*side, 3), np.uint8)
         self._masks = _shared_zeros(side, np.uint8)
-        self._has_picture = _shared_zeros((n_held,), bool)
+        self._has_image = _shared_zeros((n_held,), bool)
         self._has_mask = _shared_zeros((n_held,), bool)
 
     def __len__(self) -> int:
@@ -40,28 +40,28 @@ class PictureCache:
     @property
     def n_held(self) -> int:
         """Rows that stay in memory once they were used."""
-        return len(self._has_picture)
+        return len(self._has_image)
 
-    def picture(self, row: int) -> np.ndarray:
-        """uint8 RGB (picture_px, picture_px, 3), a copy that the caller may change."""
+    def image(self, row: int) -> np.ndarray:
+        """uint8 RGB (image_px, image_px, 3), a copy that the caller may change."""
         slot = self._slots[row]
         if slot < 0:
-            return np.array(self.dataset.read_picture(row, self.picture_px))
-        if not self._has_picture[slot]:
-            self._pictures[slot] = self.dataset.read_picture(row, self.picture_px)
-            self._has_picture[slot] = True
-        return self._pictures[slot].copy()
+            return np.array(self.dataset.read_image(row, self.image_px))
+        if not self._has_image[slot]:
+            self._images[slot] = self.dataset.read_image(row, self.image_px)
+            self._has_image[slot] = True
+        return self._images[slot].copy()
 
     def mask(self, row: int) -> np.ndarray:
-        """uint8 (picture_px, picture_px) of class indices, `ignore_index` kept; a copy that the caller may change.
+        """uint8 (image_px, image_px) of class indices, `ignore_index` kept; a copy that the caller may change.
 
-        Raises `StedmError` as `DatasetFolder.read_mask` does: no mask, or the mask of an unlabeled picture.
+        Raises `StedmError` as `DatasetFolder.read_mask` does: no mask, or the mask of an unlabeled image.
         """
         slot = self._slots[row]
         if slot < 0:
-            return np.array(self.dataset.read_mask(row, self.picture_px))
+            return np.array(self.dataset.read_mask(row, self.image_px))
         if not self._has_mask[slot]:
-            self._masks[slot] = self.dataset.read_mask(row, self.picture_px)
+            self._masks[slot] = self.dataset.read_mask(row, self.image_px)
             self._has_mask[slot] = True
         return self._masks[slot].copy()
 

@@ -1,4 +1,4 @@
-"""What pictures go through on their way to a network: the eight symmetries of the square, and the range [-1, 1]."""
+"""What images go through on their way to a network: the eight symmetries of the square, and the range [-1, 1]."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ N_SYMMETRIES = 8
 def symmetry(array: np.ndarray, index: int) -> np.ndarray:
     """One of the 8 symmetries of the square, applied to the first two axes of `array`.
 
-    `index` 0 is the identity; index // 4 mirrors, index % 4 turns by 90 degrees. Picture and mask given the same
+    `index` 0 is the identity; index // 4 mirrors, index % 4 turns by 90 degrees. Image and mask given the same
     index stay aligned.
     """
     if index >= 4:
@@ -17,6 +17,6 @@ def symmetry(array: np.ndarray, index: int) -> np.ndarray:
     return np.rot90(array, index % 4)
 
 
-def to_signed(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 pictures (or floats in 0..255) to floats in [-1, 1], the range of all networks here."""
-    return pictures.float().div(127.5).sub(1.0)
+def to_signed(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images (or floats in 0..255) to floats in [-1, 1], the range of all networks here."""
+    return images.float().div(127.5).sub(1.0)

@@ -7,27 +7,27 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from stedm.data.cache import PictureCache
+from stedm.data.cache import ImageCache
+from stedm.evaluation.quality import ImageSet, colour_statistics
 from stedm.style.sampling import rows_by_patient
-from stedm.evaluation.quality import PictureSet, colour_statistics
 
 COLUMN = "stain_distance"
 """Of `per_patient.csv`."""
-_MOST_PICTURES = 64
+_MOST_IMAGES = 64
 """Looked at of a patient, spread evenly over its rows."""
 
 
-def stain_distance(annotated: PictureCache, scored: PictureCache) -> pd.Series:
+def stain_distance(annotated: ImageCache, scored: ImageCache) -> pd.Series:
     """How far each scored patient's colours are from those of the annotated patient that is nearest in them.
 
     Of two patients the distance is the mean, over six numbers (mean and SD of three stains over the patient's
-    pictures), of their difference in units of that number's SD between the scored patients: 1 = as far apart as two
+    images), of their difference in units of that number's SD between the scored patients: 1 = as far apart as two
     patients are in each stain. It needs no model and no mask.
 
     Returns:
         Distances, 0 and more, indexed by patient_id; NaN for all where there are fewer than two scored patients.
     """
-    known, found = (colour_statistics(_some(pictures)) for pictures in (annotated, scored))
+    known, found = (colour_statistics(_some(images)) for images in (annotated, scored))
     spread = found.std(ddof=1).replace(0.0, np.nan)
     apart = np.abs(found.to_numpy()[:, None] - known.to_numpy()[None]) / spread.to_numpy()
     usable = np.isfinite(apart).all(axis=(0, 1))
@@ -63,13 +63,13 @@ def gains_by_distance(patients: pd.DataFrame, pairs: Iterable[tuple[str, str]]) 
     return results
 
 
-def _some(cache: PictureCache) -> PictureSet:
-    """Pictures of every patient, up to `_MOST_PICTURES` each: of slides there may be thousands of tiles."""
+def _some(cache: ImageCache) -> ImageSet:
+    """Images of every patient, up to `_MOST_IMAGES` each: of slides there may be thousands of tiles."""
     chosen = {
-        patient: rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_PICTURES)).astype(int))]
+        patient: rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_IMAGES)).astype(int))]
         for patient, rows in rows_by_patient(cache.dataset.table).items()
     }
-    return PictureSet(
-        np.stack([cache.picture(int(row)) for rows in chosen.values() for row in rows]),
+    return ImageSet(
+        np.stack([cache.image(int(row)) for rows in chosen.values() for row in rows]),
         np.concatenate([np.full(len(rows), patient) for patient, rows in chosen.items()]),
     )

@@ -1,7 +1,7 @@
-"""Whether two votes on the same unannotated pictures agree, patient by patient.
+"""Whether two votes on the same unannotated images agree, patient by patient.
 
-Nobody knows the truth there. But where segmenters that have seen annotated pictures alone are sure of something, and
-others that have learned from synthetic pictures as well see something else, at least one of the two is wrong about the
+Nobody knows the truth there. But where segmenters that have seen annotated images alone are sure of something, and
+others that have learned from synthetic images as well see something else, at least one of the two is wrong about the
 patient, and painting to either's layouts would teach the error (docs/results/designs_phantom.md).
 """
 
@@ -16,9 +16,9 @@ from stedm.io.files import replacing
 
 
 def agreement(sure: DatasetFolder, seen: DatasetFolder) -> pd.DataFrame:
-    """IoU between the labels of two folders of `stedm.segmentation.pseudo_labels.write_pseudo_labels` for the same pictures.
+    """IoU between the labels of two folders of `stedm.segmentation.pseudo_labels` for the same images.
 
-    Counted over the pixels that `sure` has labels for (not `ignore_index`), all pictures of a patient together.
+    Counted over the pixels that `sure` has labels for (not `ignore_index`), all images of a patient together.
 
     Returns:
         patient_id, category, agreement (mean over the foreground classes that either sees; NaN where neither sees

@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from stedm.config import CodecConfig, DiffusionConfig, PixelCodecConfig, RunConfig, TrainedCodecConfig
 from stedm.data.folder import read_info
-from stedm.phantom.patients import CLASSES
 from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec, open_codec
 from stedm.diffusion.codec_train import build_autoencoder
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import make_denoiser
+from stedm.phantom.patients import CLASSES
 
 _PARTS = {
     "unet": "U-Net",
@@ -72,12 +72,12 @@ class Cost:
     latent: tuple[int, int, int]
     """Channels, height and width of a latent."""
     flops_per_sample: int
-    """One picture of a training batch: first stage, style pictures, forward and backward pass."""
+    """One image of a training batch: first stage, style images, forward and backward pass."""
     flops_per_step: int
     flops_per_call: int
-    """One call of the network for one picture while sampling."""
-    flops_per_picture: int
-    """One generated picture: style pictures, all network calls, decoding."""
+    """One call of the network for one image while sampling."""
+    flops_per_image: int
+    """One generated image: style images, all network calls, decoding."""
     memory: dict[tuple[str, int], TrainingMemory]
     """Of training in one process, by precision (fp32, bf16) and batch (1 and the configuration's, or what
     `accumulate` leaves of it at once)."""
@@ -86,19 +86,19 @@ class Cost:
 def cost(config: RunConfig, n_classes: int) -> Cost:
     """Count a configuration for layouts of `n_classes` classes.
 
-    Every sample counts with all its style pictures: style dropout and padding are not taken off. Nothing is read but
+    Every sample counts with all its style images: style dropout and padding are not taken off. Nothing is read but
     the folder of a codec of kind `autoencoder`.
 
     Raises:
         StedmError: that folder is missing.
     """
     diffusion, synthesis = config.diffusion, config.synthesis
-    codec, denoiser = _on_meta(diffusion, n_classes, config.data.picture_px)
+    codec, denoiser = _on_meta(diffusion, n_classes, config.data.image_px)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        run = _Run(diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.picture_px)
+        run = _Run(diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.image_px)
         per_sample = flops_of(lambda: run.training_loss(1).backward())
         memory = _memory(run, fp32=_saved_bytes_of(run, bf16=False), bf16=_saved_bytes_of(run, bf16=True))
-        once = flops_of(lambda: run.style(1, synthesis.style_pictures)) + flops_of(lambda: run.decode(1))
+        once = flops_of(lambda: run.style(1, synthesis.style_images)) + flops_of(lambda: run.decode(1))
         call = flops_of(lambda: run.denoise(1, torch.empty(1, diffusion.style.dim)))
     return Cost(
         parameters=_parameters(denoiser) | {"codec": _count(codec)},
@@ -106,7 +106,7 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
         flops_per_sample=per_sample,
         flops_per_step=per_sample * diffusion.batch,
         flops_per_call=call,
-        flops_per_picture=once + call * synthesis.network_calls,
+        flops_per_image=once + call * synthesis.network_calls,
         memory=memory,
     )
 
@@ -118,18 +118,18 @@ def cost_text(config: RunConfig) -> str:
     channels, side, _ = counted.latent
     head = [
         ["configuration", config.name],
-        ["pictures", f"{config.data.picture_px} px, latents {channels} x {side} x {side}"],
+        ["images", f"{config.data.image_px} px, latents {channels} x {side} x {side}"],
         ["classes", f"{n_classes} ({known_by})"],
-        ["style pictures", f"{diffusion.style.n_pictures} in training, {synthesis.style_pictures} at generation"],
+        ["style images", f"{diffusion.style.n_images} in training, {synthesis.style_images} at generation"],
     ]
     parameters = [["parameters", "number"], *([name, f"{n:,}"] for name, n in counted.parameters.items())]
     flops = [
         ["FLOPs", "10^9"],
-        ["training, one picture", f"{counted.flops_per_sample / 1e9:,.1f}"],
+        ["training, one image", f"{counted.flops_per_sample / 1e9:,.1f}"],
         [f"training step, batch {diffusion.batch}", f"{counted.flops_per_step / 1e9:,.1f}"],
         [
-            f"generated picture, {synthesis.network_calls} network calls",
-            f"{counted.flops_per_picture / 1e9:,.1f}",
+            f"generated image, {synthesis.network_calls} network calls",
+            f"{counted.flops_per_image / 1e9:,.1f}",
         ],
     ]
     memory = [["memory of training, GiB", *(f"{precision}, batch {batch}" for precision, batch in counted.memory)]]
@@ -171,47 +171,47 @@ def classes_of(config: RunConfig) -> tuple[int, str]:
 
 
 class _Run:
-    """The networks on fake tensors, run as training and generation run them on `batch` pictures."""
+    """The networks on fake tensors, run as training and generation run them on `batch` images."""
 
-    def __init__(self, config: DiffusionConfig, codec: Codec, denoiser: StyleDenoiser, picture_px: int):
+    def __init__(self, config: DiffusionConfig, codec: Codec, denoiser: StyleDenoiser, image_px: int):
         # Training mode for generation too: the fused layers of inference are invisible to the FLOP counter.
-        self.config, self.codec, self.denoiser, self.picture_px = config, codec, denoiser.train(), picture_px
-        self.latent = (codec.latent_channels, picture_px // codec.factor, picture_px // codec.factor)
+        self.config, self.codec, self.denoiser, self.image_px = config, codec, denoiser.train(), image_px
+        self.latent = (codec.latent_channels, image_px // codec.factor, image_px // codec.factor)
 
     def training_loss(self, batch: int) -> Tensor:
         """One step of `train_diffusion`, but for the noise."""
         with torch.no_grad():
-            latent = self.codec.encode(self._pictures(batch))
-        predicted = self.denoise(batch, self.style(batch, self.config.style.n_pictures))
+            latent = self.codec.encode(self._images(batch))
+        predicted = self.denoise(batch, self.style(batch, self.config.style.n_images))
         objective = Objective(self.config.objective, self.config.loss, self.config.timesteps)
         return objective(predicted.float(), latent, torch.full((batch,), 500))
 
     def style(self, batch: int, n: int) -> Tensor:
-        """Style vectors `(batch, style_dim)` of n pictures each, or of the most that the aggregation takes."""
-        n = n if self.denoiser.aggregate.any_number else min(n, self.denoiser.aggregate.n_pictures)
-        encoder, pictures = self.denoiser.style_encoder, self._pictures(batch * n)
-        values = pictures if encoder is None else encoder(pictures).float()
+        """Style vectors `(batch, style_dim)` of n images each, or of the most that the aggregation takes."""
+        n = n if self.denoiser.aggregate.any_number else min(n, self.denoiser.aggregate.n_images)
+        encoder, images = self.denoiser.style_encoder, self._images(batch * n)
+        values = images if encoder is None else encoder(images).float()
         present = torch.ones(batch, n, dtype=torch.bool)
         return self.denoiser.aggregate(values.unflatten(0, (batch, n)), present).float()
 
     def denoise(self, batch: int, style: Tensor) -> Tensor:
-        layout = torch.zeros(batch, self.picture_px, self.picture_px, dtype=torch.long)
+        layout = torch.zeros(batch, self.image_px, self.image_px, dtype=torch.long)
         return self.denoiser.denoise(torch.empty(batch, *self.latent), torch.empty(batch), layout, style)
 
     def decode(self, batch: int) -> Tensor:
         return self.codec.decode(torch.empty(batch, *self.latent))
 
-    def _pictures(self, n: int) -> Tensor:
-        return torch.empty(n, 3, self.picture_px, self.picture_px)
+    def _images(self, n: int) -> Tensor:
+        return torch.empty(n, 3, self.image_px, self.image_px)
 
 
-def _on_meta(config: DiffusionConfig, n_classes: int, picture_px: int) -> tuple[Codec, StyleDenoiser]:
+def _on_meta(config: DiffusionConfig, n_classes: int, image_px: int) -> tuple[Codec, StyleDenoiser]:
     """Codec and denoiser without memory for their weights."""
     # Published weights have the shapes of those that they replace.
     config = config.model_copy(update={"style": config.style.model_copy(update={"weights": None})})
     codec = _codec(config.codec).to("meta")
     with torch.device("meta"):
-        return codec, make_denoiser(config, codec, n_classes, seed=0, picture_px=picture_px)
+        return codec, make_denoiser(config, codec, n_classes, seed=0, image_px=image_px)
 
 
 def _codec(config: CodecConfig) -> Codec:

@@ -4,17 +4,17 @@ RUN/config.yaml provenance.json     what ran, with which versions, on which data
 RUN/data/                           the phantom, where the configuration asks for one
 RUN/codec/                          training of the first stage, where the configuration asks for one of its own
 RUN/checkpoints/ metrics.jsonl      training of the diffusion model
-RUN/teachers/seed-K/                segmenters of the annotated pictures, where asked for, and
-RUN/pseudo_labels/                  layouts of unannotated pictures as they see them
-RUN/predicted_layouts/              layouts of unannotated pictures, sure or not, where synthesis.layouts asks for them
+RUN/teachers/seed-K/                segmenters of the annotated images, where asked for, and
+RUN/pseudo_labels/                  layouts of unannotated images as they see them
+RUN/predicted_layouts/              layouts of unannotated images, sure or not, where synthesis.layouts asks for them
 RUN/agreement.csv                   by patient, whether these layouts and the labels of the first segmenters agree
 RUN/predictors/seed-K/              the segmenters that predict them; RUN/rounds/R/ has what the rounds before made,
                                     each with its model where pseudo_labels.every_round asks for one
-RUN/latents/                        cached latents of the training pictures, where asked for; may be deleted
+RUN/latents/                        cached latents of the training images, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
 RUN/student/                        training of a student of it, and RUN/student/model, where asked for
 RUN/style_bank.parquet              style vectors of the unannotated patients under that model
-RUN/plan.parquet synthetic/         the plan and its pictures, a dataset folder
+RUN/plan.parquet synthetic/         the plan and its images, a dataset folder
 RUN/self_training/ARM/round-R/      teachers of the self-training arms and their labels
 RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts
 RUN/report/                         counts, per_patient.csv, summary.json, report.html
@@ -37,11 +37,10 @@ from stedm.config import (
     uses_ssl,
     uses_synthetic,
 )
+from stedm.data.cache import ImageCache
 from stedm.data.check import check_dataset
-from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_pictures
+from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_images
 from stedm.data.memory import CacheBudget
-from stedm.phantom.patients import make_phantom
-from stedm.data.cache import PictureCache
 from stedm.diffusion.codec import trained_codec_folder
 from stedm.diffusion.codec_train import split_held_out, train_codec
 from stedm.diffusion.distill import train_student
@@ -53,18 +52,19 @@ from stedm.evaluation.panels import report_panels
 from stedm.evaluation.report import write_report
 from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stain_distance import stain_distance
+from stedm.experiment.folder import Rounds, check_unchanged, claim
+from stedm.experiment.labelling import Labelling
 from stedm.io.files import write_json
 from stedm.layout.recipe import PREDICTED
+from stedm.phantom.patients import make_phantom
 from stedm.progress import Reporter
-from stedm.experiment.folder import Rounds, check_unchanged, claim
 from stedm.seeds import seed_for
-from stedm.experiment.labelling import Labelling
 from stedm.segmentation.model import build_segmenter
 from stedm.segmentation.train import train_segmenter
-from stedm.synthesis.style_bank import StyleBank
 from stedm.style.sampling import unannotated_tissue
-from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.generate import synthesize
+from stedm.synthesis.plan import make_plan, read_plan, write_plan
+from stedm.synthesis.style_bank import StyleBank
 
 
 class Experiment:
@@ -121,7 +121,7 @@ class Experiment:
 
     @property
     def style_source(self) -> DatasetFolder:
-        """Where the plan takes its style pictures from."""
+        """Where the plan takes its style images from."""
         return self.unlabeled
 
     @cached_property
@@ -156,7 +156,7 @@ class Experiment:
         held_out = self.dataset.split(split)
         if len(held_out) == 0:
             raise StedmError(
-                f"{self.dataset.root}: no picture in split {split}; set evaluation.split to one that has some"
+                f"{self.dataset.root}: no image in split {split}; set evaluation.split to one that has some"
             )
         self.reporter.say(
             f"{self.dataset.info.name}: {self.annotated.size} annotated, {self.unlabeled.size} unannotated, "
@@ -175,14 +175,14 @@ class Experiment:
         if not config.trains_codec:
             raise StedmError(f"diffusion.codec.kind is {config.codec.kind}: nothing to train; use kl or vq")
         if not (target / "config.json").is_file():
-            pictures, held_out = split_held_out([self.annotated, self.unlabeled], self.dataset.split("val"))
+            images, held_out = split_held_out([self.annotated, self.unlabeled], self.dataset.split("val"))
             with self.reporter.stage("train codec") as tick:
                 train_codec(
                     config,
-                    pictures,
+                    images,
                     held_out,
                     target.parent,
-                    picture_px=self.config.data.picture_px,
+                    image_px=self.config.data.image_px,
                     seed=seed_for(self.config.seed, "codec", config.codec.seed),
                     on_progress=tick,
                 )
@@ -206,7 +206,7 @@ class Experiment:
                     self.annotated,
                     self.unlabeled,
                     folder,
-                    picture_px=self.config.data.picture_px,
+                    image_px=self.config.data.image_px,
                     seed=seed_for(self.config.seed, *role),
                     pseudo_labels=pseudo_labels,
                     style_sources=unannotated_tissue(self.dataset, self.annotated),
@@ -249,7 +249,7 @@ class Experiment:
         return student
 
     def painter(self, number: int | None = None) -> StyleDiffusion:
-        """The model that draws the pictures of a round (None = the last): the diffusion model, or its student."""
+        """The model that draws the images of a round (None = the last): the diffusion model, or its student."""
         return self.train_student() if self.config.synthesis.sampler == "student" else self.train_diffusion(number)
 
     @cached_property
@@ -259,7 +259,7 @@ class Experiment:
         )
 
     def pseudo_labels(self, number: int | None = None) -> DatasetFolder | None:
-        """Layouts of the unannotated pictures as segmenters see them, for the model of a round (None = the last), in
+        """Layouts of the unannotated images as segmenters see them, for the model of a round (None = the last), in
         RUN/pseudo_labels; None if the configuration wants none. The segmenters are trained first, if they aren't."""
         return self._labelling.for_diffusion(number)
 
@@ -284,18 +284,18 @@ class Experiment:
                 self.style_source,
                 seed=self.config.seed if number == 1 else seed_for(self.config.seed, "round", number),
                 bank=bank,
-                picture_px=self.config.data.picture_px,
+                image_px=self.config.data.image_px,
                 predicted=self._labelling.layouts_to_paint(number) if PREDICTED in synthesis.layout_weights else None,
             )
             write_plan(plan, path)
         return read_plan(path)
 
     def predicted_layouts(self, number: int | None = None) -> DatasetFolder:
-        """Layouts of the unannotated pictures, pixel by pixel the most probable class, in a round (None = the last)."""
+        """Layouts of the unannotated images, pixel by pixel the most probable class, in a round (None = the last)."""
         return self._labelling.predicted_layouts(number or self.rounds.last)
 
     def teacher_labels(self, arm: Arm, number: int | None = None) -> DatasetFolder:
-        """The unannotated pictures as they are, labelled in a round of self-training of `arm` (None = the last)."""
+        """The unannotated images as they are, labelled in a round of self-training of `arm` (None = the last)."""
         return self._labelling.for_self_training(arm, number)
 
     @property
@@ -309,7 +309,7 @@ class Experiment:
         root = self.rounds.folder(number) / "synthetic"
         if not (root / "metadata.csv").is_file():
             model, plan = self.painter(number), self.plan(number)
-            with self.reporter.stage(f"draw synthetic pictures{self.rounds.suffix(number)}") as tick:
+            with self.reporter.stage(f"draw synthetic images{self.rounds.suffix(number)}") as tick:
                 synthesize(model, plan, root, memory=self._memory, on_progress=tick)
             self.note_seconds()
         return DatasetFolder.open(root, memory=self._memory)
@@ -361,7 +361,7 @@ class Experiment:
                     drawn,
                     folder,
                     seed=seed_for(self.config.seed, *role),
-                    picture_px=self.config.data.picture_px,
+                    image_px=self.config.data.image_px,
                     on_progress=tick,
                     unlabeled=self.unlabeled,
                     labelled=guessed,
@@ -397,10 +397,10 @@ class Experiment:
         with self.reporter.stage("score and report"):
             counts = self.counts()
             first_seed = self.config.segmentation.seeds[0]
-            annotated = PictureCache(self.annotated, self.config.data.picture_px)
+            annotated = ImageCache(self.annotated, self.config.data.image_px)
             panels = report_panels(
                 annotated=annotated,
-                unlabeled=PictureCache(self.unlabeled, self.config.data.picture_px),
+                unlabeled=ImageCache(self.unlabeled, self.config.data.image_px),
                 held_out=self._held_out,
                 model=self.painter() if has_model else None,
                 bank=bank,
@@ -422,11 +422,11 @@ class Experiment:
             )
 
     @cached_property
-    def _held_out(self) -> PictureCache:
-        return PictureCache(self.dataset.split(self.config.evaluation.split), self.config.data.picture_px)
+    def _held_out(self) -> ImageCache:
+        return ImageCache(self.dataset.split(self.config.evaluation.split), self.config.data.image_px)
 
     def _upper_set(self) -> DatasetFolder:
-        """Annotated pictures and those of the unlabeled patients with their masks: the fully supervised bound."""
+        """Annotated images and those of the unlabeled patients with their masks: the fully supervised bound."""
         every = DatasetFolder.open(self.dataset.root, allow_unlabeled_masks=True, memory=self._memory)
         chosen = set(self.annotated.table["image_file_name"]) | set(self.unlabeled.table["image_file_name"])
         table = every.table
@@ -438,7 +438,7 @@ class Experiment:
     def _notes(self) -> dict[str, str]:
         data, segmentation, synthesis = self.config.data, self.config.segmentation, self.config.synthesis
         notes = {
-            "Data": f"{self.dataset.info.name}, {data.picture_px} px",
+            "Data": f"{self.dataset.info.name}, {data.image_px} px",
             "Annotated": self.annotated.size,
             "Unannotated": self.unlabeled.size,
             "Segmenters": f"{segmentation.steps} steps of {segmentation.batch} in every arm",
@@ -458,16 +458,16 @@ class Experiment:
                 figures = json.loads(path.read_text(encoding="utf-8"))
                 notes["First stage"] = (
                     f"{diffusion.codec.kind} autoencoder, PSNR {figures['psnr_db_mean']:.1f} dB, SSIM "
-                    f"{figures['ssim_mean']:.3f} on {figures['n_pictures']} pictures it hasn't seen"
+                    f"{figures['ssim_mean']:.3f} on {figures['n_images']} images it hasn't seen"
                 )
             if synthesis.sampler == "student":
                 notes["Student"] = f"{diffusion.student.steps} steps of {diffusion.student.batch} ways of the model"
-            notes["Synthetic"] = f"{synthesis.n_pictures} pictures, {synthesis.network_calls} network calls each"
+            notes["Synthetic"] = f"{synthesis.n_images} images, {synthesis.network_calls} network calls each"
         if (self.folder / "agreement.csv").is_file():
             doubted, n = self._labelling.contradicted(self.rounds.last), len(self.unlabeled.patients())
             names = f": {', '.join(doubted[:10])}{' ...' if len(doubted) > 10 else ''}" if doubted else ""
             notes["Segmenters contradict each other"] = (
-                f"before and after synthetic pictures, about {len(doubted)} of {n} unannotated patients{names} "
+                f"before and after synthetic images, about {len(doubted)} of {n} unannotated patients{names} "
                 "(agreement.csv)"
             )
         return notes
@@ -481,8 +481,8 @@ class Experiment:
         write_json(path, provenance)
 
 
-def plan_pictures(config: RunConfig, n: int) -> pd.DataFrame:
-    """The plan of a configuration for `n` pictures, without a run folder.
+def plan_images(config: RunConfig, n: int) -> pd.DataFrame:
+    """The plan of a configuration for `n` images, without a run folder.
 
     Raises:
         StedmError: the configuration asks for a phantom, which would lie in a run folder.
@@ -490,20 +490,20 @@ def plan_pictures(config: RunConfig, n: int) -> pd.DataFrame:
     if config.data.path is None:
         raise StedmError("plan: make the phantom first (`stedm data phantom OUT`), then give it as data.path")
     dataset = DatasetFolder.open(config.data.path, unseen_categories=config.data.unseen_categories)
-    synthesis = config.synthesis.model_copy(update={"n_pictures": n})
+    synthesis = config.synthesis.model_copy(update={"n_images": n})
     return make_plan(
         synthesis,
         annotated_part(dataset, config),
         dataset.split("unlabeled"),
         seed=config.seed,
-        picture_px=config.data.picture_px,
+        image_px=config.data.image_px,
     )
 
 
 def annotated_part(dataset: DatasetFolder, config: RunConfig) -> DatasetFolder:
-    """The train pictures that count as annotated under the label budget."""
+    """The train images that count as annotated under the label budget."""
     if config.data.annotated_per_category is not None:
-        return dataset.select(choose_annotated_pictures(dataset, config.data.annotated_per_category, config.data.draw))
+        return dataset.select(choose_annotated_images(dataset, config.data.annotated_per_category, config.data.draw))
     chosen = choose_annotated(dataset, config.data.annotated_patients, config.data.draw)
     table = dataset.table
     return dataset.select((table["patient_id"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())

@@ -77,7 +77,7 @@ class Rounds:
         return self.config.synthesis.rounds
 
     def folder(self, number: int) -> Path:
-        """Folder of a round's plan and pictures."""
+        """Folder of a round's plan and images."""
         return self.root if number == self.last else self.root / "rounds" / str(number)
 
     def suffix(self, number: int) -> str:

@@ -1,6 +1,6 @@
-"""Labels of the unannotated pictures of a run by the vote of segmenters, which are trained for it.
+"""Labels of the unannotated images of a run by the vote of segmenters, which are trained for it.
 
-The diffusion model learns from them, half of the synthetic pictures may be painted to them, and self-training is them.
+The diffusion model learns from them, half of the synthetic images may be painted to them, and self-training is them.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from filelock import FileLock
 
 from stedm.config import Arm, PseudoLabelConfig, RunConfig, first_teacher
 from stedm.data.folder import DatasetFolder
-from stedm.progress import Reporter
-from stedm.experiment.folder import Rounds
 from stedm.experiment.agreement import agreement, contradicted, read_agreement, write_agreement
+from stedm.experiment.folder import Rounds
+from stedm.progress import Reporter
 from stedm.segmentation.pseudo_labels import write_pseudo_labels
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """Who labels the unannotated pictures of one run, and where the labels are; what is there isn't made again."""
+    """Who labels the unannotated images of one run, and where the labels are; what is there isn't made again."""
 
     config: RunConfig
     rounds: Rounds
     unlabeled: DatasetFolder
-    """The unannotated pictures; their own masks are never read."""
+    """The unannotated images; their own masks are never read."""
     fit: Callable[..., Path]
     """Trains a segmenter in a folder, if it isn't there (`Experiment.fit`)."""
     synthesize: Callable[[int], DatasetFolder]
@@ -53,7 +53,7 @@ class Labelling:
         return layouts.select(~layouts.table["patient_id"].isin(doubted).to_numpy())
 
     def contradicted(self, number: int) -> list[str]:
-        """Patients in whose pictures the segmenters of a round don't see what those of the annotated pictures are sure
+        """Patients in whose images the segmenters of a round don't see what those of the annotated images are sure
         of (`synthesis.agreement`); none in the first round, where there are no others."""
         least = self.config.synthesis.agreement
         if number == 1 or least == 0:
@@ -61,14 +61,14 @@ class Labelling:
         return contradicted(self.agreement(number), least)
 
     def agreement(self, number: int) -> pd.DataFrame:
-        """How far the segmenters of a round agree with those of the annotated pictures, by patient: `agreement.csv`."""
+        """How far the segmenters of a round agree with those of the annotated images, by patient: `agreement.csv`."""
         path = self.rounds.folder(number) / "agreement.csv"
         if not path.is_file():
             write_agreement(agreement(self._first_labels(), self.predicted_layouts(number)), path)
         return read_agreement(path)
 
     def _first_labels(self) -> DatasetFolder:
-        """What segmenters that have seen annotated pictures alone are sure of in the unannotated ones."""
+        """What segmenters that have seen annotated images alone are sure of in the unannotated ones."""
         there = self.for_diffusion(1)
         if there is not None:
             return there
@@ -77,7 +77,7 @@ class Labelling:
         return self._voted(folder, partial(self._teachers, 1, config), name, config.confidence)
 
     def predicted_layouts(self, number: int) -> DatasetFolder:
-        """What the segmenters of a round see in the unannotated pictures: pixel by pixel the most probable class."""
+        """What the segmenters of a round see in the unannotated images: pixel by pixel the most probable class."""
         pseudo_labels = self.config.diffusion.pseudo_labels
         if number == 1 and pseudo_labels and pseudo_labels.arm == "self-training":
             return self.for_self_training("self-training")
@@ -85,7 +85,7 @@ class Labelling:
         return self._voted(folder, partial(self._predictors, number), self._predicting(number))
 
     def for_self_training(self, arm: Arm, number: int | None = None) -> DatasetFolder:
-        """The unannotated pictures as they are, labelled in a round of self-training of `arm` (None = the last)."""
+        """The unannotated images as they are, labelled in a round of self-training of `arm` (None = the last)."""
         config = self.config.segmentation.self_training
         number = number or config.rounds
         folder = self.rounds.root / "self_training" / arm / f"round-{number}" / "labels"
@@ -176,7 +176,7 @@ class Labelling:
                     models,
                     self.unlabeled,
                     folder,
-                    picture_px=self.config.data.picture_px,
+                    image_px=self.config.data.image_px,
                     confidence=confidence,
                     unknown=hidden,
                     on_progress=tick,

@@ -1,7 +1,7 @@
 """A run by several workers: what needs nothing from each other is trained at the same time.
 
-One piece of work is the diffusion model with its synthetic pictures, from pseudo-labels to drawing; each segmenter of
-an arm and a seed, with its counts, is another. Segmenters without synthetic pictures don't wait for the model.
+One piece of work is the diffusion model with its synthetic images, from pseudo-labels to drawing; each segmenter of
+an arm and a seed, with its counts, is another. Segmenters without synthetic images don't wait for the model.
 """
 
 from collections.abc import Sequence

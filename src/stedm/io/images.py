@@ -1,4 +1,4 @@
-"""Picture and mask files of a dataset folder: what is read and written, and what is refused."""
+"""Image and mask files of a dataset folder: what is read and written, and what is refused."""
 
 import struct
 import zlib
@@ -38,7 +38,7 @@ def file_inside(root: Path, name: str) -> Path:
     return path
 
 
-def read_picture_file(root: Path, name: str, picture_px: int | None = None) -> np.ndarray:
+def read_image_file(root: Path, name: str, image_px: int | None = None) -> np.ndarray:
     """Decode a PNG, JPEG or TIFF file of the folder to uint8 RGB (H, W, 3); transparent parts become white."""
     path = file_inside(root, name)
     try:
@@ -47,32 +47,32 @@ def read_picture_file(root: Path, name: str, picture_px: int | None = None) -> n
             deep = image.mode in ("I", "F") or ";16" in image.mode or any(";16" in str(tile) for tile in image.tile)
             if deep:
                 raise StedmError(f"{name}: has more than 8 bits a channel; convert it to 8 bits")
-            picture = ImageOps.exif_transpose(image)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = picture.convert("RGB")
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
     except UNREADABLE as error:
-        raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
-    return resized(np.array(picture), picture_px)
+        raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF image ({error}); replace the file") from error
+    return resized(np.array(image), image_px)
 
 
-def resized(picture: np.ndarray, picture_px: int | None) -> np.ndarray:
-    """uint8 RGB (H, W, 3) brought to a square of `picture_px` by area averaging; None = as it is."""
-    if picture_px is None or picture.shape[:2] == (picture_px, picture_px):
-        return picture
-    return np.array(Image.fromarray(picture).resize((picture_px, picture_px), Image.Resampling.BOX))
+def resized(image: np.ndarray, image_px: int | None) -> np.ndarray:
+    """uint8 RGB (H, W, 3) brought to a square of `image_px` by area averaging; None = as it is."""
+    if image_px is None or image.shape[:2] == (image_px, image_px):
+        return image
+    return np.array(Image.fromarray(image).resize((image_px, image_px), Image.Resampling.BOX))
 
 
-def picture_size(root: Path, name: str) -> tuple[int, int]:
-    """(width, height) of a picture file as `read_picture_file` gives it; only the head of the file is read."""
+def image_size(root: Path, name: str) -> tuple[int, int]:
+    """(width, height) of an image file as `read_image_file` gives it; only the head of the file is read."""
     path = file_inside(root, name)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
             width, height = image.size
             lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except UNREADABLE as error:
-        raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF picture ({error}); replace the file") from error
+        raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF image ({error}); replace the file") from error
     return (height, width) if lies_on_its_side else (width, height)
 
 

@@ -19,7 +19,7 @@ class SmoothField:
 
     def __init__(self, height: float, width: float, scale: float, generator: np.random.Generator):
         self.scale = scale
-        self.start = 2.0 + generator.uniform(0.0, 1.0, 2)  # so that the knots are not aligned with the picture
+        self.start = 2.0 + generator.uniform(0.0, 1.0, 2)  # so that the knots are not aligned with the image
         shape = [int(np.ceil(side / scale)) + 7 for side in (height, width)]
         # 0.479 is the mean of the squared weights of a cubic B-spline, per axis.
         self.knots = (generator.standard_normal(shape) / 0.479).astype(np.float32)

@@ -2,9 +2,9 @@
 
 `her2` imitates HER2 immunohistochemistry (haematoxylin + DAB, 2 classes, category = score 0..3); `he` imitates a
 haematoxylin and eosin stain (4 classes, category = grade). A patient is a set of numbers (`Patient`), a layout is drawn
-at the patient's own scale and fractions, and a picture is the layout filled with cells under the Beer-Lambert law.
-Everything is linear in the number of pixels, and a large picture is rendered block by block without seams, so the same
-functions make a 64 px picture and a whole slide.
+at the patient's own scale and fractions, and an image is the layout filled with cells under the Beer-Lambert law.
+Everything is linear in the number of pixels, and a large image is rendered block by block without seams, so the same
+functions make a 64 px image and a whole slide.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import ndtri
 
 from stedm.config import PhantomConfig
-from stedm.layout.random_field import SmoothField
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
+from stedm.layout.random_field import SmoothField
 from stedm.seeds import numpy_generator
 
 CLASSES = {"her2": ["stroma", "tumour"], "he": ["stroma", "tumour", "necrosis", "inflammation"]}
@@ -32,7 +32,7 @@ HAEMATOXYLIN = (0.65, 0.70, 0.29)  # Ruifrok & Johnston 2001, as are the two bel
 EOSIN = (0.07, 0.99, 0.11)
 DAB = (0.27, 0.57, 0.78)
 
-_FINE_UM = 1.0  # cells are drawn at about this resolution and averaged down to the picture's
+_FINE_UM = 1.0  # cells are drawn at about this resolution and averaged down to the image's
 _BLOCK_PX = 512
 _MEMBRANE_UM = 1.3
 
@@ -233,13 +233,13 @@ def _turned(vector: tuple[float, ...], spread: float, generator: np.random.Gener
 
 
 def draw_layout(
-    patient: Patient, picture_px: int | tuple[int, int], mpp: float, generator: np.random.Generator
+    patient: Patient, image_px: int | tuple[int, int], mpp: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Class map, uint8 (H, W), of a square picture or of one of (height, width) pixels.
+    """Class map, uint8 (H, W), of a square image or of one of (height, width) pixels.
 
-    The tumour fraction varies from picture to picture around the patient's, but is never below 0.08.
+    The tumour fraction varies from image to image around the patient's, but is never below 0.08.
     """
-    height, width = (picture_px, picture_px) if isinstance(picture_px, int) else picture_px
+    height, width = (image_px, image_px) if isinstance(image_px, int) else image_px
     y, x = (np.arange(height) + 0.5) * mpp, (np.arange(width) + 0.5) * mpp
     coarse, fine, other = (
         SmoothField(height * mpp, width * mpp, scale * patient.nest_um, generator)(y, x) for scale in (0.8, 0.3, 0.6)
@@ -260,7 +260,7 @@ def draw_layout(
 
 
 class _Cells:
-    """Cells on a jittered grid over the picture; a pixel finds its cell among the 3 x 3 nearest grid squares."""
+    """Cells on a jittered grid over the image; a pixel finds its cell among the 3 x 3 nearest grid squares."""
 
     def __init__(self, tissue: Tissue, height_um: float, width_um: float, generator: np.random.Generator):
         self.spacing = tissue.cell_spacing_um
@@ -298,7 +298,7 @@ class _Cells:
 
 
 class _Scene:
-    """Everything random of one picture but its noise, so that each block of it can be rendered on its own."""
+    """Everything random of one image but its noise, so that each block of it can be rendered on its own."""
 
     def __init__(self, patient: Patient, layout: np.ndarray, mpp: float, generator: np.random.Generator):
         self.patient, self.layout, self.mpp = patient, layout, mpp
@@ -377,21 +377,21 @@ def _step(values: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(values)
 
 
-def render_patient_picture(
+def render_patient_image(
     patient: Patient, layout: np.ndarray, mpp: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Picture, uint8 RGB (H, W, 3), of a layout (uint8 class indices (H, W), `mpp` um per pixel) in a patient's style.
+    """Image, uint8 RGB (H, W, 3), of a layout (uint8 class indices (H, W), `mpp` um per pixel) in a patient's style.
 
     Beer-Lambert: intensity = white * 10^-(sum over stains of concentration * density * stain vector). Cells are drawn
-    at about 1 um and averaged down; large pictures are made in blocks, so memory stays small.
+    at about 1 um and averaged down; large images are made in blocks, so memory stays small.
     """
     if layout.ndim != 2 or layout.max(initial=0) >= len(patient.tissues):
         raise StedmError(f"phantom: a layout is a 2-d map of class indices below {len(patient.tissues)}")
     scene = _Scene(patient, layout, mpp, generator)
-    picture = np.empty((*layout.shape, 3), np.uint8)
+    image = np.empty((*layout.shape, 3), np.uint8)
     for rows, columns in _blocks(*layout.shape):
-        picture[rows, columns] = _render_block(scene, rows, columns, generator)
-    return picture
+        image[rows, columns] = _render_block(scene, rows, columns, generator)
+    return image
 
 
 def _blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:
@@ -406,7 +406,7 @@ def _render_block(scene: _Scene, rows: slice, columns: slice, generator: np.rand
     fine_um = mpp / per_px
     margin = int(np.ceil(3 * patient.blur_um / mpp))  # the blur looks over the block's edge
     y, x = (
-        # Beyond the picture its last row or column is repeated.
+        # Beyond the image its last row or column is repeated.
         np.clip(
             (np.arange((s.start - margin) * per_px, (s.stop + margin) * per_px, dtype=np.float32) + 0.5) * fine_um,
             fine_um / 2,
@@ -429,9 +429,9 @@ def _render_block(scene: _Scene, rows: slice, columns: slice, generator: np.rand
 def make_phantom(config: PhantomConfig, root: str | Path) -> None:
     """Write a cohort as a dataset folder, with `patients.json` (the true parameters of every patient) beside it.
 
-    The folder appears whole or not at all. Pictures of split `unlabeled` have masks too, as in a real dataset whose
+    The folder appears whole or not at all. Images of split `unlabeled` have masks too, as in a real dataset whose
     annotations are held back; only the fully supervised upper bound may read them. Each patient is a pure function of
-    (seed, split, number in the split), each picture of that and its own number. `StedmError` if `root` holds files.
+    (seed, split, number in the split), each image of that and its own number. `StedmError` if `root` holds files.
     """
     root = Path(root)
     if root.is_dir() and any(root.iterdir()):
@@ -443,14 +443,14 @@ def make_phantom(config: PhantomConfig, root: str | Path) -> None:
                 name = f"{_LETTER_OF[split]}{number:0{max(2, len(str(n_patients - 1)))}d}"
                 patient = draw_patient(config, category, numpy_generator(config.seed, "phantom", split, number))
                 truth.append({"patient_id": name, "split": split, **asdict(patient)})
-                rows += _write_pictures(config, patient, split, number, name, folder)
+                rows += _write_images(config, patient, split, number, name, folder)
         if not rows:
             raise StedmError("phantom: no patients; give data.phantom.patients at least one in a split")
         info = DatasetInfo(
             name=f"phantom-{config.stain}",
             classes=CLASSES[config.stain],
             licence="CC0-1.0",
-            citation="Procedural pictures made by stedm; no patient data.",
+            citation="Procedural images made by stedm; no patient data.",
         )
         write_metadata(folder, info, pd.DataFrame(rows))
         write_json(folder / "patients.json", {"config": config.model_dump(mode="json"), "patients": truth})
@@ -474,21 +474,21 @@ def patient_categories(config: PhantomConfig, split: str) -> list[str]:
     return list(config.train_categories)
 
 
-def _write_pictures(
+def _write_images(
     config: PhantomConfig, patient: Patient, split: str, number: int, name: str, folder: Path
 ) -> list[dict[str, str | int | float]]:
     rows: list[dict[str, str | int | float]] = []
-    for picture in range(config.pictures_per_patient):
+    for image in range(config.images_per_patient):
         layout = draw_layout(
             patient,
-            config.picture_px,
+            config.image_px,
             config.mpp,
-            numpy_generator(config.seed, "phantom", split, number, picture, "layout"),
+            numpy_generator(config.seed, "phantom", split, number, image, "layout"),
         )
-        rendered = render_patient_picture(
-            patient, layout, config.mpp, numpy_generator(config.seed, "phantom", split, number, picture, "render")
+        rendered = render_patient_image(
+            patient, layout, config.mpp, numpy_generator(config.seed, "phantom", split, number, image, "render")
         )
-        file_name = f"{name}_{picture:03d}.png"
+        file_name = f"{name}_{image:03d}.png"
         write_png(folder / "images" / file_name, rendered)
         write_png(folder / "masks" / file_name, layout)
         rows.append(
@@ -499,7 +499,7 @@ def _write_pictures(
                 "slide_id": f"{name}-slide",
                 "split": split,
                 "category": patient.category,
-                "x": picture * config.picture_px,
+                "x": image * config.image_px,
                 "y": 0,
                 "mpp": config.mpp,
             }

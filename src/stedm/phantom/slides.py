@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import PhantomConfig
-from stedm.layout.random_field import SmoothField
-from stedm.phantom.patients import CLASSES, draw_layout, draw_patient, patient_categories, render_patient_picture
-from stedm.io.images import write_png
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_text
+from stedm.io.images import write_png
+from stedm.layout.random_field import SmoothField
+from stedm.phantom.patients import CLASSES, draw_layout, draw_patient, patient_categories, render_patient_image
 from stedm.seeds import numpy_generator
 
 _TILE_PX = 256
@@ -28,7 +28,7 @@ _LETTER_OF = {"train": "A", "unlabeled": "U", "val": "V", "test": "T"}
 class PhantomSlide:
     """A slide that is computed where it is looked at."""
 
-    picture: np.ndarray
+    image: np.ndarray
     """The patch, uint8 RGB `(n, n, 3)`; n a power of two times the tile."""
     layout: np.ndarray
     """Its class indices, uint8 `(n, n)`."""
@@ -46,7 +46,7 @@ class PhantomSlide:
 
     def region(self, x: int, y: int, width: int, height: int, downsample: int = 1) -> np.ndarray:
         """uint8 RGB `(height, width, 3)` of a level; `x`, `y` in pixels of that level."""
-        return self._painted(_reduced(self.picture, downsample), x, y, width, height, downsample)
+        return self._painted(_reduced(self.image, downsample), x, y, width, height, downsample)
 
     def _painted(self, patch: np.ndarray, x: int, y: int, width: int, height: int, downsample: int) -> np.ndarray:
         columns, rows = np.arange(x, x + width), np.arange(y, y + height)
@@ -63,17 +63,17 @@ class PhantomSlide:
     def level(self, downsample: int) -> Iterator[np.ndarray]:
         """Tiles of a level, row by row, as tifffile writes them."""
         width, height = (side // downsample for side in self.size_px)
-        patch = _reduced(self.picture, downsample)
+        patch = _reduced(self.image, downsample)
         for top in range(0, height, _TILE_PX):
             for left in range(0, width, _TILE_PX):
                 yield self._painted(patch, left, top, _TILE_PX, _TILE_PX, downsample)
 
 
-def _reduced(picture: np.ndarray, downsample: int) -> np.ndarray:
+def _reduced(image: np.ndarray, downsample: int) -> np.ndarray:
     if downsample == 1:
-        return picture
-    side = picture.shape[0] // downsample
-    return picture.reshape(side, downsample, side, downsample, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+        return image
+    side = image.shape[0] // downsample
+    return image.reshape(side, downsample, side, downsample, 3).mean(axis=(1, 3)).round().astype(np.uint8)
 
 
 def _mirrored(unit: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -85,14 +85,14 @@ def _mirrored(unit: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
 def draw_phantom_slide(
     config: PhantomConfig, split: str, number: int, size_px: tuple[int, int], unit_px: int = 1024
 ) -> PhantomSlide:
-    """The slide of a patient of the cohort `config` (its `picture_px` is not used); level 0 at `config.mpp`."""
+    """The slide of a patient of the cohort `config` (its `image_px` is not used); level 0 at `config.mpp`."""
     category = patient_categories(config, split)[number]
     patient = draw_patient(config, category, numpy_generator(config.seed, "phantom", split, number))
     generator = numpy_generator(config.seed, "phantom slide", split, number)
     layout = draw_layout(patient, unit_px, config.mpp, generator)
-    picture = render_patient_picture(patient, layout, config.mpp, generator)
+    image = render_patient_image(patient, layout, config.mpp, generator)
     glass = tuple(round(255 * value) for value in patient.white)
-    return PhantomSlide(picture, layout, size_px, config.mpp, glass, SmoothField(1.0, 1.0, 0.25, generator))
+    return PhantomSlide(image, layout, size_px, config.mpp, glass, SmoothField(1.0, 1.0, 0.25, generator))
 
 
 def write_phantom_slide(slide: PhantomSlide, path: str | Path, kind: Literal["aperio", "ome"] = "aperio") -> None:

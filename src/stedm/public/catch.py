@@ -24,10 +24,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from stedm.slides.polygon_files import Region, coco_categories, coco_regions_by_image, is_coco, read_json
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_text
 from stedm.seeds import numpy_generator
+from stedm.slides.polygon_files import Region, coco_categories, coco_regions_by_image, is_coco, read_json
 
 # How file names and how the COCO categories call the seven tumour types.
 CATCH_TUMOURS = {
@@ -66,7 +66,7 @@ def make_catch(
 
     Raises:
         StedmError: `root` holds files; a file is missing or not as described above; a slide has no split or no
-            picture in the COCO file; a patient is in two splits. The folder appears whole or not at all.
+            image in the COCO file; a patient is in two splits. The folder appears whole or not at all.
     """
     folder, root = Path(folder), Path(root)
     if root.is_dir() and any(root.iterdir()):

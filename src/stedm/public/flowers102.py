@@ -16,9 +16,9 @@ import pandas as pd
 from PIL import Image
 
 from stedm.data.folder import DatasetInfo, write_metadata
-from stedm.io.images import leaves_folder, write_png
 from stedm.errors import StedmError
 from stedm.io.files import replacing
+from stedm.io.images import leaves_folder, write_png
 
 FLOWERS102_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 # As in torchvision.datasets.Flowers102, but for 102segmentations.tgz, which torchvision doesn't use: that one is from a
@@ -66,13 +66,13 @@ def make_flowers102(
     root: str | Path,
     *,
     archives: str | Path | None = None,
-    picture_px: int = 512,
+    image_px: int = 512,
     checksums: Mapping[str, str] = FLOWERS102_MD5,
 ) -> None:
     """Download Oxford Flowers-102 where it is missing and write it as a dataset folder.
 
-    Pictures are brought to squares of `picture_px` (paper: 512, aspect ratio not kept). Each is a patient of its own.
-    Splits as in setid.mat: val 1,020 and test 6,149 pictures; the 1,020 of its training part are `train` where their
+    Images are brought to squares of `image_px` (paper: 512, aspect ratio not kept). Each is a patient of its own.
+    Splits as in setid.mat: val 1,020 and test 6,149 images; the 1,020 of its training part are `train` where their
     category is in `FLOWERS102_ANNOTATED` and `unlabeled` (with masks that only the arm `upper` reads) elsewhere. The
     folder appears whole or not at all.
 
@@ -94,14 +94,14 @@ def make_flowers102(
             r"(?:\./)?jpg/image_(\d{5})\.jpg",
             table["image_file_name"],
             folder,
-            partial(_write_picture, picture_px=picture_px),
+            partial(_write_image, image_px=image_px),
         )
         _convert(
             paths["102segmentations.tgz"],
             r"(?:\./)?segmim/segmim_(\d{5})\.jpg",
             table["mask_file_name"],
             folder,
-            partial(_write_mask, picture_px=picture_px),
+            partial(_write_mask, image_px=image_px),
         )
         write_metadata(folder, FLOWERS102_INFO, table)
 
@@ -126,14 +126,14 @@ def fetch(url: str, md5: str, folder: str | Path | None, dataset: str) -> Path:
 
 
 def _flowers102_table(labels_file: Path, splits_file: Path) -> pd.DataFrame:
-    """Metadata of all pictures; number i of the archives is row i - 1."""
+    """Metadata of all images; number i of the archives is row i - 1."""
     categories = _read_mat(labels_file, ["labels"])["labels"]
     splits = _read_mat(splits_file, list(_SPLIT_OF_KEY))
     if not set(categories.tolist()) <= set(range(1, len(FLOWERS102_CATEGORIES) + 1)):
         raise StedmError(f"{labels_file}: not category numbers from 1 to {len(FLOWERS102_CATEGORIES)}")
     numbers = np.concatenate(list(splits.values()))
     if sorted(numbers.tolist()) != list(range(1, len(categories) + 1)):
-        raise StedmError(f"{splits_file}: must name each of the {len(categories)} pictures of {labels_file.name} once")
+        raise StedmError(f"{splits_file}: must name each of the {len(categories)} images of {labels_file.name} once")
     split_of = {number: _SPLIT_OF_KEY[key] for key, values in splits.items() for number in values.tolist()}
     rows = []
     for number, category in enumerate(categories.tolist(), start=1):
@@ -163,7 +163,7 @@ def _read_mat(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
 
 
 def _convert(archive: Path, pattern: str, names: pd.Series, folder: Path, write) -> None:
-    """Write picture i of an archive to `folder / names[i - 1]`, each exactly once."""
+    """Write image i of an archive to `folder / names[i - 1]`, each exactly once."""
     left = dict(enumerate(names, start=1))
     for member, data in _members(archive):
         match = re.fullmatch(pattern, member)
@@ -178,7 +178,7 @@ def _convert(archive: Path, pattern: str, names: pd.Series, folder: Path, write)
         except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
             raise StedmError(f"{archive}: {member} can't be converted ({error})") from error
     if left:
-        raise StedmError(f"{archive}: {len(left)} pictures are missing, first number {min(left)}; download it again")
+        raise StedmError(f"{archive}: {len(left)} images are missing, first number {min(left)}; download it again")
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -196,15 +196,15 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
         raise StedmError(f"{archive}: not a readable tar.gz archive ({error}); download it again") from error
 
 
-def _write_picture(path: Path, image: Image.Image, picture_px: int) -> None:
+def _write_image(path: Path, image: Image.Image, image_px: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The originals are JPEG as well; PNG would take four times the space for the same pixels.
-    image.resize((picture_px, picture_px), Image.Resampling.LANCZOS).save(path, quality=95, subsampling=0)
+    image.resize((image_px, image_px), Image.Resampling.LANCZOS).save(path, quality=95, subsampling=0)
 
 
-def _write_mask(path: Path, image: Image.Image, picture_px: int) -> None:
+def _write_mask(path: Path, image: Image.Image, image_px: int) -> None:
     """Background is blue, (0, 0, 254), give or take what JPEG does to it; the limits are the released code's."""
     red, green, blue = np.moveaxis(np.asarray(image), -1, 0)
     flower = ~((red <= 10) & (green <= 10) & (blue >= 220))
     mask = Image.fromarray(flower.astype(np.uint8))
-    write_png(path, np.array(mask.resize((picture_px, picture_px), Image.Resampling.NEAREST)))
+    write_png(path, np.array(mask.resize((image_px, image_px), Image.Resampling.NEAREST)))

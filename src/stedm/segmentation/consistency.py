@@ -1,9 +1,9 @@
-"""The semi-supervised baseline: weak-to-strong consistency on pictures of unlabeled patients, without their masks.
+"""The semi-supervised baseline: weak-to-strong consistency on images of unlabeled patients, without their masks.
 
 UniMatch V2 (Yang et al. 2025, arXiv 2410.10777) at a small scale: a teacher, the exponential average of the network
-(mean teacher, Tarvainen & Valpola 2017), sees a picture that is only turned and zoomed; where it is sure of a class
-(FixMatch, Sohn et al. 2020), that class is the truth for two strong views of the picture. Strong are: stain, colour
-and blur, a rectangle of another picture (CutMix, Yun et al. 2019), and complementary halves of the encoder's channels.
+(mean teacher, Tarvainen & Valpola 2017), sees an image that is only turned and zoomed; where it is sure of a class
+(FixMatch, Sohn et al. 2020), that class is the truth for two strong views of the image. Strong are: stain, colour
+and blur, a rectangle of another image (CutMix, Yun et al. 2019), and complementary halves of the encoder's channels.
 """
 
 import math
@@ -16,10 +16,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from stedm.config import SegmentationConfig, SslConfig, StainAugmentConfig
 from stedm.data.symmetry import to_signed
-from stedm.training.trainer import Engine
 from stedm.segmentation.augment import augment_geometry, augment_stain
 from stedm.segmentation.model import SegmentationLoss
 from stedm.segmentation.randstainna import Cohort
+from stedm.training.trainer import Engine
 
 Channels = list[Tensor]
 """Per level of the encoder, factors (n, channels, 1, 1) on its features."""
@@ -48,19 +48,19 @@ class StudentAndTeacher(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, pictures: Tensor, channels: Channels) -> Tensor:
+    def forward(self, images: Tensor, channels: Channels) -> Tensor:
         """The student's logits (n, classes, H, W), its encoder's features multiplied by `channels`."""
-        picture, *features = self.student.encoder(pictures)
+        image, *features = self.student.encoder(images)
         features = [feature * factor for feature, factor in zip(features, channels, strict=True)]
-        return self.student.segmentation_head(self.student.decoder([picture, *features]))
+        return self.student.segmentation_head(self.student.decoder([image, *features]))
 
     def update_teacher(self) -> None:
         self.teacher.update_parameters(self.student)
 
     def dropped_channels(self, n: int, part: float, generator: torch.Generator) -> tuple[Channels, Channels]:
-        """For the two strong views of n pictures: the channels that one loses are those that the other keeps, doubled.
+        """For the two strong views of n images: the channels that one loses are those that the other keeps, doubled.
 
-        A picture keeps all channels in both views with probability 1 - `part`.
+        An image keeps all channels in both views with probability 1 - `part`.
         """
         first, second = [], []
         perturbed = (torch.rand(n, 1, generator=generator) < part).float()
@@ -79,10 +79,10 @@ class Consistency:
     loss_of: SegmentationLoss
     cohort: Cohort | None
 
-    def loss(self, engine: Engine, pictures: Tensor, masks: Tensor, unlabeled: Tensor) -> Tensor:
-        """The loss on annotated pictures plus the weighted one on unannotated ones.
+    def loss(self, engine: Engine, images: Tensor, masks: Tensor, unlabeled: Tensor) -> Tensor:
+        """The loss on annotated images plus the weighted one on unannotated ones.
 
-        pictures (n, 3, H, W) in [-1, 1] and masks (n, H, W) are augmented; unlabeled: uint8 (m, H, W, 3).
+        images (n, 3, H, W) in [-1, 1] and masks (n, H, W) are augmented; unlabeled: uint8 (m, H, W, 3).
         """
         learner = engine.accelerator.unwrap_model(engine.network)
         # First here, not last in a step: a checkpoint is then the same whether or not the run goes on.
@@ -90,26 +90,26 @@ class Consistency:
             learner.update_teacher()
         strong, pseudo = self.strong_views(engine, learner.teacher, unlabeled)
         dropped = learner.dropped_channels(len(unlabeled), self.config.ssl.feature_dropout, engine.generator)
-        intact = torch.ones(len(pictures), 1, 1, 1)
+        intact = torch.ones(len(images), 1, 1, 1)
         channels = [
-            torch.cat([intact.expand(-1, a.shape[1], 1, 1), a, b]).to(pictures.device)
+            torch.cat([intact.expand(-1, a.shape[1], 1, 1), a, b]).to(images.device)
             for a, b in zip(*dropped, strict=True)
         ]
         # One pass for all: batch norms then see annotated and unannotated patients together, as they will in use.
         with engine.autocast():
-            logits = engine.network(torch.cat([pictures, strong]), channels)
-        known, guessed = logits.float().split([len(pictures), len(strong)])
+            logits = engine.network(torch.cat([images, strong]), channels)
+        known, guessed = logits.float().split([len(images), len(strong)])
         unsupervised = consistency_loss(guessed, pseudo, self.loss_of.ignore_index)
         return self.loss_of(known, masks) + self.weight(engine.step_done) * unsupervised
 
     def weight(self, step: int) -> float:
-        """Weight of the loss on unannotated pictures: rises as in Laine & Aila 2017."""
+        """Weight of the loss on unannotated images: rises as in Laine & Aila 2017."""
         ramp_up_steps = self.config.ssl.ramp_up * self.config.steps
         done = min(1.0, step / ramp_up_steps) if ramp_up_steps else 1.0
         return self.config.ssl.weight * math.exp(-5 * (1 - done) ** 2)
 
     def strong_views(self, engine: Engine, teacher: nn.Module, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
-        """Two strong views of each picture, (2 m, 3, H, W) in [-1, 1], and what the teacher is sure of in them."""
+        """Two strong views of each image, (2 m, 3, H, W) in [-1, 1], and what the teacher is sure of in them."""
         generator, ssl = engine.generator, self.config.ssl
         blank = torch.zeros(unlabeled.shape[:3], dtype=torch.uint8, device=unlabeled.device)
         weak, _ = augment_geometry(unlabeled.permute(0, 3, 1, 2).float() / 255, blank, generator)
@@ -144,11 +144,11 @@ def strengthened(stain: StainAugmentConfig, ssl: SslConfig) -> StainAugmentConfi
     return stain.model_copy(update=strengths)
 
 
-def cutmix(pictures: Tensor, labels: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Paste a rectangle of another picture of the batch, and of its labels, into a part of the pictures.
+def cutmix(images: Tensor, labels: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle of another image of the batch, and of its labels, into a part of the images.
 
-    pictures (n, C, H, W), labels (n, H, W). As in UniMatch, rectangles have 2 to 40 % of the area and sides of a ratio
-    of 0.3 to 1 / 0.3; the other picture is the one as far from the end of the batch as this one from its beginning.
+    images (n, C, H, W), labels (n, H, W). As in UniMatch, rectangles have 2 to 40 % of the area and sides of a ratio
+    of 0.3 to 1 / 0.3; the other image is the one as far from the end of the batch as this one from its beginning.
     """
     n, height, width = labels.shape
     chosen, area, ratio, y, x = torch.rand(5, n, 1, generator=generator)
@@ -161,8 +161,8 @@ def cutmix(pictures: Tensor, labels: Tensor, probability: float, generator: torc
 
     rows, columns = inside(height, sides[0], y), inside(width, sides[1], x)
     pasted = ((chosen < probability)[:, :, None] & rows[:, :, None] & columns[:, None, :]).to(labels.device)
-    return torch.where(pasted[:, None], pictures.flip(0), pictures), torch.where(pasted, labels.flip(0), labels)
+    return torch.where(pasted[:, None], images.flip(0), images), torch.where(pasted, labels.flip(0), labels)
 
 
-def _signed(pictures: Tensor) -> Tensor:
-    return to_signed(pictures * 255).contiguous(memory_format=torch.channels_last)
+def _signed(images: Tensor) -> Tensor:
+    return to_signed(images * 255).contiguous(memory_format=torch.channels_last)

@@ -26,25 +26,25 @@ from torch import nn
 
 from stedm.config import SlideSegmentationConfig, TissueConfig, checked
 from stedm.config.base import read_values
-from stedm.slides.class_mapping import QUPATH_IGNORE
-from stedm.slides.table import read_slides
-from stedm.slides.slide import Slide
-from stedm.slides.tissue import TissueMask
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint, replacing, write_text
 from stedm.progress import Reporter
-from stedm.workers.pool import Engine, Work, check_shared
 from stedm.segmentation.blending import Blender, TileGrid
-from stedm.segmentation.row_checkpoint import KeptRows
-from stedm.slides.write_label_map import LabelMapWriter, tifffile
 from stedm.segmentation.model import SegmenterInfo, load_segmenter
+from stedm.segmentation.predict import IMAGE_SUFFIXES, predict_logits
+from stedm.segmentation.row_checkpoint import KeptRows
+from stedm.slides.class_mapping import QUPATH_IGNORE
+from stedm.slides.slide import Slide
+from stedm.slides.table import read_slides
+from stedm.slides.tissue import TissueMask
 from stedm.slides.write_geojson import write_geojson
-from stedm.segmentation.predict import PICTURE_SUFFIXES, predict_logits
+from stedm.slides.write_label_map import LabelMapWriter, tifffile
+from stedm.workers.pool import Engine, Work, check_shared
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
-_LARGEST_PICTURE_PX = 8192
+_LARGEST_IMAGE_PX = 8192
 """A TIFF file with a longer side is a slide, also without `-o FILE.geojson`."""
-_NOT_A_FOLDER = (".json", ".csv", *PICTURE_SUFFIXES)
+_NOT_A_FOLDER = (".json", ".csv", *IMAGE_SUFFIXES)
 _BAND_PX = 1 << 22
 """Pixels of the map that become polygons at once."""
 _TISSUE_PX = 1 << 22
@@ -82,10 +82,10 @@ def load_slide_config(overrides: list[str] | None = None) -> SlideSegmentationCo
 
 
 def slides_in(path: str | Path, output: str | Path) -> list[SlideSource] | None:
-    """The slides that the user means, or None where they are pictures (see stedm.segmentation.predict).
+    """The slides that the user means, or None where they are images (see stedm.segmentation.predict).
 
     A table (.csv) is a slides.csv. A file is a slide by its suffix (.svs, .ndpi, ...), as a TIFF longer than 8,192 px,
-    and whatever it is if `output` is a .geojson. A folder holds slides or pictures.
+    and whatever it is if `output` is a .geojson. A folder holds slides or images.
     Raises `StedmError` for a folder with both, and where several slides go into one file.
     """
     path, output = Path(path), Path(output)
@@ -96,17 +96,17 @@ def slides_in(path: str | Path, output: str | Path) -> list[SlideSource] | None:
         rows = zip(*(table[name] for name in names), strict=True)
         slides = [SlideSource(name, Path(image), None if np.isnan(mpp) else mpp) for name, image, mpp in rows]
     elif not path.exists():
-        raise StedmError(f"{path}: no such picture, slide or folder")
+        raise StedmError(f"{path}: no such image, slide or folder")
     elif path.is_file():
         slides = [SlideSource(path.stem, path)] if one_file or is_slide(path) else []
     else:
-        known = (*PICTURE_SUFFIXES, *SLIDE_SUFFIXES)
+        known = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
         slides = [SlideSource(file.stem, file) for file in files if is_slide(file)]
         if slides and len(slides) < len(files):
-            picture = next(file for file in files if not is_slide(file))
+            image = next(file for file in files if not is_slide(file))
             raise StedmError(
-                f"{path}: has slides ({slides[0].path.name}) and pictures ({picture.name}); give a folder of one kind"
+                f"{path}: has slides ({slides[0].path.name}) and images ({image.name}); give a folder of one kind"
             )
     if not slides and not one_file:
         return None
@@ -120,7 +120,7 @@ def slides_in(path: str | Path, output: str | Path) -> list[SlideSource] | None:
 
 
 def is_slide(path: Path) -> bool:
-    """Whether a file is a slide rather than a picture, by its suffix and, of a TIFF, by its size."""
+    """Whether a file is a slide rather than an image, by its suffix and, of a TIFF, by its size."""
     if path.suffix.lower() in SLIDE_SUFFIXES:
         return True
     if path.suffix.lower() not in (".tif", ".tiff"):
@@ -129,11 +129,11 @@ def is_slide(path: Path) -> bool:
         warnings.simplefilter("error")
         try:
             with Image.open(path, formats=("TIFF",)) as image:
-                return max(image.size) > _LARGEST_PICTURE_PX
+                return max(image.size) > _LARGEST_IMAGE_PX
         except (Warning, Image.DecompressionBombError):
             return True
         except (OSError, SyntaxError, ValueError, AttributeError):
-            return False  # read as a picture, it says what is wrong with it
+            return False  # read as an image, it says what is wrong with it
 
 
 # ---- slides to files ----------------------------------------------------------------------------------------------
@@ -434,11 +434,11 @@ def _completed(config: SlideSegmentationConfig, info: SegmenterInfo, model: str 
     mpp = info.mpp if config.mpp is None else config.mpp
     if mpp is None:
         raise StedmError(
-            f"{model}: the model doesn't know the resolution of its training pictures; give microns per pixel (--mpp)"
+            f"{model}: the model doesn't know the resolution of its training images; give microns per pixel (--mpp)"
         )
     if strangers := sorted(set(config.skip or []) - set(info.classes)):
         raise StedmError(f"skip: {', '.join(strangers)} is no class of {model}; it has {', '.join(info.classes)}")
-    return config.model_copy(update={"mpp": mpp, "tile_px": config.tile_px or info.picture_px})
+    return config.model_copy(update={"mpp": mpp, "tile_px": config.tile_px or info.image_px})
 
 
 def _tissue_config(slide: Slide, config: TissueConfig) -> TissueConfig:

@@ -1,6 +1,6 @@
 """Annotations of a slide as class indices of any tile of it: `read_annotation(...).rasterise(...)`.
 
-Polygons come from QuPath GeoJSON or MS COCO JSON (`stedm.slides.polygon_files`), label pictures from PNG or TIFF;
+Polygons come from QuPath GeoJSON or MS COCO JSON (`stedm.slides.polygon_files`), label images from PNG or TIFF;
 their names become classes by `stedm.slides.class_mapping`. A pixel belongs to the region in which its centre lies.
 
 Overlapping regions: by default the one with the smaller outline (holes filled) is on top. People draw necrosis,
@@ -16,15 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stedm.slides.polygon_files import Region, read_regions
-from stedm.slides.class_mapping import IGNORE, ClassMapping, as_mapping
-from stedm.io.images import UNREADABLE
 from stedm.errors import StedmError
+from stedm.io.images import UNREADABLE
+from stedm.slides.class_mapping import IGNORE, ClassMapping, as_mapping
+from stedm.slides.polygon_files import Region, read_regions
 
 # Rasterising costs as much as the polygon has vertices, on every tile that it touches: pieces keep tiles fast.
 _VERTICES_OF_A_PIECE = 512
 _SMALLEST_PIECE_PX = 64.0
-# Label pictures up to so many pixels are kept in memory, larger TIFFs are read window by window.
+# Label images up to so many pixels are kept in memory, larger TIFFs are read window by window.
 _IN_MEMORY_PX = 2**28
 _PNG_START = b"\x89PNG"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
@@ -71,10 +71,10 @@ def read_annotation(
         mapping: names in the file -> classes (`ClassMapping`, its YAML file, or the content of it); None = the names
             are those of the classes.
         unannotated: class of what lies outside all regions, or "ignore"; None = as the mapping says, which is "ignore".
-        image_name: file name of the slide, which chooses the picture in a COCO file of several.
-        slide_px: width and height of the slide at level 0. A label picture must cover it (checked), and without
+        image_name: file name of the slide, which chooses the image in a COCO file of several.
+        slide_px: width and height of the slide at level 0. A label image must cover it (checked), and without
             `label_downsample` it follows from it.
-        label_downsample: level-0 pixels a pixel of the label picture: mpp of the labels / mpp of the slide.
+        label_downsample: level-0 pixels a pixel of the label image: mpp of the labels / mpp of the slide.
 
     Raises:
         StedmError: one line that names the file and the feature; see docs/annotations.md for what is read and refused.
@@ -85,10 +85,10 @@ def read_annotation(
         rules = rules.model_copy(update={"unannotated": unannotated})
     if not classes or len(classes) > ignore_index or ignore_index > 255 or IGNORE in classes:
         raise StedmError(f"{path}: needs 1 to {ignore_index} classes, none of them called {IGNORE!r}")
-    if _is_picture(path):
+    if _is_image(path):
         scale = _label_downsample(path, slide_px, label_downsample)
         rules.class_indices(list(classes), ignore_index)
-        return LabelPicture(list(classes), ignore_index, rules, path, scale).opened()
+        return LabelImage(list(classes), ignore_index, rules, path, scale).opened()
     return _polygon_annotation(path, list(classes), ignore_index, rules, read_regions(path, image_name))
 
 
@@ -263,15 +263,15 @@ def _shape(tile_px: int | tuple[int, int]) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-# ---- label pictures -----------------------------------------------------------------------------------------------
+# ---- label images -----------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
-class LabelPicture:
-    """A picture of class indices that covers the slide at its own resolution; nearest neighbour at any other.
+class LabelImage:
+    """An image of class indices that covers the slide at its own resolution; nearest neighbour at any other.
 
     Without a mapping the values are class indices; with one, their decimal text ("0", "1", ...) is the name. Outside
-    the picture everything is as unannotated. A pickled one reads its file anew.
+    the image everything is as unannotated. A pickled one reads its file anew.
     """
 
     classes: list[str]
@@ -282,7 +282,7 @@ class LabelPicture:
     _source: Any = field(default=None, repr=False)
     _pixels: np.ndarray | None = field(default=None, repr=False)
 
-    def opened(self) -> "LabelPicture":
+    def opened(self) -> "LabelImage":
         """Itself, with the file open and, unless it is a huge TIFF, its pixels in memory and checked."""
         if self._source is None:
             self._source = _open_labels(self.path)
@@ -293,7 +293,7 @@ class LabelPicture:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """See `Annotation.bounds`; a label picture says something of all that it covers."""
+        """See `Annotation.bounds`; a label image says something of all that it covers."""
         width, height = self.opened()._source.size
         return (0.0, 0.0, width * self.downsample, height * self.downsample)
 
@@ -356,11 +356,9 @@ class _PngLabels:
             self.size = image.size
             # Grey of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
             if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
-                raise StedmError(
-                    f"{path}: a label picture has one 8-bit channel of class indices, this one {image.mode}"
-                )
+                raise StedmError(f"{path}: a label image has one 8-bit channel of class indices, this one {image.mode}")
             if image.width * image.height > 2**31:
-                raise StedmError(f"{path}: too large for a PNG; write the label picture as a tiled TIFF")
+                raise StedmError(f"{path}: too large for a PNG; write the label image as a tiled TIFF")
 
     def read(self, window: Any = None) -> np.ndarray:
         from PIL import PngImagePlugin
@@ -369,7 +367,7 @@ class _PngLabels:
             with self.path.open("rb") as file:
                 return np.asarray(PngImagePlugin.PngImageFile(file))
         except UNREADABLE as error:
-            raise StedmError(f"{self.path}: damaged label picture ({error}); write it again") from error
+            raise StedmError(f"{self.path}: damaged label image ({error}); write it again") from error
 
 
 class _TiffLabels:
@@ -383,23 +381,23 @@ class _TiffLabels:
         rasterio, _ = geometry_libraries()
         self.path = path
         with warnings.catch_warnings():
-            # Pictures of tissue lie nowhere on Earth.
+            # Images of tissue lie nowhere on Earth.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             self.file = rasterio.open(path.resolve(), driver="GTiff")
         self.size = (self.file.width, self.file.height)
         if self.file.count != 1 or self.file.dtypes[0] != "uint8":
             found = f"{self.file.count} of {self.file.dtypes[0]}"
-            raise StedmError(f"{path}: a label picture has one 8-bit channel of class indices, this one {found}")
+            raise StedmError(f"{path}: a label image has one 8-bit channel of class indices, this one {found}")
 
     def read(self, window: Any = None) -> np.ndarray:
         rasterio, _ = geometry_libraries()
         try:
             return self.file.read(1, window=window)
         except rasterio.errors.RasterioError as error:
-            raise StedmError(f"{self.path}: damaged label picture ({error}); write it again") from error
+            raise StedmError(f"{self.path}: damaged label image ({error}); write it again") from error
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(4) in (_PNG_START, *_TIFF_STARTS)
@@ -416,11 +414,11 @@ def _open_labels(path: Path) -> _PngLabels | _TiffLabels:
             is_png = file.read(4) == _PNG_START
         return _PngLabels(path) if is_png else _TiffLabels(path)
     except (*UNREADABLE, rasterio.errors.RasterioError) as error:
-        raise StedmError(f"{path}: not a readable label picture ({error}); write it again") from error
+        raise StedmError(f"{path}: not a readable label image ({error}); write it again") from error
 
 
 def _label_downsample(path: Path, slide_px: tuple[int, int] | None, label_downsample: float | None) -> float:
-    """Level-0 pixels a label pixel; `StedmError` if it is not known or the picture doesn't cover the slide."""
+    """Level-0 pixels a label pixel; `StedmError` if it is not known or the image doesn't cover the slide."""
     if label_downsample is not None and not 0 < label_downsample < np.inf:
         raise StedmError(f"{path}: label_downsample is {label_downsample}; it is a number above 0")
     if slide_px is None:
@@ -436,7 +434,7 @@ def _label_downsample(path: Path, slide_px: tuple[int, int] | None, label_downsa
     # A pixel of rounding, and 0.2 % for an mpp of few digits.
     if any(abs(whole / scale - side) > 1 + 0.002 * side for whole, side in zip(slide_px, size, strict=True)):
         raise StedmError(
-            f"{path}: the label picture is {size[0]} x {size[1]} px, which doesn't cover the slide of "
+            f"{path}: the label image is {size[0]} x {size[1]} px, which doesn't cover the slide of "
             f"{slide_px[0]} x {slide_px[1]} px at one scale; write it anew from the same slide"
         )
     return float(scale)

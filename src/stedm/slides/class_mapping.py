@@ -23,7 +23,7 @@ class ClassMapping(Part):
     classes: list[str] | None = None
     """The classes in the order of their indices; null = given by whoever reads the annotation."""
     mapping: dict[str, str] | None = None
-    """`NAME: class` or `NAME: ignore`, NAME as QuPath or the COCO categories spell it, or a value of a label picture.
+    """`NAME: class` or `NAME: ignore`, NAME as QuPath or the COCO categories spell it, or a value of a label image.
     null = the names of the classes themselves, and QuPath's `Ignore*` is ignored."""
     unknown: Literal["error", "ignore"] = "error"
     """What to do with names that are not in `mapping`: stop and list them, or ignore their regions."""
@@ -39,7 +39,7 @@ class ClassMapping(Part):
     @model_validator(mode="before")
     @classmethod
     def _text_keys(cls, values):
-        """YAML reads 1 as a number, and values of label pictures are numbers."""
+        """YAML reads 1 as a number, and values of label images are numbers."""
         if isinstance(values, dict) and isinstance(values.get("mapping"), dict):
             values = {**values, "mapping": {str(name): target for name, target in values["mapping"].items()}}
         return values

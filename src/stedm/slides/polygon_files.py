@@ -45,7 +45,7 @@ def read_regions(path: str | Path, image_name: str | None = None) -> list[Region
     """Regions of a GeoJSON or COCO file, in the order of the file; gzip is recognised by its content.
 
     Args:
-        image_name: which picture of a COCO file (its `file_name`, with or without folders); GeoJSON has one slide.
+        image_name: which image of a COCO file (its `file_name`, with or without folders); GeoJSON has one slide.
 
     Raises:
         StedmError: the file is missing, damaged, neither of the two, or a feature in it can't be read right.
@@ -192,7 +192,7 @@ def _coco_regions(path: Path, content: dict[str, Any], image_name: str | None) -
 
 
 def coco_regions_by_image(path: Path, content: dict[str, Any]) -> dict[str, list[Region]]:
-    """All regions of a COCO file by the `file_name` of their picture, pictures without any included."""
+    """All regions of a COCO file by the `file_name` of their image, images without any included."""
     names = coco_categories(path, content)
     file_of = {image.get("id"): image.get("file_name") for image in _coco_list(path, content, "images")}
     regions: dict[str, list[Region]] = {name: [] for name in file_of.values()}

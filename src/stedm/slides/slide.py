@@ -1,4 +1,4 @@
-"""Whole slides at any resolution, read through one interface: OpenSlide, TiffSlide, or a plain picture.
+"""Whole slides at any resolution, read through one interface: OpenSlide, TiffSlide, or a plain image.
 
 Positions are pixels of level 0 (the slide's full resolution), sizes are pixels of the result, and a resolution is
 `mpp`, microns per pixel. A `Slide` holds no file: open files live in a small table of this process, so that slides can
@@ -21,8 +21,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from stedm.io.images import read_picture_file
 from stedm.errors import StedmError
+from stedm.io.images import read_image_file
 
 INSTALL = 'pip install "stedm[slides]"'
 _PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -55,14 +55,14 @@ class Slide:
     downsamples: tuple[float, ...]
     """Of each level, 1.0 first."""
     reader: str
-    """`openslide`, `tiffslide` or `picture`."""
+    """`openslide`, `tiffslide` or `image`."""
 
     @classmethod
     def open(cls, path: str | Path, mpp: float | None = None) -> "Slide":
         """Open a slide. `mpp` of level 0 goes before what the file says.
 
         Raises:
-            StedmError: no such file, not readable as a slide or picture, or a resolution that is not known.
+            StedmError: no such file, not readable as a slide or image, or a resolution that is not known.
         """
         path = Path(path).absolute()
         if not path.exists():  # a DICOM slide may be a folder
@@ -260,11 +260,11 @@ class _TiffSlideFile:
             file.close()
 
 
-class _PictureFile:
-    """A picture without levels, decoded whole."""
+class _ImageFile:
+    """An image without levels, decoded whole."""
 
     def __init__(self, path: Path):
-        self._image = Image.fromarray(read_picture_file(path.parent, path.name))
+        self._image = Image.fromarray(read_image_file(path.parent, path.name))
         self.level_sizes = [self._image.size]
         self.downsamples = [1.0]
 
@@ -278,7 +278,7 @@ class _PictureFile:
 _READERS: dict[str, Callable[[Path], _File]] = {
     "openslide": _OpenSlideFile,
     "tiffslide": _TiffSlideFile,
-    "picture": _PictureFile,
+    "image": _ImageFile,
 }
 _files: "OrderedDict[tuple[Path, str], _File]" = OrderedDict()
 _lock = threading.Lock()
@@ -351,10 +351,10 @@ def _first_that_reads(path: Path) -> tuple[str, _File]:
 
 def _candidates(path: Path) -> list[str]:
     if path.suffix.lower() in _PLAIN_SUFFIXES:
-        return ["picture"]
+        return ["image"]
     slide_readers = [name for name, module in (("openslide", _openslide), ("tiffslide", _tiffslide)) if module()]
     if path.suffix.lower() in _TIFF_SUFFIXES and not _is_tiled(path):
-        return ["picture", *slide_readers]
+        return ["image", *slide_readers]
     if not slide_readers:
         raise StedmError(f"{path}: slides need openslide-python or tiffslide; {INSTALL}")
     return slide_readers

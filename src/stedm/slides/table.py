@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stedm.io.tables import patient_problems, read_csv
 from stedm.errors import StedmError
+from stedm.io.tables import patient_problems, read_csv
 
 REQUIRED_COLUMNS = ("slide_id", "patient_id", "split", "image")
 OPTIONAL_COLUMNS = ("annotation", "mpp", "category")

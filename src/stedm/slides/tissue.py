@@ -78,19 +78,19 @@ def _between(total: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarr
     return upper * (1 - down) + lower * down
 
 
-def find_tissue(picture: np.ndarray, mpp: float, config: TissueConfig | None = None) -> np.ndarray:
-    """Tissue in a picture of a slide, uint8 RGB `(H, W, 3)` at `mpp` microns per pixel; bool `(H, W)`.
+def find_tissue(image: np.ndarray, mpp: float, config: TissueConfig | None = None) -> np.ndarray:
+    """Tissue in an image of a slide, uint8 RGB `(H, W, 3)` at `mpp` microns per pixel; bool `(H, W)`.
 
     Otsu's threshold on saturation, after the colour of the glass is taken out; small holes filled, small pieces
     removed, pen left out. A slide with nothing but glass has no tissue.
     """
     config = config or TissueConfig()
-    smooth = gaussian_filter(picture.astype(np.float32) / 255, (_BLUR_UM / mpp / 2, _BLUR_UM / mpp / 2, 0))
-    pen = _pen(smooth, mpp) if config.exclude_pen else np.zeros(picture.shape[:2], bool)
+    smooth = gaussian_filter(image.astype(np.float32) / 255, (_BLUR_UM / mpp / 2, _BLUR_UM / mpp / 2, 0))
+    pen = _pen(smooth, mpp) if config.exclude_pen else np.zeros(image.shape[:2], bool)
     saturation = rgb2hsv(np.clip(smooth / _glass_colour(smooth, pen), 0, 1))[..., 1]
     seen = saturation[~pen]
     if seen.size == 0:
-        return np.zeros(picture.shape[:2], bool)
+        return np.zeros(image.shape[:2], bool)
     # Pale tissue is found in crumbs: what lies close together is one piece.
     reach = max(1, round(_GAP_UM / 2 / mpp))
     crumbs = np.pad(saturation > _threshold(seen), reach, mode="edge")
@@ -116,26 +116,26 @@ def _threshold(saturation: np.ndarray) -> float:
     return float(np.clip(threshold, low, high))
 
 
-def _glass_colour(picture: np.ndarray, pen: np.ndarray) -> np.ndarray:
+def _glass_colour(image: np.ndarray, pen: np.ndarray) -> np.ndarray:
     """RGB of empty glass, 0..1 `(3,)`: the colour of what is bright, pale and even; white where hardly anything is.
 
     Scanners give glass a tint that may be as strong as that of pale tissue, but tissue is never even.
     """
-    brightness = picture.mean(axis=-1)
+    brightness = image.mean(axis=-1)
     variance = uniform_filter(brightness**2, 3) - uniform_filter(brightness, 3) ** 2
-    darkest = picture.min(axis=-1)
-    pale = 1 - darkest / np.maximum(picture.max(axis=-1), 1e-6) < _GLASS_SATURATION
+    darkest = image.min(axis=-1)
+    pale = 1 - darkest / np.maximum(image.max(axis=-1), 1e-6) < _GLASS_SATURATION
     glass = (variance < _GLASS_UNEVENNESS**2) & pale & (darkest > _GLASS_BRIGHTNESS) & ~pen
-    return np.median(picture[glass], axis=0) if glass.mean() > _GLASS_SHARE else np.ones(3)
+    return np.median(image[glass], axis=0) if glass.mean() > _GLASS_SHARE else np.ones(3)
 
 
-def _pen(picture: np.ndarray, mpp: float) -> np.ndarray:
+def _pen(image: np.ndarray, mpp: float) -> np.ndarray:
     """Blue, green and black pen with its border, bool `(H, W)`, in RGB 0..1.
 
     At low resolution no usual stain is so blue (haematoxylin stays below a saturation of 0.55), green at all, or
     so black. Red pen is not told from eosin.
     """
-    hue, saturation, value = np.moveaxis(rgb2hsv(np.clip(picture, 0, 1)), -1, 0)
+    hue, saturation, value = np.moveaxis(rgb2hsv(np.clip(image, 0, 1)), -1, 0)
     chroma = saturation * value
     blue = (hue > 0.5) & (hue < 0.72) & (saturation > 0.6)
     green = (hue > 0.22) & (hue <= 0.5) & (saturation > 0.25) & (chroma > 0.1)

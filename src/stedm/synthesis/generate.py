@@ -1,4 +1,4 @@
-"""Execute a plan: pictures with known masks, as a dataset folder."""
+"""Execute a plan: images with known masks, as a dataset folder."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +12,18 @@ import pandas as pd
 import torch
 
 from stedm.config import Guidance
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
-from stedm.data.cache import PictureCache
 from stedm.data.symmetry import symmetry
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.io.files import claim
 from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
-from stedm.workers.pool import Engine, Work, check_shared
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
 from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
+from stedm.workers.pool import Engine, Work, check_shared
 
 # Rows that agree in these are drawn in one call.
 _SETTINGS = ["guidance", *ADDED_COLUMNS, "sampler", "steps"]
@@ -40,23 +40,23 @@ def synthesize(
     memory: CacheBudget | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Draw the pictures of a plan that are missing in `folder`; a killed run goes on where it was.
+    """Draw the images of a plan that are missing in `folder`; a killed run goes on where it was.
 
-    The plan is cut into batches at fixed places and a batch with a missing picture is drawn again whole, so that every
-    picture is the same to the bit with or without interruption.
+    The plan is cut into batches at fixed places and a batch with a missing image is drawn again whole, so that every
+    image is the same to the bit with or without interruption.
 
     Args:
         shard: (i, n) draws only the batches i, i + n, i + 2 n, ...; shards may run at the same time.
         engine: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
             the model from `model_folder`.
-        memory: what decoded style pictures may take in this process (None = what all other folders share).
-        on_progress: called with (pictures drawn, pictures of this shard); those of the last batch may still be written.
+        memory: what decoded style images may take in this process (None = what all other folders share).
+        on_progress: called with (images drawn, images of this shard); those of the last batch may still be written.
 
     Returns:
         True when the set is complete (metadata.csv is then written), False while other shards have work left.
 
     Raises:
-        StedmError: the folder holds pictures of another plan or model, or the plan breaks the leakage rules.
+        StedmError: the folder holds images of another plan or model, or the plan breaks the leakage rules.
     """
     unseen = plan.attrs.get("unseen_categories")
     dataset = DatasetFolder.open(plan.attrs["dataset"], unseen_categories=unseen, memory=memory)
@@ -140,10 +140,10 @@ class _Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write-png")
         self._batch: Future[None] | None = None
 
-    def write(self, image_ids: Sequence[str], pictures: np.ndarray, masks: np.ndarray) -> None:
+    def write(self, image_ids: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
         """Hand a batch over; raises what went wrong with the one before (such as a full disk)."""
         self._wait()
-        self._batch = self._thread.submit(_write, self.folder, list(image_ids), pictures, masks)
+        self._batch = self._thread.submit(_write, self.folder, list(image_ids), images, masks)
 
     def _wait(self) -> None:
         batch, self._batch = self._batch, None
@@ -159,23 +159,23 @@ class _Writer:
                 self._wait()
 
 
-def _write(folder: Path, image_ids: Sequence[str], pictures: np.ndarray, masks: np.ndarray) -> None:
-    for image_id, picture, mask in zip(image_ids, pictures, masks, strict=True):
+def _write(folder: Path, image_ids: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
+    for image_id, image, mask in zip(image_ids, images, masks, strict=True):
         write_png(folder / _mask_name(image_id), mask)
-        write_png(folder / _image_name(image_id), picture)
+        write_png(folder / _image_name(image_id), image)
 
 
 class _Painter:
-    """Plan rows to pictures and masks."""
+    """Plan rows to images and masks."""
 
     def __init__(self, model: StyleDiffusion, dataset: DatasetFolder, predicted: DatasetFolder | None = None):
         if model.classes != dataset.info.classes:
             raise StedmError(f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}")
         self.model, self.unknown_index = model, dataset.info.ignore_index
-        self.cache = PictureCache(dataset, model.picture_px)
+        self.cache = ImageCache(dataset, model.image_px)
         self._row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
         if predicted is not None:
-            self._predicted = PictureCache(predicted, model.picture_px)
+            self._predicted = ImageCache(predicted, model.image_px)
             names = predicted.table["source_image_file_name"]
             self._predicted_row_of = {name: row for row, name in enumerate(names)}
 
@@ -187,21 +187,21 @@ class _Painter:
 
     def _layout(self, recipe: LayoutRecipe) -> np.ndarray:
         read = self._predicted_mask if recipe.kind == PREDICTED else self._mask
-        return build_layout(recipe, read, self.model.picture_px)
+        return build_layout(recipe, read, self.model.image_px)
 
-    def _start_picture(self, recipe: LayoutRecipe) -> np.ndarray:
-        return symmetry(self.cache.picture(self._row_of[recipe.source]), recipe.symmetry)
+    def _start_image(self, recipe: LayoutRecipe) -> np.ndarray:
+        return symmetry(self.cache.image(self._row_of[recipe.source]), recipe.symmetry)
 
     def __call__(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         recipes = [layout_recipe(row) for row in rows.itertuples(index=False)]
         masks = np.stack([self._layout(recipe) for recipe in recipes])
         styles = [self._style(row) for row in rows.itertuples()]
-        pictures = np.zeros((*masks.shape, 3), np.uint8)
+        images = np.zeros((*masks.shape, 3), np.uint8)
         for same in rows.groupby(_SETTINGS).indices.values():
             first = rows.iloc[same[0]]
             start = float(first["start"])
-            begun = np.stack([self._start_picture(recipes[i]) for i in same]) if start < 1 else None
-            pictures[same] = self.model.generate(
+            begun = np.stack([self._start_image(recipes[i]) for i in same]) if start < 1 else None
+            images[same] = self.model.generate(
                 masks[same],
                 [styles[i] for i in same],
                 guidance=guidance_of(first),
@@ -209,33 +209,33 @@ class _Painter:
                 time_shift=float(first["time_shift"]),
                 sampler=first["sampler"],
                 seed=rows["seed"].iloc[same].tolist(),
-                start_pictures=begun,
+                start_images=begun,
                 start=start,
                 batch=len(rows),
             )
-        return pictures, masks
+        return images, masks
 
     def _style(self, row) -> list[np.ndarray]:
-        """The row's style pictures; of a model that learned from deformed ones, deformed views of them."""
-        pictures = [self.cache.picture(self._row_of[name]) for name in row.style_image_file_names.split(LIST_SEPARATOR)]
+        """The row's style images; of a model that learned from deformed ones, deformed views of them."""
+        images = [self.cache.image(self._row_of[name]) for name in row.style_image_file_names.split(LIST_SEPARATOR)]
         if self.model.style_sampling != "augmented":
-            return pictures
-        views = max(1, self.model.denoiser.config.style_pictures // len(pictures))
+            return images
+        views = max(1, self.model.denoiser.config.style_images // len(images))
         return [
             view
-            for number, picture in enumerate(pictures)
-            for view in style_views(picture, views, numpy_generator(row.seed, "style-views", number))
+            for number, image in enumerate(images)
+            for view in style_views(image, views, numpy_generator(row.seed, "style-views", number))
         ]
 
 
 def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
-    """Note in the folder which plan and model its pictures are of; refuse another's."""
+    """Note in the folder which plan and model its images are of; refuse another's."""
     noted = {"plan": plan_fingerprint(plan), "model": model.fingerprint}
     claim(
         folder / "synthesis.json",
         json.dumps(noted, indent=2) + "\n",
         lambda text: json.loads(text) == noted,
-        another=lambda: f"{folder}: holds pictures of another plan or model; give another folder or remove this one",
+        another=lambda: f"{folder}: holds images of another plan or model; give another folder or remove this one",
         not_empty=f"{folder}: not empty and not a synthetic set; give another folder",
     )
 

@@ -1,7 +1,7 @@
 """The style bank: the style vectors of a cohort, embedded once, to look up, to choose for coverage, to interpolate.
 
-Every vector of a bank is what the model's own style network makes of a set of pictures, so that each can be given to
-`StyleDiffusion.generate(style_vectors=...)`: for a picture of that one picture, for a patient of all its pictures.
+Every vector of a bank is what the model's own style network makes of a set of images, so that each can be given to
+`StyleDiffusion.generate(style_vectors=...)`: for an image of that one image, for a patient of all its images.
 Distances are Euclidean: the LayerNorm at the encoder's end has brought the channels to one scale.
 """
 
@@ -29,7 +29,7 @@ COLUMNS = ["image_file_name", "patient_id", "category"]
 
 @dataclass(frozen=True, eq=False)
 class StyleBank:
-    """Style vectors of pictures and patients, under one model.
+    """Style vectors of images and patients, under one model.
 
     table: image_file_name, patient_id, category; row i belongs to `vectors[i]`, float32 `(n, style_dim)`.
     patients: ids, sorted; `patient_vectors` `(len(patients), style_dim)` in their order.
@@ -49,19 +49,19 @@ class StyleBank:
         *,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> "StyleBank":
-        """Embed the pictures of a dataset folder (or of a part of it, see `DatasetFolder.select`); no mask is read.
+        """Embed the images of a dataset folder (or of a part of it, see `DatasetFolder.select`); no mask is read.
 
-        A model whose aggregation takes few pictures sees that many of a patient, spread over the patient's rows.
-        on_progress: called with (pictures done, pictures).
+        A model whose aggregation takes few images sees that many of a patient, spread over the patient's rows.
+        on_progress: called with (images done, images).
         """
         rows_of = rows_by_patient(dataset.table)
         patients, order = sorted(rows_of), []
         if not patients:
-            raise StedmError(f"{dataset.root}: a style bank needs at least one picture")
+            raise StedmError(f"{dataset.root}: a style bank needs at least one image")
         vectors, patient_vectors = [], []
         for patient in patients:
             rows = rows_of[patient]
-            encoded = model.encode_pictures([dataset.read_picture(int(row), model.picture_px) for row in rows])
+            encoded = model.encode_images([dataset.read_image(int(row), model.image_px) for row in rows])
             vectors.append(model.aggregate_encoded(encoded, [[i] for i in range(len(rows))]).cpu().numpy())
             most = min(len(rows), model.largest_style_set or len(rows))
             members = np.linspace(0, len(rows) - 1, most).round().astype(int).tolist()
@@ -124,16 +124,16 @@ class StyleBank:
             )
 
     def patient_vector(self, patient: str) -> np.ndarray:
-        """Style vector `(style_dim,)` of a patient: the model's aggregation of the patient's pictures."""
+        """Style vector `(style_dim,)` of a patient: the model's aggregation of the patient's images."""
         if patient not in self.patients:
             raise StedmError(f"style bank: has no patient {patient}")
         return self.patient_vectors[self.patients.index(patient)].copy()
 
-    def picture_vectors(self, image_file_names: Sequence[str]) -> np.ndarray:
-        """Style vectors `(n, style_dim)` of pictures, each on its own."""
+    def image_vectors(self, image_file_names: Sequence[str]) -> np.ndarray:
+        """Style vectors `(n, style_dim)` of images, each on its own."""
         row_of = {name: row for row, name in enumerate(self.table["image_file_name"])}
         if missing := [name for name in image_file_names if name not in row_of]:
-            raise StedmError(f"style bank: has no picture {missing[0]}")
+            raise StedmError(f"style bank: has no image {missing[0]}")
         return self.vectors[[row_of[name] for name in image_file_names]]
 
     def nearest(
@@ -143,22 +143,22 @@ class StyleBank:
         *,
         model: "StyleDiffusion | None" = None,
     ) -> pd.DataFrame:
-        """The `k` pictures whose styles are nearest to a style.
+        """The `k` images whose styles are nearest to a style.
 
         Args:
-            query: a style vector `(style_dim,)`; or style pictures, uint8 RGB `(h, w, 3)`, which `model` embeds
+            query: a style vector `(style_dim,)`; or style images, uint8 RGB `(h, w, 3)`, which `model` embeds
                 together.
 
         Returns:
             image_file_name, patient_id, category and distance, nearest first.
 
         Raises:
-            StedmError: pictures without a model or with another model, or a vector of another length.
+            StedmError: images without a model or with another model, or a vector of another length.
         """
         if not isinstance(query, list | tuple) and np.ndim(query) == 1:
             vector = np.asarray(query, np.float32)
         elif model is None:
-            raise StedmError("style bank: give the model that embeds the style pictures")
+            raise StedmError("style bank: give the model that embeds the style images")
         else:
             self.require(model)
             vector = model.style_vectors([list(query)])[0].cpu().numpy()
@@ -168,9 +168,7 @@ class StyleBank:
         chosen = np.argsort(distances, kind="stable")[:k]
         return self.table.iloc[chosen].assign(distance=distances[chosen]).reset_index(drop=True)
 
-    def k_centre(
-        self, n: int, *, of: Literal["patients", "pictures"] = "patients", seed: int | None = None
-    ) -> list[str]:
+    def k_centre(self, n: int, *, of: Literal["patients", "images"] = "patients", seed: int | None = None) -> list[str]:
         """Up to `n` patients (or image file names) that cover the bank, see `farthest_first`.
 
         With a seed the first is drawn at random; without, the first two are the farthest pair. A longer choice begins
@@ -184,10 +182,10 @@ class StyleBank:
     def interpolate(self, patient_a: str, patient_b: str, n: int) -> np.ndarray:
         """Style vectors `(n, style_dim)` at even steps from one patient's to another's, ends included.
 
-        Along a straight line, although the encoder's LayerNorm puts the vectors of single pictures near a sphere: the
+        Along a straight line, although the encoder's LayerNorm puts the vectors of single images near a sphere: the
         default aggregation averages them, so that the network was trained inside that sphere, and halfway between two
-        patients with equally many pictures the line has exactly the style of all their pictures taken together. A
-        spherical path would keep the length, which averages of unlike pictures don't have.
+        patients with equally many images the line has exactly the style of all their images taken together. A
+        spherical path would keep the length, which averages of unlike images don't have.
         """
         if n < 2:
             raise StedmError(f"style bank: an interpolation has at least its two ends, got n = {n}")

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from stedm.config import TrainingConfig
 from stedm.errors import StedmError
 from stedm.io.files import replacing
-from stedm.training.precision import autocast
 from stedm.seeds import torch_generator
+from stedm.training.precision import autocast
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, the loss that was read last)."""
@@ -111,7 +111,7 @@ class Engine:
             batch_size=self.config.batch // self.config.accumulate,
             sampler=range(self.images_seen, self.config.steps * self.config.batch),
             num_workers=workers,
-            # Forked workers share the pictures in memory.
+            # Forked workers share the images in memory.
             multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",
         )
@@ -245,7 +245,7 @@ class Engine:
         part, processes = self.config.batch // self.config.accumulate, self.accelerator.num_processes
         if part % processes:
             raise StedmError(
-                f"{self.folder}: {part} pictures at once (batch / accumulate) can't be divided among {processes} "
+                f"{self.folder}: {part} images at once (batch / accumulate) can't be divided among {processes} "
                 "processes; change batch or accumulate"
             )
 
