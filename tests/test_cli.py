@@ -23,7 +23,6 @@ FLAGS = {
     "train codec": ["--output", "--set"],
     "train diffusion": ["--output", "--set"],
     "train segmenter": ["--output", "--set"],
-    "train student": ["--output", "--set"],
     "plan": ["-n", "--output", "--set"],
     "synthesize": ["--output", "--shard", "--engine"],
     "generate": ["--layout", "--style", "--output", "--guidance", "--steps", "--seed"],

@@ -188,18 +188,6 @@ def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides 
     typer.echo(str(output / "model"))
 
 
-@train_app.command("student")
-def train_student(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
-    """Distil a student that draws in few network calls, and train before it what it needs; to RUN/student/model."""
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-
-    experiment = Experiment(load_config(config, overrides), output)
-    experiment.check()
-    experiment.train_student()
-    typer.echo(str(output / "student" / "model"))
-
-
 @train_app.command("segmenter")
 def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""

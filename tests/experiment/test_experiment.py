@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from stedm.config import RunConfig, SynthesisConfig, load_config, parse_config
 from stedm.data import cache as samples
 from stedm.data.folder import DatasetFolder
-from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
 from stedm.evaluation.counts import read_counts
@@ -104,40 +103,6 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     upper = tiny_config({"path": root}, arms=["upper"], seeds=[0])
     with pytest.raises(StedmError, match="unlabeled"):
         Experiment(upper, tmp_path / "upper", Reporter(quiet=True)).run()
-
-
-def test_a_run_draws_with_its_student(tiny_dataset, tmp_path, tiny_config):
-    root = tiny_dataset()
-    for mask in (root / "masks").glob("unlabeled*"):
-        mask.write_bytes(b"not to be opened")
-    values = tiny_config({"path": root}, arms=["real+synthetic"], seeds=[0]).model_dump()
-    plain = parse_config(values, "test")
-    small = {"calls": [1, 2], "teacher_steps": 2, "steps": 2, "batch": 2}
-    values["diffusion"]["student"] |= small
-    values["synthesis"] |= {"sampler": "student", "guidance": 2.0}
-    config = parse_config(values, "test")
-    Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
-    student = StyleDiffusion.from_pretrained(tmp_path / "run" / "student" / "model")
-    assert student.student.guidance.style == 2.0
-    table = pd.read_csv(tmp_path / "run" / "synthetic" / "metadata.csv")
-    assert set(table["model_fingerprint"]) == {student.fingerprint}
-    assert set(table["sampler"]) == {"student"}
-    before = _files(tmp_path / "run")
-    Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
-    redone = {path for path, time in _files(tmp_path / "run").items() if time != before.get(path)}
-    assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
-
-    # A run of an ordinary sampler is given a student later, by one verb, and tells when it has another one.
-    Experiment(plain, tmp_path / "plain", Reporter(quiet=True)).train_diffusion()
-    for steps, fits in ((2, True), (3, False)):
-        values = plain.model_dump()
-        values["diffusion"]["student"] |= small | {"steps": steps}
-        experiment = Experiment(parse_config(values, "test"), tmp_path / "plain", Reporter(quiet=True))
-        if fits:
-            assert experiment.train_student().student.guidance.style == 1.5
-        else:
-            with pytest.raises(StedmError, match=r"holds another student \(steps differ"):
-                experiment.train_student()
 
 
 def test_arms_that_need_unlabeled_patients_say_so_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
@@ -560,7 +525,6 @@ def test_rounds_that_would_all_be_the_same_are_refused(tiny_dataset, tiny_run):
         ({}, {"rounds": 2}, "only predicted layouts and"),
         (again, {}, r"every_round: needs synthesis\.rounds"),
         (again | {"unlabeled_fraction": 0}, {"rounds": 2}, "unlabeled_fraction above 0"),
-        (again, {"rounds": 2, "sampler": "student", "steps": 4}, "another synthesis.sampler than student"),
         ({"pseudo_labels": {"fine_tuning": {}}}, {}, "fine_tuning: is of later models; set every_round"),
     ):
         wrong = values | {

@@ -14,7 +14,7 @@ from stedm.config.codec import (
     VQCodecConfig,
 )
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
-from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelConfig, RecolourConfig, StudentConfig
+from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelConfig, RecolourConfig
 from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
 from stedm.config.segmentation import (
     Arm,
@@ -59,7 +59,6 @@ __all__ = [
     "SlideSegmentationConfig",
     "SslConfig",
     "StainAugmentConfig",
-    "StudentConfig",
     "StyleConfig",
     "SynthesisConfig",
     "TilingConfig",

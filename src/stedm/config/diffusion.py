@@ -69,39 +69,6 @@ class PseudoLabelConfig(Part):
     """Let each model of `every_round` go on from the weights of the one before; null = each from nothing."""
 
 
-class StudentConfig(TrainingConfig):
-    """A student that draws in few network calls, distilled from the trained diffusion model (stedm.diffusion.distill).
-
-    It holds the guidance of `synthesis`. It is trained by `stedm train student`, and by a run whose
-    `synthesis.sampler` is student. `activation_checkpointing` is that of the diffusion model.
-    """
-
-    calls: Annotated[list[Positive], Field(min_length=1)] = [1, 2, 4]
-    """Numbers of steps that it learns to draw in, of one network call each."""
-    teacher_sampler: Literal["dpm++", "dpm++3m", "unipc", "euler", "heun"] = "unipc"
-    teacher_steps: Positive = 8
-    """A multiple of each of `calls`."""
-    time_shift: Annotated[float, Field(gt=0)] = 4.0
-    """Of the teacher's steps and of the student's own (see `synthesis.time_shift`, which a student ignores)."""
-    steps: Positive = 400
-    batch: Positive = 4
-    """Images that the teacher draws a step; the student learns all its steps, the sum of `calls`, from each."""
-    lr: Annotated[float, Field(gt=0)] = 5e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 15
-    ema_decay: Fraction = 0.99
-    """Largest decay of the averaged weights, which the student is saved with."""
-    checkpoint_every_steps: Positive = 100
-
-    @model_validator(mode="after")
-    def _equal_pieces(self) -> "StudentConfig":
-        odd = [k for k in self.calls if self.teacher_steps % k]
-        if odd:
-            raise ValueError(f"calls: {self.teacher_steps} teacher_steps can't be cut into {odd[0]} equal pieces")
-        if sorted(set(self.calls)) != self.calls:
-            raise ValueError("calls: give each number once, in rising order")
-        return self
-
-
 class DiffusionConfig(TrainingConfig):
     """Training of the style-extracting diffusion model."""
 
@@ -139,7 +106,6 @@ class DiffusionConfig(TrainingConfig):
     ema_decay: Fraction = 0.999
     """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
     checkpoint_every_steps: Positive = 250
-    student: StudentConfig = StudentConfig()
     activation_checkpointing: bool = False
     """Compute the activations of the U-Net's blocks (and of a timm style encoder) again in the backward pass instead
     of keeping them: less memory, slower steps, equal gradients."""

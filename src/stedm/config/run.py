@@ -27,21 +27,10 @@ class RunConfig(Part):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _student_that_can_be(self) -> "RunConfig":
-        diffusion, synthesis = self.diffusion, self.synthesis
-        if synthesis.sampler == "student" and diffusion.objective != "flow":
-            raise ValueError(f"synthesis.sampler: a student needs diffusion.objective flow, not {diffusion.objective}")
-        if synthesis.sampler == "student" and synthesis.steps not in diffusion.student.calls:
-            raise ValueError(
-                f"synthesis.steps: {synthesis.steps} is not one of diffusion.student.calls {diffusion.student.calls}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _start_that_can_be(self) -> "RunConfig":
         diffusion, synthesis = self.diffusion, self.synthesis
-        if synthesis.start < 1 and (diffusion.objective != "flow" or synthesis.sampler == "student"):
-            raise ValueError("synthesis.start: below 1 needs diffusion.objective flow and another sampler than student")
+        if synthesis.start < 1 and diffusion.objective != "flow":
+            raise ValueError("synthesis.start: below 1 needs diffusion.objective flow")
         return self
 
     @model_validator(mode="after")
@@ -57,8 +46,6 @@ class RunConfig(Part):
             raise ValueError("diffusion.pseudo_labels.every_round: needs synthesis.rounds of 2 or more")
         if every_round and self.diffusion.unlabeled_fraction == 0:
             raise ValueError("diffusion.pseudo_labels.every_round: needs diffusion.unlabeled_fraction above 0")
-        if every_round and synthesis.sampler == "student":
-            raise ValueError("diffusion.pseudo_labels.every_round: needs another synthesis.sampler than student")
         if labels is not None and labels.fine_tuning is not None and not every_round:
             raise ValueError("diffusion.pseudo_labels.fine_tuning: is of later models; set every_round to true")
         return self

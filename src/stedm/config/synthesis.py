@@ -9,7 +9,7 @@ from stedm.config.base import Fraction, Part, Positive
 LayoutKind = Literal["resample", "warp", "recombine", "procedural", "predicted"]
 Layouts = LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 """A kind of layout, or a mixture as {kind: weight}."""
-Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun", "student"]
+Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun"]
 
 
 class Guidance(Part):
@@ -40,11 +40,8 @@ class Guidance(Part):
     def network_calls(self, steps: int, sampler: Sampler = "dpm++") -> int:
         """Network evaluations for one image; those that one pass computes together count one by one.
 
-        A step of `heun` evaluates twice, but for the last, which ends at sigma 0. A student holds its guidance: a step
-        is one evaluation.
+        A step of `heun` evaluates twice, but for the last, which ends at sigma 0.
         """
-        if sampler == "student":
-            return steps
         guided = [self.at(step, steps) for step in range(steps)]
         evaluations = [2 if sampler == "heun" and step < steps - 1 else 1 for step in range(steps)]
         conditions = [1 + (part.style != 1.0) + (part.layout != 1.0) for part in guided]
@@ -126,8 +123,7 @@ class SynthesisConfig(Part):
     """How far the spread of the guided prediction is brought back to that of the conditional one (Lin et al. 2024)."""
     sampler: Sampler = _DEFAULT.sampler
     """Solver (see stedm.diffusion.sampler): `dpm++` of order 2, `dpm++3m` of order 3, `unipc`; `ddim` for the
-    objectives eps and v; `euler` and `heun` (two network evaluations a step) for flow; `student` draws with the run's
-    student in place of its diffusion model, in one of `diffusion.student.calls` steps (see stedm.diffusion.distill)."""
+    objectives eps and v; `euler` and `heun` (two network evaluations a step) for flow."""
     steps: Positive = _DEFAULT.steps
     time_shift: Annotated[float, Field(gt=0)] = _DEFAULT.time_shift
     """More than 1 puts more of the steps near noise, where layout and colours are decided (Esser et al. 2024); 1 =

@@ -7,7 +7,6 @@ One module, so that the optimizer, the averaged weights, data parallelism and th
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
 from stedm.diffusion.objective import TRAIN_TIMESTEPS
@@ -37,8 +36,6 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         style_tokens: tokens for cross-attention.
         style_images: most style images that an aggregation of fixed size takes.
         style_image_px: side of the style images in training.
-        step_size: a student (stedm.diffusion.distill): `denoise` is told how long its step is, and predicts the mean
-            velocity over it. The embedding of the step begins at zero: the network then is what it was without.
     """
 
     @register_to_config
@@ -62,7 +59,6 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         style_tokens: int = 8,
         style_images: int = 4,
         style_image_px: int = 64,
-        step_size: bool = False,
     ):
         super().__init__()
         attention = tuple(attention or [False] * len(channels))
@@ -91,10 +87,6 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
             nn.Linear(style_dim, 4 * channels[0]) if ways & {"scale-shift", "both", "own-block"} else None
         )
         self.style_to_tokens = nn.Linear(style_dim, style_tokens * style_dim) if ways & {"cross", "both"} else None
-        self.step_embedding = TimestepEmbedding(channels[0], 4 * channels[0]) if step_size else None
-        if self.step_embedding is not None:
-            nn.init.zeros_(self.step_embedding.linear_2.weight)
-            nn.init.zeros_(self.step_embedding.linear_2.bias)
 
     @property
     def unknown(self) -> int:
@@ -161,21 +153,14 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         timestep: torch.Tensor,
         layout: torch.Tensor,
         style: torch.Tensor,
-        step: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict from style vectors `(b, style_dim)`: sampling encodes the style once and steps many times.
-
-        step: length `(b,)` of the step in the units of the timestep, for a network with `step_size`.
-        """
+        """Predict from style vectors `(b, style_dim)`: sampling encodes the style once and steps many times."""
         conditioned = torch.cat([noisy, self.layout_embedding(layout)], dim=1)
         added = self.style_to_time(style) if self.style_to_time is not None else None
         tokens = (
             self.style_to_tokens(style).unflatten(1, (-1, style.shape[1])) if self.style_to_tokens is not None else None
         )
-        length = None
-        if self.step_embedding is not None and step is not None:
-            length = self.step_embedding(self.unet.time_proj(step).to(noisy.dtype))
-        predicted = run_unet(self.unet, conditioned, timestep, added, tokens, self.injected, length)
+        predicted = run_unet(self.unet, conditioned, timestep, added, tokens, self.injected)
         if not self.config.skip:
             return predicted
         keep, scale = _flow_skip(timestep)

@@ -92,7 +92,6 @@ def run_unet(
     style: torch.Tensor | None,
     tokens: torch.Tensor | None,
     injection: list[str],
-    step: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The U-Net's prediction `(b, out_channels, h, w)`.
 
@@ -103,10 +102,8 @@ def run_unet(
             place where it is own-block; None where no level has either.
         tokens: `(b, n, token_dim)` for cross-attention; None where no level has it.
         injection: one kind a level, fine to coarse, the mid block's last.
-        step: `(b, 4 * channels[0])`, added to the time embedding at every level; None = nothing.
     """
     time = unet.time_embedding(unet.time_proj(timestep).to(sample.dtype))
-    time = time if step is None else time + step
     styled = time if style is None else time + style
 
     def conditions(level: int) -> dict[str, torch.Tensor]:

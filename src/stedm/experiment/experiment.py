@@ -12,7 +12,6 @@ RUN/predictors/seed-K/              the segmenters that predict them; RUN/rounds
                                     each with its model where pseudo_labels.every_round asks for one
 RUN/latents/                        cached latents of the training images, where asked for; may be deleted
 RUN/model/                          the diffusion model (averaged weights)
-RUN/student/                        training of a student of it, and RUN/student/model, where asked for
 RUN/style_bank.parquet              style vectors of the unannotated patients under that model
 RUN/plan.parquet synthetic/         the plan and its images, a dataset folder
 RUN/self_training/ARM/round-R/      teachers of the self-training arms and their labels
@@ -43,7 +42,6 @@ from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_
 from stedm.data.memory import CacheBudget
 from stedm.diffusion.codec import trained_codec_folder
 from stedm.diffusion.codec_train import split_held_out, train_codec
-from stedm.diffusion.distill import train_student
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
@@ -224,34 +222,6 @@ class Experiment:
             return config, None
         return config.model_copy(update=labels.fine_tuning.model_dump()), self.train_diffusion(number - 1)
 
-    def train_student(self) -> StyleDiffusion:
-        """Distil a student from the diffusion model in RUN/student, or go on, or read it if it is complete."""
-        return self._student
-
-    @cached_property
-    def _student(self) -> StyleDiffusion:
-        teacher, synthesis, folder = self.train_diffusion(), self.config.synthesis, self.folder / "student"
-        train = partial(
-            train_student,
-            self.config.diffusion,
-            teacher,
-            self.annotated,
-            self.unlabeled,
-            folder,
-            guidance=synthesis.full_guidance,
-            seed=seed_for(self.config.seed, "student", self.config.diffusion.seed),
-        )
-        if (folder / "model" / "model_index.json").is_file():
-            return train()
-        with self.reporter.stage("train student") as tick:
-            student = train(on_progress=tick)
-        self.note_seconds()
-        return student
-
-    def painter(self, number: int | None = None) -> StyleDiffusion:
-        """The model that draws the images of a round (None = the last): the diffusion model, or its student."""
-        return self.train_student() if self.config.synthesis.sampler == "student" else self.train_diffusion(number)
-
     @cached_property
     def _labelling(self) -> Labelling:
         return Labelling(
@@ -308,7 +278,7 @@ class Experiment:
         number = number or self.rounds.last
         root = self.rounds.folder(number) / "synthetic"
         if not (root / "metadata.csv").is_file():
-            model, plan = self.painter(number), self.plan(number)
+            model, plan = self.train_diffusion(number), self.plan(number)
             with self.reporter.stage(f"draw synthetic images{self.rounds.suffix(number)}") as tick:
                 synthesize(model, plan, root, memory=self._memory, on_progress=tick)
             self.note_seconds()
@@ -402,7 +372,7 @@ class Experiment:
                 annotated=annotated,
                 unlabeled=ImageCache(self.unlabeled, self.config.data.image_px),
                 held_out=self._held_out,
-                model=self.painter() if has_model else None,
+                model=self.train_diffusion() if has_model else None,
                 bank=bank,
                 synthetic=self.synthesize() if (self.folder / "synthetic" / "metadata.csv").is_file() else None,
                 segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.arms},
@@ -460,8 +430,6 @@ class Experiment:
                     f"{diffusion.codec.kind} autoencoder, PSNR {figures['psnr_db_mean']:.1f} dB, SSIM "
                     f"{figures['ssim_mean']:.3f} on {figures['n_images']} images it hasn't seen"
                 )
-            if synthesis.sampler == "student":
-                notes["Student"] = f"{diffusion.student.steps} steps of {diffusion.student.batch} ways of the model"
             notes["Synthetic"] = f"{synthesis.n_images} images, {synthesis.network_calls} network calls each"
         if (self.folder / "agreement.csv").is_file():
             doubted, n = self._labelling.contradicted(self.rounds.last), len(self.unlabeled.patients())

@@ -20,7 +20,7 @@ from stedm.io.files import write_json, write_text
 def claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there.
 
-    Arms, seeds, evaluation and the student may change between calls: what is there is kept and what is missing is
+    Arms, seeds and evaluation may change between calls: what is there is kept and what is missing is
     added. So may the machine that it is computed on, and with it workers, memory, compilation and activation
     checkpointing.
     """
@@ -30,8 +30,7 @@ def claim(folder: Path, config: RunConfig) -> None:
     if path.is_file() and begun:
         there = _flat(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
         asked = _flat(yaml.safe_load(to_yaml(config)))
-        # A student says itself what it was trained with, and a run may be given one later.
-        free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name", "diffusion.student.")
+        free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name")
         # How it is computed, not what.
         free_ends = (".workers", ".compile", ".activation_checkpointing", ".cache_mb")
         differing = [
