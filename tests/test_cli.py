@@ -20,7 +20,6 @@ FLAGS = {
     "data catch": ["--annotated"],
     "check": [],
     "tile": ["--output", "--tile-px", "--mpp", "--config", "--set", "--table-only", "--workers", "--engine", "--shard"],
-    "train codec": ["--output", "--set"],
     "train diffusion": ["--output", "--set"],
     "train segmenter": ["--output", "--set"],
     "plan": ["-n", "--output", "--set"],

@@ -165,17 +165,6 @@ def tile(
         raise StedmError("\n".join(done.failures))
 
 
-@train_app.command("codec")
-def train_codec(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
-    """Train the autoencoder of a run (diffusion.codec: kl or vq); it is written to RUN/codec/model."""
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-
-    experiment = Experiment(load_config(config, overrides), output)
-    experiment.check()
-    typer.echo(str(experiment.train_codec()))
-
-
 @train_app.command("diffusion")
 def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""

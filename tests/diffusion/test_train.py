@@ -202,7 +202,7 @@ def test_an_autoencoder_as_first_stage(diffusion_config, cohort, tmp_path):
     AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3, **blocks).save_pretrained(
         tmp_path / "vae"
     )
-    config = diffusion_config(codec=AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "vae"))
+    config = diffusion_config(codec=AutoencoderCodecConfig(source=str(tmp_path / "vae")))
     train_diffusion(config, *cohort, tmp_path / "run", image_px=16)
     model = StyleDiffusion.from_pretrained(tmp_path / "run" / "model")
     style = [cohort[1].read_image(0)]

@@ -379,7 +379,6 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
         mask.write_bytes(b"not to be opened")
     values = tiny_run({"path": root}, arms=["real+stain+synthetic"], seeds=[0])
     values["diffusion"]["steps"] = 8
-    values["diffusion"]["codec"] = {"kind": "kl", "channels": [8, 8], "norm_groups": 4, "steps": 2, "batch": 2}
     values["diffusion"]["pseudo_labels"] = {"confidence": 0.55, "steps": 4, "seeds": [0], "every_round": True}
     values["synthesis"] |= {"layouts": "warp", "rounds": 2, "predictors": 2}
     run = tmp_path / "run"
@@ -393,7 +392,6 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
     masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
     assert np.array_equal(np.where(votes.max(1) >= 0.55, votes.argmax(1), labels.info.ignore_index), masks)
     assert len(list((run / "teachers").glob("*/model"))) == 1
-    assert len(list(run.rglob("reconstruction.json"))) == 1, "one first stage for all rounds"
     before_it = DatasetFolder.open(run / "rounds/1/pseudo_labels")
     assert any((before_it.read_mask(row) != labels.read_mask(row)).any() for row in range(len(labels)))
     first_weights, weights = (

@@ -5,14 +5,7 @@ description in the JSON schema (`stedm config schema`), so that editors complete
 """
 
 from stedm.config.base import Fraction, Part, Positive, Precision, TrainingConfig, checked
-from stedm.config.codec import (
-    AutoencoderCodecConfig,
-    CodecConfig,
-    KLCodecConfig,
-    PixelCodecConfig,
-    TrainedCodecConfig,
-    VQCodecConfig,
-)
+from stedm.config.codec import AutoencoderCodecConfig, CodecConfig, PixelCodecConfig, VQF4CodecConfig
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
 from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, PseudoLabelConfig, RecolourConfig
 from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
@@ -42,7 +35,6 @@ __all__ = [
     "EvaluationConfig",
     "Fraction",
     "Guidance",
-    "KLCodecConfig",
     "LayoutKind",
     "Part",
     "PhantomConfig",
@@ -63,9 +55,8 @@ __all__ = [
     "SynthesisConfig",
     "TilingConfig",
     "TissueConfig",
-    "TrainedCodecConfig",
     "TrainingConfig",
-    "VQCodecConfig",
+    "VQF4CodecConfig",
     "checked",
     "first_teacher",
     "load_config",

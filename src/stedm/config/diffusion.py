@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stedm.config.base import Fraction, Part, Positive, TrainingConfig
-from stedm.config.codec import CodecConfig, PixelCodecConfig, TrainedCodecConfig
+from stedm.config.codec import CodecConfig, PixelCodecConfig
 from stedm.config.style import StyleConfig
 
 
@@ -131,11 +131,6 @@ class DiffusionConfig(TrainingConfig):
         if self.denoiser.skip and self.objective != "flow":
             raise ValueError("denoiser.skip: is made for the objective flow; set it to false")
         return self
-
-    @property
-    def trains_codec(self) -> bool:
-        """Whether the first stage is to be trained by the run."""
-        return isinstance(self.codec, TrainedCodecConfig)
 
     @model_validator(mode="after")
     def _latents_that_stay(self) -> "DiffusionConfig":

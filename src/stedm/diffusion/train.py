@@ -38,7 +38,6 @@ def train_diffusion(
     seed: int = 0,
     pseudo_labels: DatasetFolder | None = None,
     style_sources: DatasetFolder | None = None,
-    codec_run: Path | None = None,
     begin_with: StyleDiffusion | None = None,
     on_progress: Progress | None = None,
 ) -> StyleDiffusion:
@@ -53,12 +52,11 @@ def train_diffusion(
             everywhere.
         style_sources: images of the annotated patients that are shown as style only (see
             stedm.style.sampling.unannotated_tissue).
-        codec_run: run folder with the first stage that was trained for the model; None = `folder`.
         begin_with: a model of the same configuration, whose weights are the initial ones; None = random ones.
     """
     samples = DiffusionSamples(config, annotated, unlabeled, image_px, seed, pseudo_labels, style_sources)
     some_images = to_signed(samples.some_images(_IMAGES_TO_MEASURE))
-    codec = open_codec(config.codec, codec_run or folder, some_images)
+    codec = open_codec(config.codec, some_images)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, image_px)
     if begin_with is not None:
         denoiser.load_state_dict(begin_with.denoiser.state_dict())

@@ -2,7 +2,6 @@
 
 RUN/config.yaml provenance.json     what ran, with which versions, on which data
 RUN/data/                           the phantom, where the configuration asks for one
-RUN/codec/                          training of the first stage, where the configuration asks for one of its own
 RUN/checkpoints/ metrics.jsonl      training of the diffusion model
 RUN/teachers/seed-K/                segmenters of the annotated images, where asked for, and
 RUN/pseudo_labels/                  layouts of unannotated images as they see them
@@ -40,8 +39,6 @@ from stedm.data.cache import ImageCache
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_images
 from stedm.data.memory import CacheBudget
-from stedm.diffusion.codec import trained_codec_folder
-from stedm.diffusion.codec_train import split_held_out, train_codec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
@@ -163,37 +160,10 @@ class Experiment:
 
     # ---- diffusion model and synthetic set ------------------------------------------------------------------------
 
-    def train_codec(self) -> Path:
-        """Train the first stage in RUN/codec, if that isn't complete; returns the autoencoder's folder.
-
-        Raises:
-            StedmError: the configuration's first stage is not one that is trained.
-        """
-        config, target = self.config.diffusion, trained_codec_folder(self.folder)
-        if not config.trains_codec:
-            raise StedmError(f"diffusion.codec.kind is {config.codec.kind}: nothing to train; use kl or vq")
-        if not (target / "config.json").is_file():
-            images, held_out = split_held_out([self.annotated, self.unlabeled], self.dataset.split("val"))
-            with self.reporter.stage("train codec") as tick:
-                train_codec(
-                    config,
-                    images,
-                    held_out,
-                    target.parent,
-                    image_px=self.config.data.image_px,
-                    seed=seed_for(self.config.seed, "codec", config.codec.seed),
-                    on_progress=tick,
-                )
-            self.note_seconds()
-        return target
-
     def train_diffusion(self, number: int | None = None) -> StyleDiffusion:
-        """Train the diffusion model of a round (None = the last) and, before it, a first stage of its own; or read it
-        if it is complete."""
+        """Train the diffusion model of a round (None = the last), or read it if it is complete."""
         folder, number = self.rounds.model_home(number), self.rounds.of_model(number)
         if not (folder / "model" / "model_index.json").is_file():
-            if self.config.diffusion.trains_codec:
-                self.train_codec()
             pseudo_labels = self.pseudo_labels(number)
             config, before = self._diffusion_of(number)
             # Going on with the samples that the model has just learned from would be a repetition.
@@ -208,7 +178,6 @@ class Experiment:
                     seed=seed_for(self.config.seed, *role),
                     pseudo_labels=pseudo_labels,
                     style_sources=unannotated_tissue(self.dataset, self.annotated),
-                    codec_run=self.folder,
                     begin_with=before,
                     on_progress=tick,
                 )
@@ -422,13 +391,6 @@ class Experiment:
                     f", for {tuned.steps} steps more in each later one of {synthesis.rounds} rounds"
                     if tuned
                     else f", anew in each of {synthesis.rounds} rounds"
-                )
-            if diffusion.trains_codec:
-                path = trained_codec_folder(self.folder) / "reconstruction.json"
-                figures = json.loads(path.read_text(encoding="utf-8"))
-                notes["First stage"] = (
-                    f"{diffusion.codec.kind} autoencoder, PSNR {figures['psnr_db_mean']:.1f} dB, SSIM "
-                    f"{figures['ssim_mean']:.3f} on {figures['n_images']} images it hasn't seen"
                 )
             notes["Synthetic"] = f"{synthesis.n_images} images, {synthesis.network_calls} network calls each"
         if (self.folder / "agreement.csv").is_file():
