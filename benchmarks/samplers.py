@@ -109,7 +109,7 @@ class Spec(Part):
 
     def network_calls(self, setting: Setting) -> int:
         """Network evaluations an image; a conditional and an unconditional one count as two."""
-        return self.guidance[setting.guidance].network_calls(setting.steps, setting.sampler)
+        return self.guidance[setting.guidance].network_calls(setting.steps)
 
     def plan_config(self) -> SynthesisConfig:
         """Of everything but the setting."""
@@ -225,9 +225,6 @@ class Comparison:
             time_shift=setting.time_shift,
             guidance=guidance.style,
             layout_guidance=guidance.layout,
-            guidance_start=guidance.interval[0],
-            guidance_stop=guidance.interval[1],
-            guidance_rescale=guidance.rescale,
         )
 
     @cached_property

@@ -136,7 +136,7 @@ def tiny_run():
                 "steps": 2,
                 "batch": 4,
                 "denoiser": {"channels": [16, 16], "norm_groups": 8},
-                "style": {"dim": 16, "channels": [8]},
+                "style": {"dim": 16},
                 "pseudo_labels": {"steps": 2, "seeds": [0]},
             },
             "synthesis": {"n_images": 6, "batch": 3, "steps": 2},

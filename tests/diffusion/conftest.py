@@ -12,10 +12,9 @@ from stedm.diffusion.ldm_checkpoint import VQ_F4
 def small_diffusion(**changes) -> DiffusionConfig:
     values = {
         "denoiser": DenoiserConfig(channels=[16, 24], norm_groups=8, layout_channels=4),
-        "style": StyleConfig(dim=16, channels=[8, 12], n_images=2),
+        "style": StyleConfig(dim=16, n_images=2),
         "steps": 4,
         "batch": 4,
-        "warmup_steps": 0,
         "checkpoint_every_steps": 2,
         "precision": "fp32",
     }

@@ -44,7 +44,7 @@ def _network(memory_format: torch.memory_format = torch.contiguous_format) -> nn
 
 
 def _config(**changes) -> TrainingConfig:
-    values = {"steps": 6, "batch": 4, "lr": 1e-2, "warmup_steps": 0, "checkpoint_every_steps": 3, "precision": "fp32"}
+    values = {"steps": 6, "batch": 4, "lr": 1e-2, "checkpoint_every_steps": 3, "precision": "fp32"}
     return TrainingConfig(**{**values, **changes})
 
 
@@ -161,10 +161,9 @@ def test_the_loss_is_not_read_in_every_step(tmp_path, monkeypatch):
 def _diffusion(**changes) -> DiffusionConfig:
     values = {
         "denoiser": {"channels": [16, 24], "norm_groups": 8, "layout_channels": 4},
-        "style": {"dim": 16, "channels": [8, 12], "n_images": 2},
+        "style": {"dim": 16, "n_images": 2},
         "steps": 3,
         "batch": 8,
-        "warmup_steps": 0,
         "precision": "fp32",
     }
     return DiffusionConfig(**{**values, **changes})

@@ -152,9 +152,7 @@ def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster
     dataset = DatasetFolder.open(tiny_dataset(image_px=16))
     settings = SynthesisConfig(n_images=62, batch=4, steps=6)
     plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"))
-    config = DiffusionConfig(
-        denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16, channels=[8])
-    )
+    config = DiffusionConfig(denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16))
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0)
     model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=dataset.info.classes, image_px=16)
     model.save_pretrained(tmp_path / "model")

@@ -23,9 +23,6 @@ class TrainingConfig(Part):
     steps: Positive
     batch: Positive = 16
     lr: Annotated[float, Field(gt=0)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    """The learning rate rises linearly in these steps and then falls to 0 along a cosine."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     checkpoint_every_steps: Positive
     precision: Precision = "auto"
     """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""

@@ -27,14 +27,9 @@ class DenoiserConfig(Part):
     channels: list[Positive] = [48, 96, 128]
     """Widths of the levels; a multiple of `norm_groups` each."""
     blocks_per_level: Positive = 1
-    attention: list[bool] | None = None
-    """Self-attention per level; null = none but in the mid block."""
     norm_groups: Positive = 16
     layout_channels: Positive = 16
     """Channels that the layout embedding adds to the noisy latent."""
-    skip: bool = False
-    """Flow only: the best prediction that needs no network, which is linear in the noisy latent, is added to that of
-    the U-Net, whose own output is scaled to unit variance (Karras et al. 2022, for the straight path)."""
 
 
 class FineTuningConfig(Part):
@@ -82,16 +77,10 @@ class DiffusionConfig(TrainingConfig):
     objective: Literal["eps", "v", "flow"] = "flow"
     """What the network predicts: noise, velocity (Salimans & Ho 2022), or rectified flow (Liu et al. 2022)."""
     loss: Literal["l1", "l2"] = "l2"
-    timesteps: Literal["uniform", "logit-normal"] = "logit-normal"
-    """Distribution of training times; logit-normal as in Esser et al. 2024."""
     time_shift: Annotated[float, Field(gt=0)] = 1.0
-    """More than 1 draws training times nearer to noise, as `synthesis.time_shift` does with the steps of the sampler;
-    what those steps never come near needn't be learned."""
-    weighting: Literal["none", "min-snr"] = "none"
-    """Weights of training times in the loss: none, or min-SNR with gamma 5 (Hang et al. 2023)."""
-    balance: Literal["patients", "images"] = "patients"
-    """What is drawn uniformly for a sample: a patient and then one of the patient's images, so that patients with
-    many images don't drown the others; or an image."""
+    """Of the training times, which are logit-normal for flow (Esser et al. 2024) and uniform for eps and v: more than 1
+    draws them nearer to noise, as `synthesis.time_shift` does with the steps of the sampler; what those steps never
+    come near needn't be learned."""
     layout_dropout: Fraction = 0.1
     """Probability that an annotated sample is shown with its layout unknown."""
     unlabeled_fraction: Fraction = 0.5
@@ -102,7 +91,6 @@ class DiffusionConfig(TrainingConfig):
     steps: Positive = 4000
     batch: Positive = 8
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
     ema_decay: Fraction = 0.999
     """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
     checkpoint_every_steps: Positive = 250
@@ -110,27 +98,6 @@ class DiffusionConfig(TrainingConfig):
     """Compute the activations of the U-Net's blocks (and of a timm style encoder) again in the backward pass instead
     of keeping them: less memory, slower steps, equal gradients."""
     seed: int = 0
-
-    @model_validator(mode="after")
-    def _one_injection_per_level(self) -> "DiffusionConfig":
-        injection, levels = self.style.injection, len(self.denoiser.channels)
-        if isinstance(injection, list):
-            if len(injection) != levels + 1:
-                raise ValueError(
-                    f"style.injection has {len(injection)} entries for {levels} levels of the U-Net; "
-                    "give one per level and one for the mid block"
-                )
-            if set(injection) & {"cross", "both"} and injection[-1] not in ("cross", "both"):
-                raise ValueError(
-                    "style.injection: cross-attention at a level needs it in the mid block (last entry) too"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _skip_of_the_straight_path(self) -> "DiffusionConfig":
-        if self.denoiser.skip and self.objective != "flow":
-            raise ValueError("denoiser.skip: is made for the objective flow; set it to false")
-        return self
 
     @model_validator(mode="after")
     def _latents_that_stay(self) -> "DiffusionConfig":

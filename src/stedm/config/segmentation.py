@@ -120,6 +120,8 @@ class SegmentationConfig(TrainingConfig):
     steps: Positive = 400
     lr: Annotated[float, Field(gt=0)] = 3e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """The learning rate rises linearly in these steps and then falls to 0 along a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.1
     dice_weight: Annotated[float, Field(ge=0)] = 0.9
     synthetic_fraction: Fraction = 0.8

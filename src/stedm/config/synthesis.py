@@ -9,7 +9,7 @@ from stedm.config.base import Fraction, Part, Positive
 LayoutKind = Literal["resample", "warp", "recombine", "procedural", "predicted"]
 Layouts = LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 """A kind of layout, or a mixture as {kind: weight}."""
-Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun"]
+Sampler = Literal["ddim", "dpm++", "unipc", "euler"]
 
 
 class Guidance(Part):
@@ -19,33 +19,10 @@ class Guidance(Part):
     """Weight of the style; 1 = no guidance on style, and one network evaluation less a step."""
     layout: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the layout; 1 = no guidance on layout, and one network evaluation less a step."""
-    interval: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Part of the sampling steps that is guided, as fractions of the number of steps, 0 = pure noise, 1 = finished
-    (Kynkäänniemi et al. 2024); the other steps are plain conditional ones, of one network evaluation each."""
-    rescale: Fraction = 0.0
-    """How far the standard deviation of the guided prediction is brought back to that of the conditional one
-    (Lin et al. 2024); 0 = not at all."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "Guidance":
-        if self.interval[0] > self.interval[1]:
-            raise ValueError(f"the guidance interval {self.interval} ends before it begins")
-        return self
-
-    def at(self, step: int, steps: int) -> "Guidance":
-        """Guidance of one step (0 = the first, noisiest): this one inside the interval, none outside it."""
-        start, stop = (round(fraction * steps) for fraction in self.interval)
-        return self if start <= step < stop else Guidance(style=1.0)
-
-    def network_calls(self, steps: int, sampler: Sampler = "dpm++") -> int:
-        """Network evaluations for one image; those that one pass computes together count one by one.
-
-        A step of `heun` evaluates twice, but for the last, which ends at sigma 0.
-        """
-        guided = [self.at(step, steps) for step in range(steps)]
-        evaluations = [2 if sampler == "heun" and step < steps - 1 else 1 for step in range(steps)]
-        conditions = [1 + (part.style != 1.0) + (part.layout != 1.0) for part in guided]
-        return sum(n * times for n, times in zip(conditions, evaluations, strict=True))
+    def network_calls(self, steps: int) -> int:
+        """Network evaluations for one image; those that one pass computes together count one by one."""
+        return steps * (1 + (self.style != 1.0) + (self.layout != 1.0))
 
 
 class Sampling(Part):
@@ -61,7 +38,7 @@ class Sampling(Part):
     @property
     def network_calls(self) -> int:
         """Network evaluations for one image (a conditional + unconditional pair counts as two)."""
-        return self.guidance.network_calls(self.steps, self.sampler)
+        return self.guidance.network_calls(self.steps)
 
 
 _DEFAULT = Sampling()
@@ -117,13 +94,9 @@ class SynthesisConfig(Part):
     """Classifier-free guidance on style; 1 = none."""
     layout_guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.layout
     """Classifier-free guidance on the layout; 1 = none."""
-    guidance_interval: tuple[Fraction, Fraction] = _DEFAULT_GUIDANCE.interval
-    """Part of the sampling steps that is guided: fractions of the number of steps, 0 = pure noise, 1 = finished."""
-    guidance_rescale: Fraction = _DEFAULT_GUIDANCE.rescale
-    """How far the spread of the guided prediction is brought back to that of the conditional one (Lin et al. 2024)."""
     sampler: Sampler = _DEFAULT.sampler
-    """Solver (see stedm.diffusion.sampler): `dpm++` of order 2, `dpm++3m` of order 3, `unipc`; `ddim` for the
-    objectives eps and v; `euler` and `heun` (two network evaluations a step) for flow."""
+    """Solver (see stedm.diffusion.sampler): `dpm++`, `unipc`; `ddim` for the objectives eps and v; `euler` for
+    flow."""
     steps: Positive = _DEFAULT.steps
     time_shift: Annotated[float, Field(gt=0)] = _DEFAULT.time_shift
     """More than 1 puts more of the steps near noise, where layout and colours are decided (Esser et al. 2024); 1 =
@@ -179,17 +152,7 @@ class SynthesisConfig(Part):
     @property
     def full_guidance(self) -> Guidance:
         """The guidance keys as one object."""
-        return Guidance(
-            style=self.guidance,
-            layout=self.layout_guidance,
-            interval=self.guidance_interval,
-            rescale=self.guidance_rescale,
-        )
-
-    @model_validator(mode="after")
-    def _valid_guidance(self) -> "SynthesisConfig":
-        _ = self.full_guidance
-        return self
+        return Guidance(style=self.guidance, layout=self.layout_guidance)
 
 
 def _weights(layouts: Layouts) -> dict[LayoutKind, float]:

@@ -117,7 +117,7 @@ class StyleDiffusion:
                 `(n, style_dim)`, as `style_vectors()` or a style bank give them.
             guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout;
                 None = the default one.
-            steps: sampler steps, of one network evaluation each (`heun`: two); None = the default number.
+            steps: sampler steps, of one network evaluation each; None = the default number.
             time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.objective.shifted); None =
                 the default one.
             seed: one seed for the call, or one for each image (image i then doesn't depend on the others).

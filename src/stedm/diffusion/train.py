@@ -61,7 +61,7 @@ def train_diffusion(
     if begin_with is not None:
         denoiser.load_state_dict(begin_with.denoiser.state_dict())
     denoiser.measure(some_images)
-    objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
+    objective = Objective(config.objective, config.loss, config.time_shift)
     if config.activation_checkpointing:
         denoiser.checkpoint_activations()
     engine = Engine(
@@ -84,7 +84,7 @@ def train_diffusion(
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with engine.autocast():
             predicted = engine.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
-        engine.step(objective(predicted.float(), target, timestep))
+        engine.step(objective(predicted.float(), target))
     with engine.averaged_weights() as network:
         model = StyleDiffusion(
             network,
@@ -244,8 +244,8 @@ class _Pool:
                 raise StedmError(f"{layouts.root}: {len(layouts)} layouts for {len(dataset)} images; remove it")
             self.layouts = self.cache if layouts is dataset else ImageCache(layouts, image_px)
         self.styles = StyleSampler(self.cache, config.style.sampling, config.style.n_images)
-        by_patient = list(rows_by_patient(dataset.table).values())
-        self._rows = by_patient if config.balance == "patients" else [np.arange(len(dataset))]
+        # A patient is drawn and then one of its images: patients with many images don't drown the others.
+        self._rows = list(rows_by_patient(dataset.table).values())
 
     def __len__(self) -> int:
         return self._n_images
@@ -279,17 +279,13 @@ def make_denoiser(
             layout_factor=codec.factor,
             channels=tuple(unet.channels),
             blocks_per_level=unet.blocks_per_level,
-            attention=tuple(unet.attention) if unet.attention else None,
             norm_groups=unet.norm_groups,
             layout_channels=unet.layout_channels,
-            skip=unet.skip,
             style_dim=style.dim,
             style_backbone=style.encoder,
-            style_channels=tuple(style.channels),
             pooling=style.pooling,
             aggregation=style.aggregation,
-            injection=style.injection if isinstance(style.injection, str) else tuple(style.injection),
-            style_tokens=style.tokens,
+            injection=style.injection,
             style_images=style.n_images,
             style_image_px=image_px,
         )

@@ -181,8 +181,8 @@ class _Run:
         with torch.no_grad():
             latent = self.codec.encode(self._images(batch))
         predicted = self.denoise(batch, self.style(batch, self.config.style.n_images))
-        objective = Objective(self.config.objective, self.config.loss, self.config.timesteps)
-        return objective(predicted.float(), latent, torch.full((batch,), 500))
+        objective = Objective(self.config.objective, self.config.loss)
+        return objective(predicted.float(), latent)
 
     def style(self, batch: int, n: int) -> Tensor:
         """Style vectors `(batch, style_dim)` of n images each, or of the most that the aggregation takes."""

@@ -49,6 +49,8 @@ def train_segmenter(
         Path(folder),
         config,
         seed=seed_for(seed, "segmentation"),
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
         on_progress=on_progress,
     )
     consistency = Consistency(config, loss_of, cohort)

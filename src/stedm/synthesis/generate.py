@@ -88,12 +88,7 @@ def synthesize(
 
 def guidance_of(row: pd.Series) -> Guidance:
     """The guidance that a row of a plan asks for."""
-    return Guidance(
-        style=row["guidance"],
-        layout=row["layout_guidance"],
-        interval=(row["guidance_start"], row["guidance_stop"]),
-        rescale=row["guidance_rescale"],
-    )
+    return Guidance(style=row["guidance"], layout=row["layout_guidance"])
 
 
 @dataclass(frozen=True)

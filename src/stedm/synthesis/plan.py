@@ -34,9 +34,6 @@ COLUMNS = [
     "seed",
     "guidance",
     "layout_guidance",
-    "guidance_start",
-    "guidance_stop",
-    "guidance_rescale",
     "time_shift",
     "start",
     "sampler",
@@ -45,9 +42,6 @@ COLUMNS = [
 # What plans were drawn with before they had these columns.
 ADDED_COLUMNS = {
     "layout_guidance": 1.0,
-    "guidance_start": 0.0,
-    "guidance_stop": 1.0,
-    "guidance_rescale": 0.0,
     "time_shift": 1.0,
     "start": 1.0,
 }
@@ -153,9 +147,6 @@ def _sampling_columns(config: SynthesisConfig) -> dict[str, Any]:
     return {
         "guidance": float(config.guidance),
         "layout_guidance": float(config.layout_guidance),
-        "guidance_start": float(config.guidance_interval[0]),
-        "guidance_stop": float(config.guidance_interval[1]),
-        "guidance_rescale": float(config.guidance_rescale),
         "sampler": config.sampler,
         "steps": config.steps,
         "time_shift": float(config.time_shift),
