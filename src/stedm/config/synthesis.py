@@ -20,10 +20,6 @@ class Guidance(Part):
     layout: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the layout; 1 = no guidance on layout, and one network evaluation less a step."""
 
-    def network_calls(self, steps: int) -> int:
-        """Network evaluations for one image; those that one pass computes together count one by one."""
-        return steps * (1 + (self.style != 1.0) + (self.layout != 1.0))
-
 
 class Sampling(Part):
     """How an image is drawn from noise: the keys of `SynthesisConfig` that say it, as one object."""
@@ -32,13 +28,12 @@ class Sampling(Part):
     sampler: Sampler = "unipc"
     steps: Positive = 8
     time_shift: Annotated[float, Field(gt=0)] = 4.0
-    start: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Time at which the way begins: 1 = pure noise; below, a given image with so much noise (flow only)."""
 
     @property
-    def network_calls(self) -> int:
-        """Network evaluations for one image (a conditional + unconditional pair counts as two)."""
-        return self.guidance.network_calls(self.steps)
+    def nfe(self) -> int:
+        """Number of function evaluations: of the network for one image; a conditional and an unconditional one of the
+        same step count as two."""
+        return self.steps * (1 + (self.guidance.style != 1.0) + (self.guidance.layout != 1.0))
 
 
 _DEFAULT = Sampling()
@@ -65,7 +60,7 @@ class SynthesisConfig(Part):
     `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and
     structure sizes; `predicted` = what segmenters see in an image of the style patient (see `predictors`); or a
     mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
-    start: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.start
+    start: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Where the drawing of `predicted` layouts begins: 1 = at noise; 0.8 = at the image that the layout was predicted
     in, with noise up to time 0.8 (SDEdit, Meng et al. 2022), so that what layout and style don't contradict stays. Flow
     only."""
@@ -138,11 +133,6 @@ class SynthesisConfig(Part):
             [layouts] = weights
         start = self.start if "predicted" in weights else 1.0
         return self.model_copy(update={"layouts": layouts, "start": start})
-
-    @property
-    def network_calls(self) -> int:
-        """Network evaluations for one image (a conditional + unconditional pair counts as two)."""
-        return self.sampling.network_calls
 
     @property
     def sampling(self) -> Sampling:

@@ -104,7 +104,7 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
         flops_per_sample=per_sample,
         flops_per_step=per_sample * diffusion.batch,
         flops_per_call=call,
-        flops_per_image=once + call * synthesis.network_calls,
+        flops_per_image=once + call * synthesis.sampling.nfe,
         memory=memory,
     )
 
@@ -126,7 +126,7 @@ def cost_text(config: RunConfig) -> str:
         ["training, one image", f"{counted.flops_per_sample / 1e9:,.1f}"],
         [f"training step, batch {diffusion.batch}", f"{counted.flops_per_step / 1e9:,.1f}"],
         [
-            f"generated image, {synthesis.network_calls} network calls",
+            f"generated image, {synthesis.sampling.nfe} network calls",
             f"{counted.flops_per_image / 1e9:,.1f}",
         ],
     ]

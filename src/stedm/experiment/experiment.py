@@ -392,7 +392,7 @@ class Experiment:
                     if tuned
                     else f", anew in each of {synthesis.rounds} rounds"
                 )
-            notes["Synthetic"] = f"{synthesis.n_images} images, {synthesis.network_calls} network calls each"
+            notes["Synthetic"] = f"{synthesis.n_images} images, {synthesis.sampling.nfe} network calls each"
         if (self.folder / "agreement.csv").is_file():
             doubted, n = self._labelling.contradicted(self.rounds.last), len(self.unlabeled.patients())
             names = f": {', '.join(doubted[:10])}{' ...' if len(doubted) > 10 else ''}" if doubted else ""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stedm.config import Guidance
+from stedm.config import Guidance, Sampling
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
@@ -86,9 +86,14 @@ def synthesize(
     return True
 
 
-def guidance_of(row: pd.Series) -> Guidance:
-    """The guidance that a row of a plan asks for."""
-    return Guidance(style=row["guidance"], layout=row["layout_guidance"])
+def sampling_of(row: pd.Series) -> Sampling:
+    """The sampling that a row of a plan asks for."""
+    return Sampling(
+        guidance=Guidance(style=row["guidance"], layout=row["layout_guidance"]),
+        sampler=row["sampler"],
+        steps=row["steps"],
+        time_shift=row["time_shift"],
+    )
 
 
 @dataclass(frozen=True)
@@ -199,10 +204,7 @@ class _Painter:
             images[same] = self.model.generate(
                 masks[same],
                 [styles[i] for i in same],
-                guidance=guidance_of(first),
-                steps=int(first["steps"]),
-                time_shift=float(first["time_shift"]),
-                sampler=first["sampler"],
+                sampling=sampling_of(first),
                 seed=rows["seed"].iloc[same].tolist(),
                 start_images=begun,
                 start=start,
