@@ -178,7 +178,7 @@ class Experiment:
                     seed=seed_for(self.config.seed, *role),
                     pseudo_labels=pseudo_labels,
                     style_sources=unannotated_tissue(self.dataset, self.annotated),
-                    begin_with=before,
+                    init_from=before,
                     on_progress=tick,
                 )
             self.note_seconds()
