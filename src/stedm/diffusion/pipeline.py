@@ -288,8 +288,7 @@ class StyleDiffusion:
         if not own and codec is not None:
             raise StedmError(f"{folder}: has a codec; leave codec out")
         denoiser = load_denoiser(folder / "denoiser", style_encoder)
-        keys = ("objective", "classes", "image_px")
-        keys += ("style_sampling",) if "style_sampling" in index else ()
+        keys = ("objective", "classes", "image_px", "style_sampling")
         codec = load_codec(folder / "codec") if codec is None else codec
         return cls(denoiser, codec, **{key: index[key] for key in keys})
 
