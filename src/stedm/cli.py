@@ -27,12 +27,17 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(config_app, name="config")
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file.")]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml|DATASET", help="Configuration file; a dataset folder: all defaults.")
+]
 RunFolder = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder; run again to resume.")]
 EngineName = Annotated[
     str, typer.Option("--engine", metavar="local|ray", help="Who does the work; ray: a Ray cluster (RAY_ADDRESS).")
 ]
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do part I of N (1/N .. N/N), for job arrays.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", metavar="cpu|gpu|paper", help="Sizes that follow from the machine.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
 
 
@@ -42,33 +47,27 @@ def demo(output: RunFolder = Path("runs/demo")) -> None:
     from importlib.resources import as_file, files
 
     with as_file(files("stedm") / "demo.yaml") as path:
-        _run(path, output, None)
+        _run(path, output)
 
 
 @app.command()
 def run(
     config: ConfigPath,
     output: RunFolder,
+    preset: Preset = None,
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train networks at the same time.")] = 1,
     engine: EngineName = "local",
 ) -> None:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Run again to resume."""
-    _run(config, output, overrides, workers, engine)
+    _run(config, output, preset, overrides, workers, engine)
 
 
-def _run(config: Path, output: Path, overrides: list[str] | None, workers: int = 1, engine: str = "local") -> None:
-    from stedm.config import load_config
+def _run(config: Path, output: Path, preset=None, overrides=None, workers: int = 1, engine: str = "local") -> None:
     from stedm.evaluation.text import summary_text
-    from stedm.experiment.experiment import Experiment
-    from stedm.experiment.parallel import run_side_by_side
-    from stedm.io.files import alone_in
-    from stedm.workers.pool import make_engine
+    from stedm.experiment.api import run
 
-    experiment = Experiment(load_config(config, overrides), output)
-    with alone_in(output), make_engine(engine, workers, patient=False) as pool:
-        summary = experiment.run() if pool.is_here else run_side_by_side(experiment, pool)
-    typer.echo(summary_text(summary))
+    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, engine=engine)))
     typer.echo(f"report: {output / 'report' / 'report.html'}")
 
 
@@ -165,51 +164,33 @@ def tile(
         raise StedmError("\n".join(done.failures))
 
 
-@train_app.command("codec")
-def train_codec(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
-    """Train the autoencoder of a run (diffusion.codec: kl or vq); it is written to RUN/codec/model."""
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-
-    experiment = Experiment(load_config(config, overrides), output)
-    experiment.check()
-    typer.echo(str(experiment.train_codec()))
-
-
 @train_app.command("diffusion")
-def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+def train_diffusion(
+    config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None
+) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-
-    experiment = Experiment(load_config(config, overrides), output)
-    experiment.check()
-    experiment.train_diffusion()
+    experiment = _checked(config, output, preset, overrides)
+    experiment.last_round.model()
     typer.echo(str(output / "model"))
 
 
-@train_app.command("student")
-def train_student(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
-    """Distil a student that draws in few network calls, and train before it what it needs; to RUN/student/model."""
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-
-    experiment = Experiment(load_config(config, overrides), output)
-    experiment.check()
-    experiment.train_student()
-    typer.echo(str(output / "student" / "model"))
-
-
 @train_app.command("segmenter")
-def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+def train_segmenter(
+    config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None
+) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-
-    experiment = Experiment(load_config(config, overrides), output)
-    experiment.check()
+    experiment = _checked(config, output, preset, overrides)
     experiment.train_segmenters()
     typer.echo(str(output / "segmenters"))
+
+
+def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None) -> Any:
+    from stedm.config import load_config
+    from stedm.experiment.experiment import Experiment
+
+    experiment = Experiment(load_config(config, overrides, preset), output)
+    experiment.check()
+    return experiment
 
 
 @app.command()
@@ -217,14 +198,15 @@ def plan(
     config: ConfigPath,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="plan.parquet")],
+    preset: Preset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Decide which layout is painted in whose style: one row an image."""
+    """Decide which layout is painted in whose style, a row an image; as in the first round of a run."""
     from stedm.config import load_config
-    from stedm.experiment.experiment import plan_images
+    from stedm.experiment.planning import plan_images
     from stedm.synthesis.plan import write_plan
 
-    write_plan(plan_images(load_config(config, overrides), n), output)
+    write_plan(plan_images(load_config(config, overrides, preset), n), output)
     typer.echo(str(output))
 
 
@@ -338,38 +320,18 @@ def compare(
     typer.echo(summary_text(compare_reports(reports, output)))
 
 
-@app.command()
-def bench(
-    what: Annotated[str | None, typer.Argument(metavar="WHAT", help="Target; all of them if left out.")] = None,
-    config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG.yaml", help="Configuration; a small built-in one if left out.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Also as JSON.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Images of the target synthesis.")] = 1000,
-    overrides: Overrides = None,
-) -> None:
-    """Where the time goes on this machine: train, sampling, codec, data, synthesis, segmentation, growth."""
-    from stedm.bench.effort import Effort
-    from stedm.bench.registry import run_bench
-    from stedm.bench.result import print_result
-    from stedm.io.files import write_json
-
-    measured = run_bench(what, config, overrides, Effort(images=n), print_result)
-    if output is not None:
-        write_json(output, measured)
-        typer.echo(str(output))
-
-
 @config_app.command("show")
 def config_show(
     config: ConfigPath,
+    preset: Preset = None,
     overrides: Overrides = None,
     cost: Annotated[bool, typer.Option("--cost", help="Parameters, FLOPs and training memory instead.")] = False,
 ) -> None:
     """The configuration with every default filled in, or what it costs."""
     from stedm.config import load_config, to_yaml
+    from stedm.experiment.resolve import resolve_if_there
 
-    loaded = load_config(config, overrides)
+    loaded = resolve_if_there(load_config(config, overrides, preset))
     if cost:
         from stedm.experiment.cost import cost_text
 

@@ -1,9 +1,9 @@
 """What every part of the configuration is made of."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stedm.errors import StedmError
 
@@ -20,28 +20,14 @@ class Part(BaseModel):
 class TrainingConfig(Part):
     """What every training loop needs (see stedm.training.trainer)."""
 
+    warmup_steps: ClassVar[int] = 100
+    """The learning rate rises linearly in these steps, or in a tenth of all where those are fewer, and then falls to 0
+    along a cosine."""
+    weight_decay: ClassVar[float] = 0.01
+
     steps: Positive
     batch: Positive = 16
     lr: Annotated[float, Field(gt=0)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    """The learning rate rises linearly in these steps and then falls to 0 along a cosine."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    checkpoint_every_steps: Positive
-    precision: Precision = "auto"
-    """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
-    accumulate: Positive = 1
-    """Parts that a batch is divided into, whose gradients are added up: the memory of `batch / accumulate` images."""
-    workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that read samples ahead; null = none on a CPU, which the network needs, a few beside a GPU. Samples
-    are the same with any number."""
-    compile: bool = False
-    """Compile the network (torch.compile, which needs a C++ compiler): a slow start, then faster steps."""
-
-    @model_validator(mode="after")
-    def _equal_parts(self) -> "TrainingConfig":
-        if self.batch % self.accumulate:
-            raise ValueError(f"accumulate: {self.batch} images can't be divided into {self.accumulate} equal parts")
-        return self
 
 
 def checked(model: type[_Model], values: dict[str, Any], source: str) -> _Model:

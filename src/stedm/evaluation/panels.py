@@ -61,10 +61,7 @@ def style_grid(
     generated = model.generate(
         np.concatenate([layouts] * len(patients)),
         [style for style in styles for _ in layouts],
-        guidance=synthesis.full_guidance,
-        steps=synthesis.steps,
-        time_shift=synthesis.time_shift,
-        sampler=synthesis.sampler,
+        sampling=synthesis.sampling,
         seed=[GRID_SEED + column for _ in patients for column in range(len(layouts))],
     )
     by_row = generated.reshape(len(patients), len(layouts), *generated.shape[1:])
@@ -93,10 +90,7 @@ def style_strip(
     generated = model.generate(
         np.stack([layout] * STRIP_IMAGES),
         style_vectors=bank.interpolate(first, last, STRIP_IMAGES),
-        guidance=synthesis.full_guidance,
-        steps=synthesis.steps,
-        time_shift=synthesis.time_shift,
-        sampler=synthesis.sampler,
+        sampling=synthesis.sampling,
         seed=[GRID_SEED] * STRIP_IMAGES,
     )
     return StyleStrip(

@@ -93,9 +93,9 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
         StedmError: that folder is missing.
     """
     diffusion, synthesis = config.diffusion, config.synthesis
-    codec, denoiser = _on_meta(diffusion, n_classes, config.data.image_px)
+    codec, denoiser = _on_meta(diffusion, n_classes, config.data.side)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        run = _Run(diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.image_px)
+        run = _Run(diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.side)
         per_sample = flops_of(lambda: run.training_loss(1).backward())
         memory = _memory(run, fp32=_saved_bytes_of(run, bf16=False), bf16=_saved_bytes_of(run, bf16=True))
         once = flops_of(lambda: run.style(1, synthesis.style_images)) + flops_of(lambda: run.decode(1))
@@ -106,7 +106,7 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
         flops_per_sample=per_sample,
         flops_per_step=per_sample * diffusion.batch,
         flops_per_call=call,
-        flops_per_image=once + call * synthesis.network_calls,
+        flops_per_image=once + call * synthesis.sampling.nfe,
         memory=memory,
     )
 
@@ -118,7 +118,7 @@ def cost_text(config: RunConfig) -> str:
     channels, side, _ = counted.latent
     head = [
         ["configuration", config.name],
-        ["images", f"{config.data.image_px} px, latents {channels} x {side} x {side}"],
+        ["images", f"{config.data.side} px, latents {channels} x {side} x {side}"],
         ["classes", f"{n_classes} ({known_by})"],
         ["style images", f"{diffusion.style.n_images} in training, {synthesis.style_images} at generation"],
     ]
@@ -128,7 +128,7 @@ def cost_text(config: RunConfig) -> str:
         ["training, one image", f"{counted.flops_per_sample / 1e9:,.1f}"],
         [f"training step, batch {diffusion.batch}", f"{counted.flops_per_step / 1e9:,.1f}"],
         [
-            f"generated image, {synthesis.network_calls} network calls",
+            f"generated image, {synthesis.sampling.nfe} network evaluations",
             f"{counted.flops_per_image / 1e9:,.1f}",
         ],
     ]

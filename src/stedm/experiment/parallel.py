@@ -40,7 +40,7 @@ def _pieces(experiment: Experiment) -> tuple[Sequence[Piece], Sequence[Piece]]:
     """What can be done at once, and what must wait for the synthetic set. Those that take longest come first."""
     missing = sorted(experiment.missing_segmenters(), key=partial(_turn, experiment.config.segmentation.seeds[0]))
     drawn = [pair for pair in missing if uses_synthetic(pair[0])]
-    if experiment.is_drawn or not drawn:
+    if experiment.last_round.is_drawn or not drawn:
         return missing, []
     return [None, *(pair for pair in missing if not uses_synthetic(pair[0]))], drawn
 
@@ -56,7 +56,7 @@ def _turn(first_seed: int, pair: tuple[Arm, int]) -> int:
 
 def _note(experiment: Experiment, seconds: dict[str, float]) -> None:
     experiment.reporter.seconds.update(seconds)
-    experiment.note_seconds()
+    experiment.context.note_seconds()
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,16 @@ class StageJob:
 
     def open(self) -> Work:
         check_shared(self.folder / "config.yaml")
-        return partial(_do, _Part(self.config, self.folder, Reporter(self.quiet, bars=False)))
-
-
-class _Part(Experiment):
-    """The run as a worker sees it: who started it writes its provenance."""
-
-    def note_seconds(self) -> None:
-        pass
+        experiment = Experiment(self.config, self.folder, Reporter(self.quiet, bars=False))
+        experiment.context.writes_provenance = False  # who started this worker does
+        return partial(_do, experiment)
 
 
 def _do(experiment: Experiment, piece: Piece) -> dict[str, float]:
     """Returns the seconds of the stages that ran."""
     experiment.reporter.seconds.clear()
     if piece is None:
-        experiment.synthesize()
+        experiment.last_round.synthetic()
     else:
         experiment.train_segmenter(*piece)
         experiment.counts_of(*piece)

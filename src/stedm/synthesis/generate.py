@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
-from stedm.config import Guidance
+from stedm.config import Sampling
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
@@ -22,12 +23,8 @@ from stedm.io.files import claim
 from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
-from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
+from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
 from stedm.workers.pool import Engine, Work, check_shared
-
-# Rows that agree in these are drawn in one call.
-_SETTINGS = ["guidance", *ADDED_COLUMNS, "sampler", "steps"]
-
 
 def synthesize(
     model: StyleDiffusion,
@@ -86,14 +83,16 @@ def synthesize(
     return True
 
 
-def guidance_of(row: pd.Series) -> Guidance:
-    """The guidance that a row of a plan asks for."""
-    return Guidance(
-        style=row["guidance"],
-        layout=row["layout_guidance"],
-        interval=(row["guidance_start"], row["guidance_stop"]),
-        rescale=row["guidance_rescale"],
-    )
+def sampling_of(row: Any) -> Sampling:
+    """How a row of a plan is drawn.
+
+    Raises:
+        StedmError: the row doesn't say it.
+    """
+    try:
+        return Sampling.model_validate_json(row["sampling"])
+    except ValidationError as error:
+        raise StedmError(f"plan row {row['image_id']}: sampling is not readable; make the plan again") from error
 
 
 @dataclass(frozen=True)
@@ -197,17 +196,15 @@ class _Painter:
         masks = np.stack([self._layout(recipe) for recipe in recipes])
         styles = [self._style(row) for row in rows.itertuples()]
         images = np.zeros((*masks.shape, 3), np.uint8)
-        for same in rows.groupby(_SETTINGS).indices.values():
+        # Rows that agree in these are drawn in one call.
+        for same in rows.groupby(["sampling", "start"]).indices.values():
             first = rows.iloc[same[0]]
             start = float(first["start"])
             begun = np.stack([self._start_image(recipes[i]) for i in same]) if start < 1 else None
             images[same] = self.model.generate(
                 masks[same],
                 [styles[i] for i in same],
-                guidance=guidance_of(first),
-                steps=int(first["steps"]),
-                time_shift=float(first["time_shift"]),
-                sampler=first["sampler"],
+                sampling=sampling_of(first),
                 seed=rows["seed"].iloc[same].tolist(),
                 start_images=begun,
                 start=start,
