@@ -30,7 +30,7 @@ from stedm.data.folder import DatasetFolder, write_metadata, write_png
 from stedm.data.symmetry import symmetry
 from stedm.errors import StedmError
 from stedm.evaluation.quality import ImageSet, with_shuffled_layouts
-from stedm.experiment.experiment import Experiment
+from stedm.experiment.rounds import Round
 from stedm.layout.recipe import PREDICTED
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
@@ -43,19 +43,19 @@ SURE = 0.9
 """Mean probability of a class from which the teachers are sure of it."""
 
 
-class AnnotatedStyles(Experiment):
-    """A run whose synthetic images are in the styles of its annotated patients."""
+class AnnotatedStyles(Round):
+    """Synthetic images in the styles of the annotated patients."""
 
     @property
     def style_source(self) -> DatasetFolder:
-        return self.annotated
+        return self.context.annotated
 
 
-class MixedStyles(Experiment):
-    """A run whose synthetic images are each in the style of two unannotated patients."""
+class MixedStyles(Round):
+    """Synthetic images that are each in the style of two unannotated patients."""
 
-    def plan(self, number: int | None = None) -> pd.DataFrame:
-        return mix_styles(super().plan(number), self.config.seed)
+    def plan(self) -> pd.DataFrame:
+        return mix_styles(super().plan(), self.config.seed)
 
 
 def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -78,31 +78,28 @@ def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
     return plan.assign(style_image_file_names=mixed)
 
 
-class Unpainted(Experiment):
-    """A run whose synthetic images are those that the layouts were predicted in, as they are, in every round."""
+class Unpainted(Round):
+    """Images of a plan with predicted layouts as they are, unpainted; the others are painted as ever."""
 
-    def synthesize(self, number: int | None = None) -> DatasetFolder:
-        number, px = number or self.rounds.last, self.config.data.image_px
-        folder = self.rounds.folder(number) / "synthetic"
-        if not (folder / "metadata.csv").is_file():
-            plan = self.plan(number)
-            if set(plan["layout_kind"]) != {PREDICTED}:
-                raise StedmError(
-                    "control unpainted-images: set synthesis.layouts to predicted; the others have no image"
-                )
-            unlabeled, layouts = self.unlabeled, self.predicted_layouts(number)
-            row_of = {name: row for row, name in enumerate(unlabeled.table["image_file_name"])}
-            rows = [row_of[name] for name in plan["layout_image_file_name"]]
-            turns = plan["layout_symmetry"].tolist()
-            images, masks = (
-                np.stack([symmetry(read(row, px), turn) for row, turn in zip(rows, turns, strict=True)])
-                for read in (unlabeled.read_image, layouts.read_mask)
-            )
-            _write(unlabeled, np.array(rows), images, masks, folder)
+    def synthetic(self) -> DatasetFolder:
+        if self.is_drawn or self.before is None:
+            return super().synthetic()
+        plan, px, folder = self.plan(), self.config.data.side, self.folder / "synthetic"
+        if set(plan["layout_kind"]) != {PREDICTED}:
+            raise StedmError("control unpainted-images: set rounds.predicted.fraction to 1; the others have no image")
+        unlabeled, layouts = self.context.unlabeled, self.predicted_layouts()
+        row_of = {name: row for row, name in enumerate(unlabeled.table["image_file_name"])}
+        rows = [row_of[name] for name in plan["layout_image_file_name"]]
+        turns = plan["layout_symmetry"].tolist()
+        images, masks = (
+            np.stack([symmetry(read(row, px), turn) for row, turn in zip(rows, turns, strict=True)])
+            for read in (unlabeled.read_image, layouts.read_mask)
+        )
+        _write(unlabeled, np.array(rows), images, masks, folder)
         return DatasetFolder.open(folder)
 
 
-DRAWN: dict[Control, type[Experiment]] = {
+DRAWN: dict[Control, type[Round]] = {
     "annotated-styles": AnnotatedStyles,
     "mixed-styles": MixedStyles,
     "unpainted-images": Unpainted,
@@ -129,7 +126,7 @@ def copy_images(annotated: DatasetFolder, n_images: int, folder: Path, *, image_
 def gate(synthetic: DatasetFolder, teachers: Sequence[Path], kind: Gate, folder: Path, *, image_px: int) -> None:
     """What a gate leaves of the set, written to `folder`; `StedmError` where there is no teacher."""
     if not teachers:
-        raise StedmError(f"control {kind}: needs the teachers of diffusion.pseudo_labels; ask for these")
+        raise StedmError(f"control {kind}: needs the voters of rounds.labels; ask for these")
     whole = ImageSet.read(synthetic, image_px, with_masks=True)
     networks = [load_segmenter(path)[0] for path in teachers]
     starts = range(0, len(whole.images), 64)

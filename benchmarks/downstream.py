@@ -32,6 +32,8 @@ from controls import DRAWN, Control, Gate, copy_images, gate, shuffle_layouts
 from downstream_tables import BASE, write_curve, write_headline, write_table
 from judging import Part, claim, locked
 from stedm.config import (
+    DiffusionConfig,
+    RoundsConfig,
     RunConfig,
     SegmentationConfig,
     SynthesisConfig,
@@ -42,8 +44,9 @@ from stedm.config import (
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.experiment.experiment import Experiment
+from stedm.experiment.resolve import resolve
+from stedm.experiment.rounds import FIRST_VOTER_STEPS, Round, self_training_voters
 from stedm.io.files import fingerprint
-from stedm.layout.recipe import PREDICTED
 from stedm.progress import Reporter
 from stedm.workers.pool import parse_shard
 
@@ -152,7 +155,7 @@ class Comparison:
 
     def run_cell(self, cell: Cell, reporter: Reporter) -> None:
         """One run, on what it shares with others."""
-        config = self.spec.config(cell.variant, cell.budget, cell.draw)
+        config = resolve(self.spec.config(cell.variant, cell.budget, cell.draw))
         experiment = Experiment(config, cell.folder(self.folder), reporter)
         experiment.check()
         if any(map(uses_synthetic, config.segmentation.arms)):
@@ -168,97 +171,85 @@ class Comparison:
 
     def _synthetic(self, config: RunConfig, control: Control | None, reporter: Reporter) -> Path:
         """Run folder of the synthetic set that `config` and `control` ask for."""
-        plain, pseudo_labels = SegmentationConfig(), config.diffusion.pseudo_labels
-        self_trained = pseudo_labels is not None and pseudo_labels.arm == "self-training"
-        # With pseudo-labels the model depends on how segmenters are trained, but not on which are compared.
-        which = ("arms", "seeds") if self_trained else ("arms", "seeds", "steps", "synthetic_fraction")
-        compared = {key: getattr(plain, key) for key in which}
-        segmentation = config.segmentation.model_copy(update=compared) if config.diffusion.pseudo_labels else plain
-        shared = {"name": "shared", "segmentation": segmentation}
-        whole = config.model_copy(update=shared)
-        # The first model of a run that trains one in every round is that of a run with one round.
-        once = pseudo_labels and pseudo_labels.model_copy(update={"every_round": False, "fine_tuning": None})
-        trained = whole.model_copy(
-            update={
-                "synthesis": SynthesisConfig(),
-                "diffusion": config.diffusion.model_copy(update={"pseudo_labels": once}),
-            }
-        )
-        self_training = self._self_training(config, reporter) if self_trained else None
-        with self._shared("models", trained) as model:
-            experiment = Experiment(trained, model, reporter)
-            if self_training:
-                _link(model / "self_training", self_training)
-            experiment.train_diffusion()
-        drawn = whole
-        if PREDICTED in config.synthesis.layout_weights or config.retrains:
-            # The segmenters that predict are trained as those that are compared.
-            free = {key: getattr(plain, key) for key in ("arms", "seeds")}
-            drawn = drawn.model_copy(update={"segmentation": config.segmentation.model_copy(update=free)})
+        plain = SegmentationConfig()
+        # A set depends on how segmenters are trained, but not on which are compared.
+        free = {key: getattr(plain, key) for key in ("arms", "seeds")}
+        segmentation = config.segmentation.model_copy(update=free)
+        drawn = config.model_copy(update={"name": "shared", "segmentation": segmentation})
+        model = self._first_model(drawn, reporter)
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
             for part in ("model", "pseudo_labels"):
                 if (model / part).exists():
-                    _link(folder / ("rounds/1" if config.retrains else "") / part, model / part)
-            if self_training:
-                _link(folder / "self_training", self_training)
-            if config.synthesis.rounds > 1 and not control:
-                self._link_rounds_before(config, folder, reporter)
+                    _link(folder / ("rounds/1" if drawn.fine_tunes else "") / part, model / part)
+            if (model / "self_training").exists():
+                _link(folder / "self_training", model / "self_training")
+            if drawn.rounds.last > 1 and not control:
+                self._link_rounds_before(drawn, folder, reporter)
             if control in (None, "shuffled-layouts", *get_args(Gate)):
-                experiment.synthesize()
-        teachers = sorted((model / "teachers").glob("seed-*/model"))
-        if self_training:
-            last = f"round-{config.segmentation.self_training.rounds}"
-            teachers = sorted((self_training / "self-training" / last).glob("predictors/*/model"))
-        return self._without(control, drawn, folder, teachers, reporter) if control else folder
+                experiment.last_round.synthetic()
+        return self._without(control, drawn, folder, model, reporter) if control else folder
 
-    def _link_rounds_before(self, config: RunConfig, folder: Path, reporter: Reporter) -> None:
-        """Make the rounds before the last those of the run that ends with them."""
-        number, pseudo_labels = config.synthesis.rounds - 1, config.diffusion.pseudo_labels
-        if pseudo_labels and number == 1:
-            pseudo_labels = pseudo_labels.model_copy(update={"every_round": False, "fine_tuning": None})
-        synthesis = config.synthesis if number > 1 else config.synthesis.of_round(1)
-        # They concern later rounds alone.
-        first = {"first_layouts": None, "agreement": SynthesisConfig().agreement} if number == 1 else {}
-        before = config.model_copy(
+    def _first_model(self, drawn: RunConfig, reporter: Reporter) -> Path:
+        """Run folder of the diffusion model of the first round."""
+        segmentation, labels = drawn.segmentation, drawn.rounds.labels
+        self_trained = labels is not None and labels.arm == "self-training"
+        if labels is None:
+            segmentation = SegmentationConfig()
+        elif not self_trained:
+            steps = min(segmentation.steps, FIRST_VOTER_STEPS)
+            plain = SegmentationConfig().synthetic_fraction
+            segmentation = segmentation.model_copy(update={"steps": steps, "synthetic_fraction": plain})
+        trained = drawn.model_copy(
             update={
-                "synthesis": synthesis.model_copy(update={"rounds": number, **first}),
-                "diffusion": config.diffusion.model_copy(update={"pseudo_labels": pseudo_labels}),
+                "synthesis": SynthesisConfig(),
+                "rounds": RoundsConfig(number=1, voters=drawn.rounds.voters, labels=labels),
+                "segmentation": segmentation,
             }
         )
-        shared = self._synthetic(before, None, reporter)
+        with self._shared("models", trained) as folder:
+            experiment = Experiment(trained, folder, reporter)
+            if self_trained:
+                _link(folder / "self_training", self._self_training(drawn, reporter))
+            experiment.last_round.model()
+        return folder
+
+    def _link_rounds_before(self, drawn: RunConfig, folder: Path, reporter: Reporter) -> None:
+        """Make the rounds before the last those of the run that ends with them."""
+        number, rounds = drawn.rounds.last - 1, drawn.rounds.model_copy(update={"number": drawn.rounds.last - 1})
+        if number == 1:
+            # What concerns later rounds alone is no difference.
+            rounds = RoundsConfig(number=1, voters=rounds.voters, labels=rounds.labels)
+        shared = self._synthetic(drawn.model_copy(update={"rounds": rounds}), None, reporter)
         parts = ["predictors", "predicted_layouts", "agreement.csv", "plan.parquet", "synthetic"]
-        parts += ["model", "pseudo_labels"] if config.retrains else []
-        for earlier in range(1, config.synthesis.rounds):
+        parts += ["model", "pseudo_labels"] if drawn.fine_tunes else []
+        for earlier in range(1, number + 1):
             there = shared if earlier == number else shared / "rounds" / str(earlier)
             for part in parts:
-                link = folder / "rounds" / str(earlier) / part
-                # Runs from before this was shared have folders of their own.
-                if (there / part).exists() and not link.exists():
-                    _link(link, there / part)
+                if (there / part).exists():
+                    _link(folder / "rounds" / str(earlier) / part, there / part)
 
-    def _without(
-        self, control: Control, drawn: RunConfig, whole: Path, teachers: list[Path], reporter: Reporter
-    ) -> Path:
+    def _without(self, control: Control, drawn: RunConfig, whole: Path, model: Path, reporter: Reporter) -> Path:
         """Run folder of a set that lacks something, made beside the whole one."""
-        px, seed, target = drawn.data.image_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
+        px, seed, target = drawn.data.side, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
-            experiment = DRAWN.get(control, Experiment)(drawn, folder, reporter)
+            experiment = Experiment(drawn, folder, reporter)
+            experiment.round_type = DRAWN.get(control, Round)
             shared = ("model", "pseudo_labels", "self_training", "rounds/*/model", "rounds/*/pseudo_labels")
             for part in (path for pattern in shared for path in whole.glob(pattern)):
                 _link(folder / part.relative_to(whole), part)
             synthetic = folder / "synthetic"
             if control in DRAWN:
-                experiment.synthesize()
+                experiment.last_round.synthetic()
             elif not (synthetic / "metadata.csv").is_file():
                 images = None if control == "copied-images" else DatasetFolder.open(whole / "synthetic")
                 if control == "shuffled-layouts":
                     shuffle_layouts(images, synthetic, image_px=px, seed=seed)
                 elif control in get_args(Gate):
-                    gate(images, teachers, control, synthetic, image_px=px)
+                    voters = Experiment(drawn, whole, reporter).last_round.first.voters.models()
+                    gate(images, voters, control, synthetic, image_px=px)
                 else:
-                    n = drawn.synthesis.n_images
-                    copy_images(experiment.annotated, n, synthetic, image_px=px, seed=seed)
+                    copy_images(experiment.context.annotated, drawn.synthesis.n_images, synthetic, image_px=px, seed=seed)
         return folder
 
     def _segmenters(self, config: RunConfig, arm: str, reporter: Reporter) -> Path:
@@ -274,7 +265,7 @@ class Comparison:
         """Folder `self_training` of the run that the segmenters of arm self-training are trained in."""
         trained = self._alone(config, "self-training")
         with self._shared("segmenters", trained) as folder:
-            Experiment(trained, folder, reporter).teacher_labels("self-training")
+            self_training_voters(Experiment(trained, folder, reporter).context, "self-training").models()
         return folder / "self_training"
 
     def _alone(self, config: RunConfig, arm: str) -> RunConfig:
@@ -287,7 +278,8 @@ class Comparison:
             update={
                 "name": "shared",
                 "synthesis": SynthesisConfig(),
-                "diffusion": type(config.diffusion)(),
+                "rounds": RoundsConfig(number=1, voters=config.rounds.voters, labels=None),
+                "diffusion": DiffusionConfig(),
                 "segmentation": alone,
             }
         )

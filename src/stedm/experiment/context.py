@@ -57,11 +57,6 @@ class RunContext:
     def unlabeled(self) -> DatasetFolder:
         return self.dataset.split("unlabeled")
 
-    @property
-    def style_source(self) -> DatasetFolder:
-        """Where the plan takes its style images from."""
-        return self.unlabeled
-
     @cached_property
     def held_out(self) -> DatasetFolder:
         return self.dataset.split(self.config.evaluation.split)

@@ -48,17 +48,16 @@ class Experiment:
         StedmError: the folder holds a run of another configuration, or of data that have changed since.
     """
 
+    round_type: type[Round] = Round
+
     def __init__(self, config: RunConfig, folder: str | Path, reporter: Reporter | None = None):
         self.config, self.folder, self.reporter = resolve(config), Path(folder), reporter or Reporter()
         claim(self.folder, self.config)
-        self.context = self._context()
-
-    def _context(self) -> RunContext:
-        return RunContext(self.config, self.folder, self.reporter)
+        self.context = RunContext(self.config, self.folder, self.reporter)
 
     @cached_property
     def last_round(self) -> Round:
-        return Round(self.context, self.config.rounds.last)
+        return self.round_type(self.context, self.config.rounds.last)
 
     def run(self) -> dict[str, Any]:
         """All stages; returns the summary."""

@@ -164,7 +164,7 @@ class Round:
                 make_plan(
                     config.synthesis,
                     self.context.annotated,
-                    self.context.style_source,
+                    self.style_source,
                     seed=config.seed if self.before is None else seed_for(config.seed, "round", self.number),
                     image_px=config.data.side,
                     predicted=self._layouts_to_paint() if self.before is not None and predicted else None,
@@ -173,6 +173,11 @@ class Round:
                 path,
             )
         return read_plan(path)
+
+    @property
+    def style_source(self) -> DatasetFolder:
+        """Where the plan takes its style images from."""
+        return self.context.unlabeled
 
     def _layouts_to_paint(self) -> DatasetFolder:
         """The predicted layouts of patients about whom the segmenters don't contradict each other."""
