@@ -1,7 +1,7 @@
 """Data and evaluation: what is read, how much of it counts as annotated, and what is scored."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -76,6 +76,11 @@ class DataConfig(Part):
 
 class EvaluationConfig(Part):
     """What is scored."""
+
+    bootstrap: ClassVar[int] = 2000
+    """Resamples of patients for the intervals."""
+    confidence: ClassVar[float] = 0.95
+    seed: ClassVar[int] = 0
 
     split: Literal["val", "test"] = "test"
     unit: Literal["patient", "category"] = "patient"
