@@ -136,19 +136,19 @@ def tiny_run():
                 "steps": 2,
                 "batch": 4,
                 "denoiser": {"channels": [16, 16], "norm_groups": 8},
-                "style": {"dim": 16, "channels": [8]},
-                "pseudo_labels": {"steps": 2, "seeds": [0]},
+                "style": {"dim": 16},
             },
-            "synthesis": {"n_images": 6, "batch": 3, "steps": 2},
+            "rounds": {"number": 1, "voters": 1, "labels": {"arm": "real+stain"}},
+            "synthesis": {"n_images": 6, "batch": 3, "sampling": {"steps": 2}},
             "segmentation": {
                 "encoder": "tu-test_resnet",
                 "encoder_depth": 3,
                 "decoder_channels": [16, 8, 8],
                 "steps": 2,
                 "batch": 4,
+                "mirror": False,
                 **segmentation,
             },
-            "evaluation": {"bootstrap": 20},
         }
 
     return make
