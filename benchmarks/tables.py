@@ -1,6 +1,6 @@
 """Print the tables of a results page from its folder, so that no number is copied by hand.
 
-python docs/results/tables.py FOLDER     arms, comparisons; by category (one draw), by distance of colours where known
+python benchmarks/tables.py results/NAME     arms, comparisons; where known by category and by distance of colours
 """
 
 import json
@@ -22,7 +22,8 @@ def arms_table(arms: dict[str, dict[str, Any]]) -> list[str]:
         [
             arm,
             f"{entry['iou_mean']:.3f} ({_interval(entry['iou_mean_ci'], '.3f')})",
-            *(f"{entry[key]:.3f}" for key in ("iou_median", "iou_sd", "iou_worst_decile")),
+            # Summaries of the first runs have no median.
+            *("–" if key not in entry else f"{entry[key]:.3f}" for key in ("iou_median", "iou_sd", "iou_worst_decile")),
             "–" if entry["seed_sd"] is None else f"{entry['seed_sd']:.3f}",
             str(len(entry["seeds"])),
         ]
@@ -40,7 +41,7 @@ def comparisons_table(comparisons: list[dict[str, Any]]) -> list[str]:
         [
             f"{entry['a']} - {entry['b']}",
             f"{entry['delta_mean']:+.3f} ({_interval(entry['delta_ci'])})",
-            *(_draws(entry) if drawn else [_interval(entry["delta_leave_one_out"])]),
+            *(_draws(entry) if drawn else [_leave_one_out(entry)]),
             "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.2g}",
             f"{entry['sd_ratio']:.2f} ({_interval(entry['sd_ratio_ci'], '.2f')})",
             f"{entry['delta_worst_decile']:+.3f}",
@@ -96,6 +97,10 @@ def _draws(entry: dict[str, Any]) -> list[str]:
     return [", ".join(f"{gain:+.3f}" for gain in entry["delta_by_draw"].values()), _interval(entry["delta_ci_draws"])]
 
 
+def _leave_one_out(entry: dict[str, Any]) -> str:
+    return _interval(entry["delta_leave_one_out"]) if "delta_leave_one_out" in entry else "–"
+
+
 def _interval(bounds: Iterable[float], form: str = "+.3f") -> str:
     low, high = bounds
     return f"{low:{form}} to {high:{form}}"
@@ -107,7 +112,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python docs/results/tables.py FOLDER")
+        sys.exit("usage: python benchmarks/tables.py results/NAME")
     if not (Path(sys.argv[1]) / "summary.json").is_file():
         sys.exit(f"{sys.argv[1]}: no summary.json in it; give the folder of a results page")
     print(tables(Path(sys.argv[1])))

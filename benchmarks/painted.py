@@ -1,6 +1,6 @@
 """Synthetic pictures whose layouts were predicted, beside the unannotated pictures that they were predicted in.
 
-    python docs/results/painted.py RUN/synthetic DATASET OUT.png [--beside RUN/synthetic] [--category C]
+    python benchmarks/painted.py RUN/synthetic DATASET OUT.png [--beside RUN/synthetic] [--category C]
 
 With `--beside` the same unannotated pictures as another set has them, with `--category` those of patients of one
 category.

@@ -1,6 +1,9 @@
-"""Copy what is worth keeping of a run into docs/results: figures as PNG, counts and summary as files.
+"""Copy what is worth keeping of a run into results/NAME: two figures as PNG, counts and summary as files.
 
-    python docs/results/export.py RUN NAME [--generated-only]     writes docs/results/NAME/ and the NAME_*.png beside it
+    python benchmarks/export.py RUN NAME [--generated-only]
+
+Writes results/NAME/{summary.json, per_patient.csv, counts.parquet, arms.png, examples.png}, or grid.png in place of
+examples.png, and prints a line for the page: with which code and data the run was made.
 
 With `--generated-only` no picture or layout of the data set is shown, for data that may not be passed on: the grid then
 has the model's pictures of plain shapes in the styles of categories that nobody annotated.
@@ -14,8 +17,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from shrink import shrink
 from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
 from stedm.data.samples import PictureCache
@@ -24,21 +27,17 @@ from stedm.evaluation.counts import pool_units
 from stedm.evaluation.figures import (
     StyleGrid,
     arms_figure,
-    distance_figure,
-    overlays_figure,
-    paired_figure,
     patient_examples_figure,
     save_png,
     style_grid_figure,
 )
 from stedm.evaluation.metrics import per_patient
-from stedm.evaluation.panels import overlays, patient_examples, style_grid
+from stedm.evaluation.panels import patient_examples
 from stedm.experiment import Experiment
-from stedm.files import write_json
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def export(run: Path, name: str, generated_only: bool = False) -> None:
@@ -46,41 +45,22 @@ def export(run: Path, name: str, generated_only: bool = False) -> None:
     config = load_config(run / "config.yaml")
     experiment = Experiment(config, run)
     counts = experiment.counts()
-    px = config.data.picture_px
-    annotated, unlabeled = PictureCache(experiment.annotated, px), PictureCache(experiment.unlabeled, px)
-    held_out = PictureCache(experiment.dataset.split(config.evaluation.split), px)
-    seed = config.segmentation.seeds[0]
-    segmenters = {arm: run / "segmenters" / arm / f"seed-{seed}" / "model" for arm in config.segmentation.arms}
-    patients = per_patient(pool_units(counts, config.evaluation.unit))
-    model = experiment.train_diffusion()
-    figures = {
-        "arms": arms_figure(patients, config.evaluation.unit),
-        "paired": paired_figure(patients, "real+synthetic", "real", config.evaluation.unit),
-    }
-    table = pd.read_csv(run / "report" / "per_patient.csv", dtype={"patient_id": str, "category": str})
-    if "stain_distance" in table:
-        pair = ("real+stain+synthetic", "real+stain")
-        pair = pair if set(pair) <= set(table["arm"]) else ("real+synthetic", "real")
-        figures["whom"] = distance_figure(table, *pair)
+    figures = {"arms": arms_figure(per_patient(pool_units(counts, config.evaluation.unit)), config.evaluation.unit)}
     if generated_only:
+        model = experiment.train_diffusion()
         figures["grid"] = style_grid_figure(shapes_grid(model, experiment.unlabeled, config))
     else:
-        figures |= {
-            "grid": style_grid_figure(style_grid(model, annotated, unlabeled, config.synthesis)),
-            "examples": patient_examples_figure(patient_examples(experiment.synthesize(), unlabeled)),
-            "overlays": overlays_figure(overlays(segmenters, held_out, counts)),
-        }
+        unlabeled = PictureCache(experiment.unlabeled, config.data.picture_px)
+        figures["examples"] = patient_examples_figure(patient_examples(experiment.synthesize(), unlabeled))
+    target = RESULTS / name
     for part, figure in figures.items():
-        save_png(HERE / f"{name}_{part}.png", figure, dpi=110)
-    target = HERE / name
-    target.mkdir(exist_ok=True)
+        save_png(target / f"{part}.png", figure, dpi=110)
+        shrink(target / f"{part}.png")
     for file in ("summary.json", "per_patient.csv", "counts.parquet"):
         shutil.copy(run / "report" / file, target / file)
-    shutil.copy(run / "metrics.jsonl", target / "metrics.jsonl")
     provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
-    # Where the data lay on this machine says nothing; their fingerprint does.
-    provenance["data"].pop("root")
-    write_json(target / "provenance.json", provenance)
+    data, seconds = provenance["data"]["fingerprint"], sum(provenance["seconds"].values())
+    print(f"code {provenance['git']}, torch {provenance['packages']['torch']}, data {data}, {seconds / 60:.0f} minutes")
 
 
 def shapes_grid(model: StyleDiffusion, unlabeled: DatasetFolder, config: RunConfig) -> StyleGrid:
@@ -127,5 +107,5 @@ def plain_shapes(side: int) -> np.ndarray:
 if __name__ == "__main__":
     arguments = [text for text in sys.argv[1:] if text != "--generated-only"]
     if len(arguments) != 2:
-        sys.exit("usage: python docs/results/export.py RUN NAME [--generated-only]")
+        sys.exit("usage: python benchmarks/export.py RUN NAME [--generated-only]")
     export(Path(arguments[0]), arguments[1], "--generated-only" in sys.argv)
