@@ -4,16 +4,16 @@
     python benchmarks/ablation.py table FOLDER -o results/NAME
     python benchmarks/ablation.py print results/NAME        the table of what is kept there, without any run
 
-`run` trains what is missing, draws the same plan with every variant, measures the pictures (stedm.synthesis.quality)
+`run` trains what is missing, draws the same plan with every variant, measures the images (stedm.evaluation.quality)
 and can be stopped and started at any time, or in several shards at once:
 
 FOLDER/spec.yaml                    the specification, paths made absolute
 FOLDER/data/                        the phantom, where the base asks for one; all runs share it
-FOLDER/judge/                       segmenter, phantom cohort of its own, bounds.json (real pictures; chance)
+FOLDER/judge/                       segmenter, phantom cohort of its own, bounds.json (real images; chance)
 FOLDER/VARIANT/seed-K/              a run folder, and measures.json
 
-The measured patients are unannotated ones with many pictures. Some of these (`cohort.reference_pictures`) are held
-back: they are never style pictures of the plan, and they are what synthetic pictures are compared with.
+The measured patients are unannotated ones with many images. Some of these (`cohort.reference_images`) are held
+back: they are never style images of the plan, and they are what synthetic images are compared with.
 """
 
 import argparse
@@ -34,15 +34,15 @@ from pydantic import Field, ValidationError
 from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, Part, claim, interval, locked, wrapped
 from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_png
-from stedm.experiment import Experiment, annotated_part
-from stedm.files import replacing, write_json, write_text
+from stedm.evaluation.quality import ColourSpace, ImageEncoder, ImageSet, Measure
+from stedm.experiment.experiment import Experiment, annotated_part
+from stedm.io.files import replacing, write_json, write_text
+from stedm.phantom.patients import make_phantom
 from stedm.progress import Reporter
-from stedm.scale.engine import parse_shard
 from stedm.synthesis.plan import LIST_SEPARATOR
-from stedm.synthesis.quality import ColourSpace, Measure, PictureEncoder, PictureSet
+from stedm.workers.pool import parse_shard
 
 BASE = "base"
 FROM = "from"
@@ -119,7 +119,7 @@ def read_spec(path: Path) -> Spec:
 class Ablation:
     """All runs of a specification in one folder."""
 
-    def __init__(self, spec: Spec, folder: Path, encoders: tuple[PictureEncoder, PictureEncoder] | None = None):
+    def __init__(self, spec: Spec, folder: Path, encoders: tuple[ImageEncoder, ImageEncoder] | None = None):
         self.spec, self.folder = spec, folder
         self._encoders = encoders
 
@@ -148,8 +148,8 @@ class Ablation:
             started = time.monotonic()
             synthetic = self.synthetic(variant, seed, reporter)
             drawn = time.monotonic()
-            pictures = PictureSet.read(synthetic, self.picture_px, with_masks=True)
-            measures = {name: measure.as_dict() for name, measure in self.measure(pictures).items()}
+            images = ImageSet.read(synthetic, self.image_px, with_masks=True)
+            measures = {name: measure.as_dict() for name, measure in self.measure(images).items()}
             seconds = {"train and draw": round(drawn - started, 1), "measure": round(time.monotonic() - drawn, 1)}
             write_json(path, {"variant": variant, "seed": seed, "measures": measures, "seconds": seconds})
         return json.loads(path.read_text(encoding="utf-8"))
@@ -165,12 +165,12 @@ class Ablation:
             model.symlink_to(Path("..") / ".." / source / f"seed-{seed}" / "model", target_is_directory=True)
         return experiment.synthesize()
 
-    def measure(self, pictures: PictureSet) -> dict[str, Measure]:
-        """All measures of synthetic pictures whose masks are the layouts that were asked for."""
-        return self.jury.measure(pictures)
+    def measure(self, images: ImageSet) -> dict[str, Measure]:
+        """All measures of synthetic images whose masks are the layouts that were asked for."""
+        return self.jury.measure(images)
 
     def bounds(self, reporter: Reporter) -> dict[str, dict[str, float]]:
-        """{"real": ..., "chance": ...}: real pictures in the place of synthetic ones; guessing. Made once."""
+        """{"real": ..., "chance": ...}: real images in the place of synthetic ones; guessing. Made once."""
         return self.jury.bounds(reporter)
 
     @cached_property
@@ -181,7 +181,7 @@ class Ablation:
             self.dataset,
             annotated_part(self.dataset, self._config),
             self.folder / "judge",
-            picture_px=self.picture_px,
+            image_px=self.image_px,
             cohort=self.spec.cohort,
             colours=self.spec.colours,
             segmentation=SegmentationConfig.model_validate(segmentation),
@@ -193,8 +193,8 @@ class Ablation:
     # ---- data ---------------------------------------------------------------------------------------------------
 
     @property
-    def picture_px(self) -> int:
-        return self._config.data.picture_px
+    def image_px(self) -> int:
+        return self._config.data.image_px
 
     @property
     def phantom(self) -> PhantomConfig | None:
@@ -213,12 +213,12 @@ class Ablation:
 
     @property
     def pool(self) -> DatasetFolder:
-        """Real pictures of the measured patients that a plan may give as style pictures."""
+        """Real images of the measured patients that a plan may give as style images."""
         return self.jury.pool
 
     @property
     def reference(self) -> DatasetFolder:
-        """Real pictures of the measured patients that no plan gives."""
+        """Real images of the measured patients that no plan gives."""
         return self.jury.reference
 
     @cached_property
@@ -242,7 +242,7 @@ class Ablation:
 
 
 class _PooledExperiment(Experiment):
-    """An experiment whose plan leaves the reference pictures alone."""
+    """An experiment whose plan leaves the reference images alone."""
 
     def __init__(self, config: RunConfig, folder: Path, reporter: Reporter, pool: DatasetFolder):
         super().__init__(config, folder, reporter)
@@ -360,8 +360,8 @@ def markdown(title: str, summary: pd.DataFrame, bounds: dict[str, dict[str, floa
             differences.append(f"| {variant} | {seeds} | " + " | ".join(_cell(row, "delta_") for row in rows) + " |")
     notes = (
         "Mean [95 % interval]. Intervals: bootstrap over seeds and patients, both resampled (KID and correlations, "
-        "which have no value per patient: Student's t over seeds). *real*: real pictures measured in the place of "
-        "synthetic ones. *chance*: guessing; for the stain distance the pictures of another patient, for the layout "
+        "which have no value per patient: Student's t over seeds). *real*: real images measured in the place of "
+        "synthetic ones. *chance*: guessing; for the stain distance the images of another patient, for the layout "
         "shuffled layouts, for the parameters the mean of all patients. Differences are paired by seed and patient; "
         "bold: the interval leaves out 0."
     )
@@ -378,7 +378,7 @@ def _cell(row: pd.Series, prefix: str) -> str:
 
 
 def measures_figure(summary: pd.DataFrame, bounds: dict[str, dict[str, float]], measures: list[str]) -> Figure:
-    """Dots and intervals, a panel a measure, a row a variant; dashed: real pictures, dotted: chance."""
+    """Dots and intervals, a panel a measure, a row a variant; dashed: real images, dotted: chance."""
     variants = list(dict.fromkeys(summary["variant"]))
     columns = min(5, len(measures))
     lines = -(-len(measures) // columns)
@@ -409,7 +409,7 @@ def measures_figure(summary: pd.DataFrame, bounds: dict[str, dict[str, float]], 
 
 
 def grid_figure(ablation: Ablation, patients: int = 6, styles: int = 2) -> Figure:
-    """Rows: patients; columns: style pictures, layout, then the same layout and noise with each variant."""
+    """Rows: patients; columns: style images, layout, then the same layout and noise with each variant."""
     seed = ablation.spec.seeds[0]
     folders = {name: ablation.run_folder(name, seed) / "synthetic" for name in ablation.spec.variants}
     sets = {name: DatasetFolder.open(path) for name, path in folders.items() if (path / "metadata.csv").is_file()}
@@ -426,12 +426,12 @@ def grid_figure(ablation: Ablation, patients: int = 6, styles: int = 2) -> Figur
     figure.subplots_adjust(0.7 / width, 0.05 / height, 1 - 0.8 / width, 1 - 0.95 / height, wspace=0.06, hspace=0.06)
     for row, line in zip(chosen, axes, strict=True):
         names = str(table["style_image_file_names"].iloc[row]).split(LIST_SEPARATOR)[:styles]
-        shown = [ablation.dataset.read_picture(row_of[name], ablation.picture_px) for name in names]
+        shown = [ablation.dataset.read_image(row_of[name], ablation.image_px) for name in names]
         shown += [None] * (styles - len(names)) + [colour_layout(sets[BASE].read_mask(row))]
-        for ax, picture in zip(line, shown + [_same(made, table.iloc[row]) for made in sets.values()], strict=True):
+        for ax, image in zip(line, shown + [_same(made, table.iloc[row]) for made in sets.values()], strict=True):
             ax.set_axis_off()
-            if picture is not None:
-                ax.imshow(picture, interpolation="none")
+            if image is not None:
+                ax.imshow(image, interpolation="none")
         line[0].text(-0.1, 0.5, table["patient_id"].iloc[row], transform=line[0].transAxes, ha="right", fontsize=7)
     for ax, heading in zip(axes[0], headings, strict=True):
         ax.text(0.3, 1.05, heading, fontsize=7, rotation=35, ha="left", va="bottom", transform=ax.transAxes)
@@ -439,9 +439,9 @@ def grid_figure(ablation: Ablation, patients: int = 6, styles: int = 2) -> Figur
 
 
 def _same(made: DatasetFolder, planned: pd.Series) -> np.ndarray | None:
-    """The picture that another variant made of the same row of the plan."""
+    """The image that another variant made of the same row of the plan."""
     rows = np.flatnonzero((made.table["image_id"] == planned["image_id"]) & (made.table["seed"] == planned["seed"]))
-    return made.read_picture(int(rows[0])) if len(rows) else None
+    return made.read_image(int(rows[0])) if len(rows) else None
 
 
 # ---- command line -------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
     python benchmarks/agreement.py RUN DATASET -o results/agreement/NAME.csv [--split val]
 
 RUN: a run with `synthesis.rounds: 2`. What it does to its unannotated patients (RUN/agreement.csv) is done here to
-those of the split, which no network of RUN has seen: the segmenters of the annotated pictures (RUN/teachers) say what
-they are sure of, those that have learned from synthetic pictures (RUN/predictors) what they see. The file has a row a
+those of the split, which no network of RUN has seen: the segmenters of the annotated images (RUN/teachers) say what
+they are sure of, those that have learned from synthetic images (RUN/predictors) what they see. The file has a row a
 patient, with the agreement and the IoU of arms against the masks, mean over the seeds that RUN has.
 """
 
@@ -16,13 +16,13 @@ from pathlib import Path
 import pandas as pd
 
 from stedm.config import RunConfig, load_config
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
 from stedm.errors import StedmError
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.scoring import count_dataset
-from stedm.segmentation.agreement import agreement
-from stedm.segmentation.pseudo import write_pseudo_labels
+from stedm.experiment.agreement import agreement
+from stedm.segmentation.pseudo_labels import write_pseudo_labels
 
 ARMS = ("real+stain", "real+stain+synthetic")
 FAILED = 0.5
@@ -31,19 +31,19 @@ FAILED = 0.5
 
 def measured(run: Path, config: RunConfig, held_out: DatasetFolder) -> pd.DataFrame:
     """A row a patient of the split: patient_id, category, agreement, sure_fraction, and the IoU of each arm."""
-    px, labels = config.data.picture_px, config.diffusion.pseudo_labels
+    px, labels = config.data.image_px, config.diffusion.pseudo_labels
     voters = [sorted(run.glob(f"{part}/seed-*/model")) for part in ("teachers", "predictors")]
     if labels is None or not all(voters):
         raise StedmError(f"{run}: no teachers or no predictors; needs pseudo_labels and synthesis.rounds of 2")
     with tempfile.TemporaryDirectory() as folder:
         sure, seen = (
-            write_pseudo_labels(models, held_out, Path(folder) / str(least), picture_px=px, confidence=least)
+            write_pseudo_labels(models, held_out, Path(folder) / str(least), image_px=px, confidence=least)
             for models, least in zip(voters, (labels.confidence, 0.0), strict=True)
         )
         table = agreement(sure, seen)[["patient_id", "category", "agreement", "sure_fraction"]]
-    pictures = PictureCache(held_out, px)
+    images = ImageCache(held_out, px)
     counts = [
-        count_dataset(model, pictures, arm=arm, seed=seed)
+        count_dataset(model, images, arm=arm, seed=seed)
         for arm in ARMS
         for seed, model in enumerate(sorted(run.glob(f"segmenters/{arm}/seed-*/model")))
     ]

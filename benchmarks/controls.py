@@ -1,17 +1,17 @@
 """Controls and gates of synthetic data: sets that lack one thing on purpose, to see whether that thing is what helps.
 
-- `shuffled-layouts`: the pictures of the set, each with the mask of another one. Do the masks matter?
-- `copied-pictures`: annotated pictures again and again in place of generated ones. Or is it only the mixing?
+- `shuffled-layouts`: the images of the set, each with the mask of another one. Do the masks matter?
+- `copied-images`: annotated images again and again in place of generated ones. Or is it only the mixing?
 - `annotated-styles`: drawn in the styles of the annotated patients. Are unannotated patients needed?
-- `unpainted-pictures`: of a set of predicted layouts the pictures that they were predicted in, as they are. Is painting
+- `unpainted-images`: of a set of predicted layouts the images that they were predicted in, as they are. Is painting
   needed, or is it self-training?
-- `mixed-styles`: half of a picture's style pictures are another patient's. Do styles that nobody has add to those of
+- `mixed-styles`: half of an image's style images are another patient's. Do styles that nobody has add to those of
   patients?
 
 Gates, by the teachers of the model's pseudo-labels (so that no mask is used that the model didn't use):
 
-- `agreed-pictures`, `disputed-pictures`: of each style patient's pictures the half in which the teachers find the
-  layout best, or worst. Are faithful pictures worth more, or difficult ones?
+- `agreed-images`, `disputed-images`: of each style patient's images the half in which the teachers find the
+  layout best, or worst. Are faithful images worth more, or difficult ones?
 - `agreed-pixels`: pixels in which the teachers are sure of another class are ignored (after Yang et al. 2023,
   FreeMask).
 
@@ -27,24 +27,24 @@ import pandas as pd
 import torch
 
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
-from stedm.data.transforms import symmetry
+from stedm.data.symmetry import symmetry
 from stedm.errors import StedmError
-from stedm.experiment import Experiment
+from stedm.evaluation.quality import ImageSet, with_shuffled_layouts
+from stedm.experiment.experiment import Experiment
 from stedm.layout.recipe import PREDICTED
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
-from stedm.segmentation.pseudo import vote
+from stedm.segmentation.pseudo_labels import vote
 from stedm.synthesis.plan import LIST_SEPARATOR
-from stedm.synthesis.quality import PictureSet, with_shuffled_layouts
 
-Gate = Literal["agreed-pictures", "disputed-pictures", "agreed-pixels"]
-Control = Literal["shuffled-layouts", "copied-pictures", "unpainted-pictures", "annotated-styles", "mixed-styles", Gate]
+Gate = Literal["agreed-images", "disputed-images", "agreed-pixels"]
+Control = Literal["shuffled-layouts", "copied-images", "unpainted-images", "annotated-styles", "mixed-styles", Gate]
 SURE = 0.9
 """Mean probability of a class from which the teachers are sure of it."""
 
 
 class AnnotatedStyles(Experiment):
-    """A run whose synthetic pictures are in the styles of its annotated patients."""
+    """A run whose synthetic images are in the styles of its annotated patients."""
 
     @property
     def style_source(self) -> DatasetFolder:
@@ -52,19 +52,19 @@ class AnnotatedStyles(Experiment):
 
 
 class MixedStyles(Experiment):
-    """A run whose synthetic pictures are each in the style of two unannotated patients."""
+    """A run whose synthetic images are each in the style of two unannotated patients."""
 
     def plan(self, number: int | None = None) -> pd.DataFrame:
         return mix_styles(super().plan(number), self.config.seed)
 
 
 def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The plan with the last half of each picture's style pictures taken from a picture of another patient.
+    """The plan with the last half of each image's style images taken from an image of another patient.
 
-    A patient's only picture is joined by one of another patient.
+    A patient's only image is joined by one of another patient.
 
     Raises:
-        StedmError: all pictures are in the style of one patient.
+        StedmError: all images are in the style of one patient.
     """
     names = [str(joined).split(LIST_SEPARATOR) for joined in plan["style_image_file_names"]]
     patients = plan["style_patient_id"].to_numpy()
@@ -79,83 +79,83 @@ def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 class Unpainted(Experiment):
-    """A run whose synthetic pictures are those that the layouts were predicted in, as they are, in every round."""
+    """A run whose synthetic images are those that the layouts were predicted in, as they are, in every round."""
 
     def synthesize(self, number: int | None = None) -> DatasetFolder:
-        number, px = number or self.rounds.last, self.config.data.picture_px
+        number, px = number or self.rounds.last, self.config.data.image_px
         folder = self.rounds.folder(number) / "synthetic"
         if not (folder / "metadata.csv").is_file():
             plan = self.plan(number)
             if set(plan["layout_kind"]) != {PREDICTED}:
                 raise StedmError(
-                    "control unpainted-pictures: set synthesis.layouts to predicted; the others have no picture"
+                    "control unpainted-images: set synthesis.layouts to predicted; the others have no image"
                 )
             unlabeled, layouts = self.unlabeled, self.predicted_layouts(number)
             row_of = {name: row for row, name in enumerate(unlabeled.table["image_file_name"])}
             rows = [row_of[name] for name in plan["layout_image_file_name"]]
             turns = plan["layout_symmetry"].tolist()
-            pictures, masks = (
+            images, masks = (
                 np.stack([symmetry(read(row, px), turn) for row, turn in zip(rows, turns, strict=True)])
-                for read in (unlabeled.read_picture, layouts.read_mask)
+                for read in (unlabeled.read_image, layouts.read_mask)
             )
-            _write(unlabeled, np.array(rows), pictures, masks, folder)
+            _write(unlabeled, np.array(rows), images, masks, folder)
         return DatasetFolder.open(folder)
 
 
 DRAWN: dict[Control, type[Experiment]] = {
     "annotated-styles": AnnotatedStyles,
     "mixed-styles": MixedStyles,
-    "unpainted-pictures": Unpainted,
+    "unpainted-images": Unpainted,
 }
-"""Controls whose pictures are made by a run of their own."""
+"""Controls whose images are made by a run of their own."""
 
 
-def shuffle_layouts(synthetic: DatasetFolder, folder: Path, *, picture_px: int, seed: int) -> None:
-    """The set with its masks dealt out anew, no picture with its own; written to `folder`."""
-    shuffled = with_shuffled_layouts(PictureSet.read(synthetic, picture_px, with_masks=True), seed)
-    _write(synthetic, np.arange(len(synthetic)), shuffled.pictures, shuffled.masks, folder)
+def shuffle_layouts(synthetic: DatasetFolder, folder: Path, *, image_px: int, seed: int) -> None:
+    """The set with its masks dealt out anew, no image with its own; written to `folder`."""
+    shuffled = with_shuffled_layouts(ImageSet.read(synthetic, image_px, with_masks=True), seed)
+    _write(synthetic, np.arange(len(synthetic)), shuffled.images, shuffled.masks, folder)
 
 
-def copy_pictures(annotated: DatasetFolder, n_pictures: int, folder: Path, *, picture_px: int, seed: int) -> None:
-    """`n_pictures` copies of annotated pictures, each about as often as any other; written to `folder`."""
+def copy_images(annotated: DatasetFolder, n_images: int, folder: Path, *, image_px: int, seed: int) -> None:
+    """`n_images` copies of annotated images, each about as often as any other; written to `folder`."""
     generator = numpy_generator(seed, "copied pictures")
-    rounds = [generator.permutation(len(annotated)) for _ in range(-(-n_pictures // len(annotated)))]
-    rows = np.concatenate(rounds)[:n_pictures]
-    pictures = np.stack([annotated.read_picture(row, picture_px) for row in rows.tolist()])
-    masks = np.stack([annotated.read_mask(row, picture_px) for row in rows.tolist()])
-    _write(annotated, rows, pictures, masks, folder)
+    rounds = [generator.permutation(len(annotated)) for _ in range(-(-n_images // len(annotated)))]
+    rows = np.concatenate(rounds)[:n_images]
+    images = np.stack([annotated.read_image(row, image_px) for row in rows.tolist()])
+    masks = np.stack([annotated.read_mask(row, image_px) for row in rows.tolist()])
+    _write(annotated, rows, images, masks, folder)
 
 
-def gate(synthetic: DatasetFolder, teachers: Sequence[Path], kind: Gate, folder: Path, *, picture_px: int) -> None:
+def gate(synthetic: DatasetFolder, teachers: Sequence[Path], kind: Gate, folder: Path, *, image_px: int) -> None:
     """What a gate leaves of the set, written to `folder`; `StedmError` where there is no teacher."""
     if not teachers:
         raise StedmError(f"control {kind}: needs the teachers of diffusion.pseudo_labels; ask for these")
-    whole = PictureSet.read(synthetic, picture_px, with_masks=True)
+    whole = ImageSet.read(synthetic, image_px, with_masks=True)
     networks = [load_segmenter(path)[0] for path in teachers]
-    starts = range(0, len(whole.pictures), 64)
-    votes = torch.cat([vote(networks, whole.pictures[start : start + 64]) for start in starts]).numpy()
+    starts = range(0, len(whole.images), 64)
+    votes = torch.cat([vote(networks, whole.images[start : start + 64]) for start in starts]).numpy()
     if kind == "agreed-pixels":
         disputed = (votes.argmax(1) != whole.masks) & (votes.max(1) >= SURE)
         masks = np.where(disputed, synthetic.info.ignore_index, whole.masks).astype(np.uint8)
-        return _write(synthetic, np.arange(len(synthetic)), whole.pictures, masks, folder)
+        return _write(synthetic, np.arange(len(synthetic)), whole.images, masks, folder)
     asked = np.take_along_axis(votes, whole.masks[:, None].astype(np.int64), axis=1)[:, 0].mean((1, 2))
-    rows = half_of_each(whole.patients, asked if kind == "disputed-pictures" else -asked)
-    return _write(synthetic, rows, whole.pictures[rows], whole.masks[rows], folder)
+    rows = half_of_each(whole.patients, asked if kind == "disputed-images" else -asked)
+    return _write(synthetic, rows, whole.images[rows], whole.masks[rows], folder)
 
 
 def half_of_each(patients: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Rows of the half of each patient's pictures with the lowest score, in order; of an odd number the larger half."""
+    """Rows of the half of each patient's images with the lowest score, in order; of an odd number the larger half."""
     ordered = pd.Series(patients).iloc[np.argsort(score, kind="stable")]
     groups = ordered.groupby(ordered)
     kept = groups.cumcount() < (groups.transform("size") + 1) // 2
     return np.sort(ordered.index[kept].to_numpy())
 
 
-def _write(source: DatasetFolder, rows: np.ndarray, pictures: np.ndarray, masks: np.ndarray, folder: Path) -> None:
-    """A dataset folder of `pictures` and `masks`, whose patients are those of `rows` of `source`."""
+def _write(source: DatasetFolder, rows: np.ndarray, images: np.ndarray, masks: np.ndarray, folder: Path) -> None:
+    """A dataset folder of `images` and `masks`, whose patients are those of `rows` of `source`."""
     names = [f"{number:06d}.png" for number in range(len(rows))]
-    for name, picture, mask in zip(names, pictures, masks, strict=True):
-        write_png(folder / "images" / name, picture)
+    for name, image, mask in zip(names, images, masks, strict=True):
+        write_png(folder / "images" / name, image)
         write_png(folder / "masks" / name, mask)
     kept = source.table[["patient_id", "slide_id", "category"]].iloc[rows].reset_index(drop=True)
     files = pd.DataFrame(

@@ -6,7 +6,7 @@
     python benchmarks/downstream.py headline FOLDER -o results/NAME [--keep]   a report over all draws
 
 `run` trains and scores what is missing and can be stopped and started at any time, or in several shards at once. What
-two runs have in common (a diffusion model, a synthetic set, segmenters without synthetic pictures) is made once:
+two runs have in common (a diffusion model, a synthetic set, segmenters without synthetic images) is made once:
 
 With --keep a table is added to: counts that results/NAME has of runs that are not in FOLDER stay.
 
@@ -28,7 +28,7 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
-from controls import DRAWN, Control, Gate, copy_pictures, gate, shuffle_layouts
+from controls import DRAWN, Control, Gate, copy_images, gate, shuffle_layouts
 from downstream_tables import BASE, write_curve, write_headline, write_table
 from judging import Part, claim, locked
 from stedm.config import (
@@ -41,11 +41,11 @@ from stedm.config import (
 )
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.experiment import Experiment
-from stedm.files import fingerprint
+from stedm.experiment.experiment import Experiment
+from stedm.io.files import fingerprint
 from stedm.layout.recipe import PREDICTED
 from stedm.progress import Reporter
-from stedm.scale.engine import parse_shard
+from stedm.workers.pool import parse_shard
 
 CONTROLS = get_args(Control)
 CONTROL = "control"
@@ -241,7 +241,7 @@ class Comparison:
         self, control: Control, drawn: RunConfig, whole: Path, teachers: list[Path], reporter: Reporter
     ) -> Path:
         """Run folder of a set that lacks something, made beside the whole one."""
-        px, seed, target = drawn.data.picture_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
+        px, seed, target = drawn.data.image_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
             experiment = DRAWN.get(control, Experiment)(drawn, folder, reporter)
             shared = ("model", "pseudo_labels", "self_training", "rounds/*/model", "rounds/*/pseudo_labels")
@@ -251,18 +251,18 @@ class Comparison:
             if control in DRAWN:
                 experiment.synthesize()
             elif not (synthetic / "metadata.csv").is_file():
-                pictures = None if control == "copied-pictures" else DatasetFolder.open(whole / "synthetic")
+                images = None if control == "copied-images" else DatasetFolder.open(whole / "synthetic")
                 if control == "shuffled-layouts":
-                    shuffle_layouts(pictures, synthetic, picture_px=px, seed=seed)
+                    shuffle_layouts(images, synthetic, image_px=px, seed=seed)
                 elif control in get_args(Gate):
-                    gate(pictures, teachers, control, synthetic, picture_px=px)
+                    gate(images, teachers, control, synthetic, image_px=px)
                 else:
-                    n = drawn.synthesis.n_pictures
-                    copy_pictures(experiment.annotated, n, synthetic, picture_px=px, seed=seed)
+                    n = drawn.synthesis.n_images
+                    copy_images(experiment.annotated, n, synthetic, image_px=px, seed=seed)
         return folder
 
     def _segmenters(self, config: RunConfig, arm: str, reporter: Reporter) -> Path:
-        """Folder of the segmenters of an arm without synthetic pictures, all seeds."""
+        """Folder of the segmenters of an arm without synthetic images, all seeds."""
         trained = self._alone(config, arm)
         with self._shared("segmenters", trained) as folder:
             experiment = Experiment(trained, folder, reporter)
@@ -278,7 +278,7 @@ class Comparison:
         return folder / "self_training"
 
     def _alone(self, config: RunConfig, arm: str) -> RunConfig:
-        """What the segmenters of an arm without synthetic pictures depend on."""
+        """What the segmenters of an arm without synthetic images depend on."""
         alone = config.segmentation.model_copy(update={"arms": [arm]})
         if not uses_self_training(arm):
             # Runs that differ in it have the same segmenters.

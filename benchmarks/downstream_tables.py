@@ -19,7 +19,7 @@ from stedm.evaluation.figures import arms_figure, save_png
 from stedm.evaluation.metrics import per_patient, per_patient_and_seed
 from stedm.evaluation.report import write_report
 from stedm.evaluation.stats import default_pairs, summarise
-from stedm.files import replacing, write_json
+from stedm.io.files import replacing, write_json
 from stedm.seeds import numpy_generator
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@
 Writes results/NAME/{summary.json, per_patient.csv, counts.parquet, arms.png, examples.png}, or grid.png in place of
 examples.png, and prints a line for the page: with which code and data the run was made.
 
-With `--generated-only` no picture or layout of the data set is shown, for data that may not be passed on: the grid then
-has the model's pictures of plain shapes in the styles of categories that nobody annotated.
+With `--generated-only` no image or layout of the data set is shown, for data that may not be passed on: the grid then
+has the model's images of plain shapes in the styles of categories that nobody annotated.
 The figures are those of the run's report; every number in the pages comes from NAME/summary.json, which can be computed
 again from NAME/counts.parquet.
 """
@@ -20,8 +20,8 @@ import numpy as np
 
 from shrink import shrink
 from stedm.config import RunConfig, load_config
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.evaluation.counts import pool_units
 from stedm.evaluation.figures import (
@@ -50,7 +50,7 @@ def export(run: Path, name: str, generated_only: bool = False) -> None:
         model = experiment.train_diffusion()
         figures["grid"] = style_grid_figure(shapes_grid(model, experiment.unlabeled, config))
     else:
-        unlabeled = PictureCache(experiment.unlabeled, config.data.picture_px)
+        unlabeled = ImageCache(experiment.unlabeled, config.data.image_px)
         figures["examples"] = patient_examples_figure(patient_examples(experiment.synthesize(), unlabeled))
     target = RESULTS / name
     for part, figure in figures.items():
@@ -64,8 +64,8 @@ def export(run: Path, name: str, generated_only: bool = False) -> None:
 
 
 def shapes_grid(model: StyleDiffusion, unlabeled: DatasetFolder, config: RunConfig) -> StyleGrid:
-    """Plain shapes in the style of one picture of each category without annotations; the style pictures not shown."""
-    side = config.data.picture_px
+    """Plain shapes in the style of one image of each category without annotations; the style images not shown."""
+    side = config.data.image_px
     table = unlabeled.table
     unseen = config.data.unseen_categories or sorted(set(table["category"]))
     rows = [int(numpy_generator(0, "shapes", c).choice(np.flatnonzero(table["category"] == c))) for c in unseen]
@@ -75,7 +75,7 @@ def shapes_grid(model: StyleDiffusion, unlabeled: DatasetFolder, config: RunConf
         [
             views
             for row in rows
-            for views in [style_views(unlabeled.read_picture(row, side), 4, numpy_generator(0, "views", row))]
+            for views in [style_views(unlabeled.read_image(row, side), 4, numpy_generator(0, "views", row))]
             for _ in layouts
         ],
         guidance=config.synthesis.full_guidance,
@@ -83,8 +83,8 @@ def shapes_grid(model: StyleDiffusion, unlabeled: DatasetFolder, config: RunConf
         sampler=config.synthesis.sampler,
         seed=list(range(len(layouts))) * len(rows),
     )
-    pictures = [list(row) for row in generated.reshape(len(rows), len(layouts), *generated.shape[1:])]
-    return StyleGrid([[] for _ in rows], list(layouts), pictures, list(unseen))
+    images = [list(row) for row in generated.reshape(len(rows), len(layouts), *generated.shape[1:])]
+    return StyleGrid([[] for _ in rows], list(layouts), images, list(unseen))
 
 
 def plain_shapes(side: int) -> np.ndarray:

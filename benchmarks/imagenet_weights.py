@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from stedm.files import replacing
+from stedm.io.files import replacing
 from stedm.synthesis.judges import efficientnet_lite0
 
 

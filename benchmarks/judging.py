@@ -17,15 +17,11 @@ from stedm.config import PhantomConfig, SegmentationConfig
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.files import write_json, write_text
-from stedm.progress import Reporter
-from stedm.seeds import numpy_generator
-from stedm.synthesis.judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
-from stedm.synthesis.quality import (
+from stedm.evaluation.quality import (
     ColourSpace,
+    ImageEncoder,
+    ImageSet,
     Measure,
-    PictureEncoder,
-    PictureSet,
     Segment,
     layout_iou,
     measure_appearance,
@@ -33,6 +29,10 @@ from stedm.synthesis.quality import (
     retrieval_chance,
     with_shuffled_layouts,
 )
+from stedm.io.files import write_json, write_text
+from stedm.progress import Reporter
+from stedm.seeds import numpy_generator
+from stedm.synthesis.judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
 
 MEASURES = {
     "retrieval_top1": "own patient retrieved, top 1",
@@ -64,29 +64,29 @@ class Cohort(Part):
     """Which unannotated patients are drawn and measured."""
 
     patients: int = 24
-    style_pictures: int = Field(default=10, description="style pictures a patient has to choose from, at most")
-    reference_pictures: int = 4
-    least_pictures: int = Field(default=12, description="patients with fewer pictures are not measured")
+    style_images: int = Field(default=10, description="style images a patient has to choose from, at most")
+    reference_images: int = 4
+    least_images: int = Field(default=12, description="patients with fewer images are not measured")
 
 
 def split_cohort(unlabeled: DatasetFolder, cohort: Cohort) -> tuple[DatasetFolder, DatasetFolder]:
-    """Style pictures and reference pictures of the measured patients; a fixed choice, disjoint.
+    """Style images and reference images of the measured patients; a fixed choice, disjoint.
 
     Raises:
-        StedmError: fewer than two patients have enough pictures.
+        StedmError: fewer than two patients have enough images.
     """
     rows_of = unlabeled.table.groupby("patient_id").indices
-    enough = sorted(patient for patient, rows in rows_of.items() if len(rows) >= cohort.least_pictures)
-    if len(enough) < 2 or cohort.least_pictures <= cohort.reference_pictures:
+    enough = sorted(patient for patient, rows in rows_of.items() if len(rows) >= cohort.least_images)
+    if len(enough) < 2 or cohort.least_images <= cohort.reference_images:
         raise StedmError(
-            f"{unlabeled.root}: {len(enough)} unannotated patients have {cohort.least_pictures} pictures; set "
-            "cohort.least_pictures lower (and above cohort.reference_pictures)"
+            f"{unlabeled.root}: {len(enough)} unannotated patients have {cohort.least_images} images; set "
+            "cohort.least_images lower (and above cohort.reference_images)"
         )
     pool, reference = [], []
     for patient in sorted(numpy_generator(0, "cohort").permutation(enough)[: cohort.patients]):
         rows = numpy_generator(0, "cohort", str(patient)).permutation(rows_of[patient])
-        reference += rows[: cohort.reference_pictures].tolist()
-        pool += rows[cohort.reference_pictures :][: cohort.style_pictures].tolist()
+        reference += rows[: cohort.reference_images].tolist()
+        pool += rows[cohort.reference_images :][: cohort.style_images].tolist()
     return unlabeled.select(sorted(pool)), unlabeled.select(sorted(reference))
 
 
@@ -97,8 +97,8 @@ class Jury:
     """Every judge of one dataset, and the bounds between which their measures lie.
 
     Args:
-        dataset: train and val with masks, unlabeled pictures of the measured patients.
-        annotated: the pictures whose layouts are painted; bounds of the layout are measured on them.
+        dataset: train and val with masks, unlabeled images of the measured patients.
+        annotated: the images whose layouts are painted; bounds of the layout are measured on them.
         folder: segmenter, phantom cohort and bounds.json are made here once.
         phantom: configuration of the phantom that `dataset` is, for the judge of its true parameters.
         encoders: for style and for content, instead of the usual ones.
@@ -110,31 +110,31 @@ class Jury:
         annotated: DatasetFolder,
         folder: Path,
         *,
-        picture_px: int,
+        image_px: int,
         cohort: Cohort,
         colours: ColourSpace,
         segmentation: SegmentationConfig,
         phantom: PhantomConfig | None = None,
         phantom_patients: int = 96,
-        encoders: tuple[PictureEncoder, PictureEncoder] | None = None,
+        encoders: tuple[ImageEncoder, ImageEncoder] | None = None,
     ):
         self.dataset, self.annotated, self.folder = dataset, annotated, folder
-        self.picture_px, self.cohort, self.colours = picture_px, cohort, colours
+        self.image_px, self.cohort, self.colours = image_px, cohort, colours
         self.segmentation, self.phantom, self.phantom_patients = segmentation, phantom, phantom_patients
         self._encoders = encoders
 
-    def measure(self, pictures: PictureSet) -> dict[str, Measure]:
-        """All measures of synthetic pictures whose masks are the layouts that were asked for."""
-        measures = self._appearance(pictures)
+    def measure(self, images: ImageSet) -> dict[str, Measure]:
+        """All measures of synthetic images whose masks are the layouts that were asked for."""
+        measures = self._appearance(images)
         info = self.dataset.info
-        measures["layout_iou"] = layout_iou(self._segment, pictures, info.classes, info.ignore_index)
+        measures["layout_iou"] = layout_iou(self._segment, images, info.classes, info.ignore_index)
         if self.phantom is not None:
             judge, truth = self._phantom_judge, phantom_parameters(self.dataset.root)
-            measures |= parameter_error(judge.regressor, pictures, truth, len(info.classes))
+            measures |= parameter_error(judge.regressor, images, truth, len(info.classes))
         return measures
 
     def bounds(self, reporter: Reporter) -> dict[str, dict[str, float]]:
-        """{"real": ..., "chance": ...}: real pictures in the place of synthetic ones; guessing. Made once."""
+        """{"real": ..., "chance": ...}: real images in the place of synthetic ones; guessing. Made once."""
         path = self.folder / "bounds.json"
         with locked(self.folder.with_name(f".{self.folder.name}.lock")):
             if not path.is_file():
@@ -145,16 +145,16 @@ class Jury:
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _bounds(self) -> dict[str, dict[str, float]]:
-        info, pool = self.dataset.info, PictureSet.read(self.pool, self.picture_px)
-        annotated = PictureSet.read(self.annotated, self.picture_px, with_masks=True)
+        info, pool = self.dataset.info, ImageSet.read(self.pool, self.image_px)
+        annotated = ImageSet.read(self.annotated, self.image_px, with_masks=True)
         real = self._appearance(pool)
         real["layout_iou"] = layout_iou(self._segment, annotated, info.classes, info.ignore_index)
-        # Each patient's pictures under the next patient's name: what a model that ignores style could reach at best.
+        # Each patient's images under the next patient's name: what a model that ignores style could reach at best.
         patients = np.unique(pool.patients)
         swapped = np.roll(patients, 1)[np.searchsorted(patients, pool.patients)]
         chance = {
             **retrieval_chance(len(patients)),
-            "colour_distance": self._appearance(PictureSet(pool.pictures, swapped))["colour_distance"].value,
+            "colour_distance": self._appearance(ImageSet(pool.images, swapped))["colour_distance"].value,
             "layout_iou": layout_iou(
                 self._segment, with_shuffled_layouts(annotated), info.classes, info.ignore_index
             ).value,
@@ -162,41 +162,39 @@ class Jury:
         if self.phantom is not None:
             judge, truth = self._phantom_judge, phantom_parameters(self.dataset.root).loc[patients]
             own_truth = phantom_parameters(judge.folder)
-            real |= parameter_error(judge.regressor, judge.pictures("val"), own_truth, len(info.classes))
+            real |= parameter_error(judge.regressor, judge.images("val"), own_truth, len(info.classes))
             for name in judge.regressor.names:
                 chance[f"error_{name}"] = float((truth[name] - truth[name].mean()).abs().mean())
                 chance[f"correlation_{name}"] = 0.0
         return {"real": {name: measure.value for name, measure in real.items()}, "chance": chance}
 
-    def _appearance(self, pictures: PictureSet) -> dict[str, Measure]:
+    def _appearance(self, images: ImageSet) -> dict[str, Measure]:
         style, content = self.encoders
-        reference = PictureSet.read(self.reference, self.picture_px)
-        return measure_appearance(
-            pictures, reference, style_encoder=style, content_encoder=content, colours=self.colours
-        )
+        reference = ImageSet.read(self.reference, self.image_px)
+        return measure_appearance(images, reference, style_encoder=style, content_encoder=content, colours=self.colours)
 
     @property
     def pool(self) -> DatasetFolder:
-        """Real pictures of the measured patients that a plan may give as style pictures."""
-        return self._measured_pictures[0]
+        """Real images of the measured patients that a plan may give as style images."""
+        return self._measured_images[0]
 
     @property
     def reference(self) -> DatasetFolder:
-        """Real pictures of the measured patients that no plan gives."""
-        return self._measured_pictures[1]
+        """Real images of the measured patients that no plan gives."""
+        return self._measured_images[1]
 
     @cached_property
-    def _measured_pictures(self) -> tuple[DatasetFolder, DatasetFolder]:
+    def _measured_images(self) -> tuple[DatasetFolder, DatasetFolder]:
         return split_cohort(self.dataset.split("unlabeled"), self.cohort)
 
     @cached_property
-    def encoders(self) -> tuple[PictureEncoder, PictureEncoder]:
+    def encoders(self) -> tuple[ImageEncoder, ImageEncoder]:
         """For style and for content."""
         return self._encoders or style_and_content_encoders()
 
     @cached_property
     def _segment(self) -> Segment:
-        return train_judge_segmenter(self.segmentation, self.dataset, self.folder / "segmenter", self.picture_px)
+        return train_judge_segmenter(self.segmentation, self.dataset, self.folder / "segmenter", self.image_px)
 
     @cached_property
     def _phantom_judge(self) -> PhantomJudge:

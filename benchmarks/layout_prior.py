@@ -14,16 +14,16 @@ import numpy as np
 
 from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
-from stedm.files import replacing
+from stedm.io.files import replacing
 from stedm.layout.measures import compare_layouts
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS
+from stedm.phantom.patients import make_phantom
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-PICTURE_PX, N_DRAWN, SEED = 64, 200, 0
+IMAGE_PX, N_DRAWN, SEED = 64, 200, 0
 SHOWN = {"phantom, H&E": ["grade2"], "EBHI-Seg": ["polyp", "lgin", "adenoca"]}
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -55,7 +55,7 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n\n".join(tables)
 
 
-def save_picture(priors: dict[str, LayoutPrior], path: Path, columns: int = 12) -> None:
+def save_image(priors: dict[str, LayoutPrior], path: Path, columns: int = 12) -> None:
     """A row of layouts for each kind, blocks for the categories of `SHOWN`."""
     blocks = [(name, category) for name in priors for category in SHOWN[name]]
     figure, axes = plt.subplots(
@@ -85,10 +85,10 @@ def main() -> None:
         datasets = {"phantom, H&E": DatasetFolder.open(Path(name) / "data")}
         if ebhi.is_dir():
             datasets["EBHI-Seg"] = DatasetFolder.open(ebhi)
-        priors = {name: LayoutPrior.fit(dataset.split("train"), PICTURE_PX) for name, dataset in datasets.items()}
+        priors = {name: LayoutPrior.fit(dataset.split("train"), IMAGE_PX) for name, dataset in datasets.items()}
         table = markdown([row for name, prior in priors.items() for row in rows_of(name, prior)])
     print(table)
-    save_picture(priors, RESULTS / "layout_prior" / "layouts.png")
+    save_image(priors, RESULTS / "layout_prior" / "layouts.png")
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -1,8 +1,8 @@
-"""Synthetic pictures whose layouts were predicted, beside the unannotated pictures that they were predicted in.
+"""Synthetic images whose layouts were predicted, beside the unannotated images that they were predicted in.
 
     python benchmarks/painted.py RUN/synthetic DATASET OUT.png [--beside RUN/synthetic] [--category C]
 
-With `--beside` the same unannotated pictures as another set has them, with `--category` those of patients of one
+With `--beside` the same unannotated images as another set has them, with `--category` those of patients of one
 category.
 """
 
@@ -20,7 +20,7 @@ COLUMNS = 10
 
 
 def painted_figure(sets: dict[str, DatasetFolder], dataset: DatasetFolder, category: str | None = None) -> Figure:
-    """Up to ten columns: an unannotated picture, and its predicted layout and the picture painted anew in each set."""
+    """Up to ten columns: an unannotated image, and its predicted layout and the image painted anew in each set."""
     painted_in = [_rows_by_source(synthetic) for synthetic in sets.values()]
     row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
     categories = dataset.table.set_index("image_file_name")["category"]
@@ -37,14 +37,14 @@ def painted_figure(sets: dict[str, DatasetFolder], dataset: DatasetFolder, categ
     figure = Figure(figsize=(len(sources), 1.1 * len(labels)), layout="constrained")
     axes = figure.subplots(len(labels), len(sources), squeeze=False)
     for column, source in enumerate(sources):
-        shown = [dataset.read_picture(row_of[source], sets_px)]
+        shown = [dataset.read_image(row_of[source], sets_px)]
         for synthetic, rows in zip(sets.values(), painted_in, strict=True):
             row = rows[source]
             turn = int(synthetic.table.iloc[row]["layout_symmetry"])
             layout = synthetic.read_mask(row) / max(len(synthetic.info.classes) - 1, 1)
-            shown += [_upright(layout, turn), _upright(synthetic.read_picture(row), turn)]
-        for ax, picture in zip(axes[:, column], shown, strict=True):
-            ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            shown += [_upright(layout, turn), _upright(synthetic.read_image(row), turn)]
+        for ax, image in zip(axes[:, column], shown, strict=True):
+            ax.imshow(image, cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
     for ax, label in zip(axes[:, 0], labels, strict=True):
         ax.set_ylabel(label, fontsize=7)
@@ -52,7 +52,7 @@ def painted_figure(sets: dict[str, DatasetFolder], dataset: DatasetFolder, categ
 
 
 def _rows_by_source(synthetic: DatasetFolder) -> dict[str, int]:
-    """Row of the first picture that was painted to the layout predicted in each unannotated picture."""
+    """Row of the first image that was painted to the layout predicted in each unannotated image."""
     rows = np.flatnonzero(synthetic.table["layout_kind"] == PREDICTED)
     return {synthetic.table["layout_image_file_name"].iloc[row]: int(row) for row in rows[::-1]}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from stedm.data.annotations import read_annotation
 from stedm.seeds import numpy_generator
-from stedm.segmentation.polygons import write_geojson
+from stedm.slides.annotations import read_annotation
+from stedm.slides.write_geojson import write_geojson
 
 CLASSES = ["background", "tumour", "stroma"]
 BAND_ROWS = 512

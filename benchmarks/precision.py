@@ -11,8 +11,8 @@ from pathlib import Path
 
 from stedm.config import DiffusionConfig, PhantomConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
 from stedm.diffusion.train import train_diffusion
+from stedm.phantom.patients import make_phantom
 from stedm.segmentation.train import train_segmenter
 
 STEPS = 24
@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         patients = {"train": 2, "unlabeled": 4, "val": 0, "test": 0}
-        make_phantom(PhantomConfig(patients=patients, pictures_per_patient=4), folder / "data")
+        make_phantom(PhantomConfig(patients=patients, images_per_patient=4), folder / "data")
         dataset = DatasetFolder.open(folder / "data")
         train, unlabeled = dataset.split("train"), dataset.split("unlabeled")
         for part in ("diffusion model", "segmenter"):
@@ -48,7 +48,7 @@ def main() -> None:
                     config = DiffusionConfig(steps=STEPS, precision=precision)
                     seconds[precision] = seconds_per_step(
                         lambda tick, config=config, run=run: train_diffusion(
-                            config, train, unlabeled, run, picture_px=64, on_progress=tick
+                            config, train, unlabeled, run, image_px=64, on_progress=tick
                         )
                     )
             ratio = seconds["fp32"] / seconds["bf16"]

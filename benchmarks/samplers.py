@@ -3,13 +3,13 @@
     python benchmarks/samplers.py run SPEC.yaml -o FOLDER [--model MODEL --data DATASET] [--shard I/N]
     python benchmarks/samplers.py table FOLDER -o results/NAME
 
-A trained model draws one plan a seed (the same noise, layouts and style pictures) with every sampler, number of steps
-and guidance of the specification; independent judges measure the pictures (see judging.py). `run` can be stopped and
+A trained model draws one plan a seed (the same noise, layouts and style images) with every sampler, number of steps
+and guidance of the specification; independent judges measure the images (see judging.py). `run` can be stopped and
 started at any time, or in several shards at once; the cheapest settings of each seed come first:
 
 FOLDER/spec.yaml                                      the specification, paths made absolute
 FOLDER/judge/                                         segmenter, phantom cohort of its own, bounds.json
-FOLDER/SAMPLER/GUIDANCE/steps-N/seed-K/measures.json  measures of a setting; pictures/ are kept of the first seed
+FOLDER/SAMPLER/GUIDANCE/steps-N/seed-K/measures.json  measures of a setting; images/ are kept of the first seed
 
 A setting holds the quality of the reference if none of its means over the seeds is worse than the worse end of the
 reference's 95 % interval over the seeds (Student's t), for KID, both measures of style and that of the layout.
@@ -37,13 +37,13 @@ from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, save_png
-from stedm.experiment import annotated_part
-from stedm.files import replacing, write_json, write_text
+from stedm.evaluation.quality import ColourSpace, ImageEncoder, ImageSet
+from stedm.experiment.experiment import annotated_part
+from stedm.io.files import replacing, write_json, write_text
 from stedm.progress import Reporter
-from stedm.scale.engine import parse_shard
+from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan
-from stedm.synthesis.quality import ColourSpace, PictureEncoder, PictureSet
-from stedm.synthesis.run import synthesize
+from stedm.workers.pool import parse_shard
 
 QUALITY = ("kid", "retrieval_mrr", "colour_distance", "layout_iou")
 """The measures that a setting has to hold."""
@@ -55,7 +55,7 @@ _TICKS = (1, 2, 4, 8, 16, 24, 50, 100, 250, 500)
 
 
 class Setting(Part):
-    """How pictures are drawn."""
+    """How images are drawn."""
 
     sampler: Sampler
     guidance: str
@@ -76,11 +76,11 @@ class Spec(Part):
     student: Path | None = None
     """Model folder of a student of `model` (docs/fewstep.md), which draws where the sampler is `student`."""
     data: DataConfig
-    """Dataset and label budget; `picture_px` is the model's whatever stands here."""
+    """Dataset and label budget; `image_px` is the model's whatever stands here."""
     phantom: PhantomConfig | None = None
     """Of a phantom: how it was made, for the judge of its true parameters."""
     synthesis: dict[str, Any] = {}
-    """Of SynthesisConfig: n_pictures, style_pictures, layouts and the like."""
+    """Of SynthesisConfig: n_images, style_images, layouts and the like."""
     samplers: dict[Sampler, list[int]]
     """Name: numbers of steps."""
     guidance: dict[str, Guidance]
@@ -110,7 +110,7 @@ class Spec(Part):
         return sorted(every, key=lambda setting: (self.network_calls(setting), str(setting)))
 
     def network_calls(self, setting: Setting) -> int:
-        """Network evaluations a picture; a conditional and an unconditional one count as two."""
+        """Network evaluations an image; a conditional and an unconditional one count as two."""
         return self.guidance[setting.guidance].network_calls(setting.steps, setting.sampler)
 
     def plan_config(self) -> SynthesisConfig:
@@ -169,7 +169,7 @@ class Cell:
 class Comparison:
     """All cells of a specification in one folder."""
 
-    def __init__(self, spec: Spec, folder: Path, encoders: tuple[PictureEncoder, PictureEncoder] | None = None):
+    def __init__(self, spec: Spec, folder: Path, encoders: tuple[ImageEncoder, ImageEncoder] | None = None):
         self.spec, self.folder, self._encoders = spec, folder, encoders
 
     def run(self, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> None:
@@ -196,21 +196,21 @@ class Comparison:
             reporter.say(f"== {cell.setting}, seed {cell.seed}")
             started = time.monotonic()
             with reporter.stage("draw") as tick:
-                synthesize(self.painter(cell.setting), self.plan(cell), folder / "pictures", on_progress=tick)
+                synthesize(self.painter(cell.setting), self.plan(cell), folder / "images", on_progress=tick)
             drawn = time.monotonic()
-            dataset = DatasetFolder.open(folder / "pictures")
-            measures = self.jury.measure(PictureSet.read(dataset, self.model.picture_px, with_masks=True))
+            dataset = DatasetFolder.open(folder / "images")
+            measures = self.jury.measure(ImageSet.read(dataset, self.model.image_px, with_masks=True))
             values = {
                 **cell.setting.model_dump(),
                 "seed": cell.seed,
                 "network_calls": self.spec.network_calls(cell.setting),
-                "pictures": len(dataset),
+                "images": len(dataset),
                 "measures": {name: measure.as_dict() for name, measure in measures.items()},
                 "seconds": {"draw": round(drawn - started, 1), "measure": round(time.monotonic() - drawn, 1)},
             }
             write_json(path, values)
         if cell.seed != self.spec.seeds[0]:
-            shutil.rmtree(folder / "pictures", ignore_errors=True)
+            shutil.rmtree(folder / "images", ignore_errors=True)
         return json.loads(path.read_text(encoding="utf-8"))
 
     def plan(self, cell: Cell) -> pd.DataFrame:
@@ -220,7 +220,7 @@ class Comparison:
             self.annotated,
             self.jury.pool,
             seed=cell.seed,
-            picture_px=self.model.picture_px,
+            image_px=self.model.image_px,
         )
         setting, guidance = cell.setting, self.spec.guidance[cell.setting.guidance]
         return plan.assign(
@@ -263,7 +263,7 @@ class Comparison:
             self.dataset,
             self.annotated,
             self.folder / "judge",
-            picture_px=self.model.picture_px,
+            image_px=self.model.image_px,
             cohort=self.spec.cohort,
             colours=self.spec.colours,
             segmentation=SegmentationConfig.model_validate(self.spec.judge),
@@ -277,16 +277,16 @@ class Comparison:
 
 
 def collect(comparison: Comparison) -> pd.DataFrame:
-    """sampler, guidance, steps, network_calls, seed, seconds_per_picture and a column a measure; a row a cell."""
+    """sampler, guidance, steps, network_calls, seed, seconds_per_image and a column a measure; a row a cell."""
     rows = []
     for cell in comparison.cells:
         path = cell.folder(comparison.folder) / "measures.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             values = {name: measure["value"] for name, measure in found["measures"].items()}
-            seconds = found["seconds"]["draw"] / found["pictures"]
+            seconds = found["seconds"]["draw"] / found["images"]
             kept = {**cell.setting.model_dump(), "network_calls": found["network_calls"], "seed": cell.seed}
-            rows.append({**kept, "seconds_per_picture": seconds, **values})
+            rows.append({**kept, "seconds_per_image": seconds, **values})
     if not rows:
         raise StedmError(f"{comparison.folder}: nothing is measured yet; run `samplers.py run` first")
     return pd.DataFrame(rows)
@@ -311,7 +311,7 @@ def summarise(values: pd.DataFrame, reference: Setting) -> pd.DataFrame:
     for key, group in values.groupby(KEYS, sort=False):
         group = group.set_index("seed")
         row: dict[str, Any] = {**dict(zip(KEYS, key, strict=True)), "seeds": len(group)}
-        row |= {name: float(group[name].mean()) for name in ("network_calls", "seconds_per_picture")}
+        row |= {name: float(group[name].mean()) for name in ("network_calls", "seconds_per_image")}
         for name in names:
             row |= _compared(name, group[name].astype(float), ours[name].astype(float), bounds[name])
         row["holds"] = all(row[f"{name}_holds"] for name in names) and set(ours.index) <= set(group.index)
@@ -387,15 +387,15 @@ def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, floa
     best, reference = judged["cheapest"], judged["reference"]
     words = (
         f"Cheapest setting that holds: **{Setting(**{key: best[key] for key in KEYS})}: "
-        f"{best['network_calls']} network calls** a picture. Reference: {spec.reference}, "
+        f"{best['network_calls']} network calls** an image. Reference: {spec.reference}, "
         f"{reference['network_calls']} calls, {judged['seeds']} seeds; that is {judged['times_cheaper']:.1f} times as "
         "many."
     )
     notes = (
         "Mean over seeds ± half of its 95 % interval (Student's t over seeds). Worse than the reference's interval: "
         "struck out; better: in italics. *holds*: nothing struck out, with all seeds of the reference. *real*: real "
-        "pictures measured in the place of synthetic ones. *chance*: guessing. All settings were given the same "
-        "noise, layouts and style pictures; summary.csv has the paired differences to the reference (`_delta`)."
+        "images measured in the place of synthetic ones. *chance*: guessing. All settings were given the same "
+        "noise, layouts and style images; summary.csv has the paired differences to the reference (`_delta`)."
     )
     return "\n".join([f"## {spec.name}", "", words, "", *lines, "", notes, ""])
 
@@ -409,7 +409,7 @@ def _cell(row: pd.Series, name: str) -> str:
 
 
 def figure(summary: pd.DataFrame, reference: Setting, bounds: dict[str, dict[str, float]]) -> Figure:
-    """A panel a measure against network calls; band: the reference's interval; dashed: real pictures; bars: 95 %
+    """A panel a measure against network calls; band: the reference's interval; dashed: real images; bars: 95 %
     intervals of settings with three seeds or more."""
     names = [name for name in QUALITY if name in summary]
     samplers = sorted(set(summary["sampler"]))
@@ -447,7 +447,7 @@ def figure(summary: pd.DataFrame, reference: Setting, bounds: dict[str, dict[str
         ticks = [n for n in _TICKS if summary["network_calls"].min() <= n <= summary["network_calls"].max()]
         ax.set_xticks(ticks, [str(n) for n in ticks])
         ax.set_xticks([], minor=True)
-        ax.set_xlabel("network calls a picture")
+        ax.set_xlabel("network calls an image")
         better = "lower" if name.startswith(LOWER_IS_BETTER) else "higher"
         ax.set_title(wrapped(f"{MEASURES[name]} ({better} is better)", 34), fontsize=9)
         ax.grid(color=MUTED, alpha=0.25, lw=0.6)

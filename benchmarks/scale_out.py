@@ -1,6 +1,6 @@
 """Throughput of synthesis on a Ray cluster on this machine: 2 workers against 1, in turns in one run; printed as JSON.
 
-python benchmarks/scale_out.py                 96 pictures a round, 3 rounds each (about two minutes on two cores)
+python benchmarks/scale_out.py                 96 images a round, 3 rounds each (about two minutes on two cores)
 python benchmarks/scale_out.py -n 32 --rounds 1
 
 The cluster has a head that only schedules and a node of one CPU for each worker. A round is a whole call of
@@ -22,15 +22,15 @@ from ray.cluster_utils import Cluster
 
 from stedm.config import DenoiserConfig, DiffusionConfig, PhantomConfig, StyleConfig, SynthesisConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
-from stedm.scale.ray_engine import RayEngine
+from stedm.phantom.patients import make_phantom
+from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan
-from stedm.synthesis.run import synthesize
+from stedm.workers.ray_pool import RayEngine
 
-PICTURE_PX = 64
+IMAGE_PX = 64
 STEPS = 12
 BATCH = 8
 CLASSES = 2
@@ -52,7 +52,7 @@ def untrained_model(folder: Path) -> StyleDiffusion:
     config = DiffusionConfig(denoiser=DenoiserConfig(channels=[64, 128]), style=StyleConfig(dim=64))
     denoiser = make_denoiser(config, codec, n_classes=CLASSES, seed=0)
     classes = ["stroma", "tumour"]
-    model = StyleDiffusion(denoiser, codec, objective="flow", classes=classes, picture_px=PICTURE_PX)
+    model = StyleDiffusion(denoiser, codec, objective="flow", classes=classes, image_px=IMAGE_PX)
     model.save_pretrained(folder)
     return model
 
@@ -66,12 +66,12 @@ def seconds(folder: Path, model: StyleDiffusion, plan, workers: int, name: str) 
 
 
 def measure(folder: Path, n: int, rounds: int) -> dict:
-    """Pictures a second with 1 and with 2 workers: the median of the rounds."""
-    phantom = PhantomConfig(patients={"train": 2, "unlabeled": 4, "val": 1, "test": 1}, pictures_per_patient=4)
+    """Images a second with 1 and with 2 workers: the median of the rounds."""
+    phantom = PhantomConfig(patients={"train": 2, "unlabeled": 4, "val": 1, "test": 1}, images_per_patient=4)
     make_phantom(phantom, folder / "data")
     dataset = DatasetFolder.open(folder / "data")
     model = untrained_model(folder / "model")
-    settings = SynthesisConfig(n_pictures=n, batch=BATCH, steps=STEPS)
+    settings = SynthesisConfig(n_images=n, batch=BATCH, steps=STEPS)
     plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"))
     load = os.getloadavg()[0]
     seconds(folder, model, plan, 2, "warm-up")
@@ -81,11 +81,11 @@ def measure(folder: Path, n: int, rounds: int) -> dict:
             found.append(n / seconds(folder, model, plan, workers, f"{workers}-{number}"))
     one, two = (statistics.median(found) for found in rates.values())
     return {
-        "pictures_per_second": {"1 worker": round(one, 2), "2 workers": round(two, 2)},
+        "images_per_second": {"1 worker": round(one, 2), "2 workers": round(two, 2)},
         "ratio": round(two / one, 2),
         "rounds": {f"{workers} workers": [round(rate, 2) for rate in found] for workers, found in rates.items()},
-        "pictures_a_round": n,
-        "setting": {"picture_px": PICTURE_PX, "steps": STEPS, "batch": BATCH, "threads_a_worker": 1},
+        "images_a_round": n,
+        "setting": {"image_px": IMAGE_PX, "steps": STEPS, "batch": BATCH, "threads_a_worker": 1},
         "cpus": os.cpu_count(),
         "load_before": round(load, 2),
     }
@@ -93,7 +93,7 @@ def measure(folder: Path, n: int, rounds: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-n", type=int, default=96, help="pictures a round")
+    parser.add_argument("-n", type=int, default=96, help="images a round")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stedm.files import replacing
+from stedm.io.files import replacing
 
 
 def shrink(path: Path, width: int | None = None, colours: int = 128) -> None:

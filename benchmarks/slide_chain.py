@@ -29,15 +29,15 @@ import yaml
 
 from stedm.cli import main as stedm
 from stedm.config import PhantomConfig
-from stedm.data.annotations import read_annotation
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom_slides import PhantomSlide, classes, draw_phantom_slide, write_phantom_slide
-from stedm.data.slides import Slide
 from stedm.evaluation.counts import count
-from stedm.files import write_json, write_text
+from stedm.io.files import write_json, write_text
+from stedm.phantom.slides import PhantomSlide, classes, draw_phantom_slide, write_phantom_slide
 from stedm.segmentation.model import load_segmenter
-from stedm.segmentation.polygons import write_geojson
 from stedm.segmentation.predict import predict_masks
+from stedm.slides.annotations import read_annotation
+from stedm.slides.slide import Slide
+from stedm.slides.write_geojson import write_geojson
 
 MPP, SLIDE_MPP = 2.0, 0.5
 SCALE = int(MPP / SLIDE_MPP)
@@ -62,7 +62,7 @@ class Size:
     tile_px: int = 64
     diffusion_steps: int = 300
     segmenter_steps: int = 300
-    synthetic_pictures: int = 128
+    synthetic_images: int = 128
     cache_mb: float = 40.0
     """Less than all tiles need, so that some are read again each time."""
 
@@ -100,7 +100,7 @@ def run_chain(folder: Path, size: Size) -> dict:
         "size": asdict(size),
         "slides": len(slides),
         "tiles": tile_counts(dataset),
-        "tile_pictures_before_training": sum(name.endswith(".png") for name in files_before),
+        "tile_images_before_training": sum(name.endswith(".png") for name in files_before),
         "files_added_by_training": sorted(set(dataset_files(dataset)) - set(files_before)),
         **_together(compared, classes(_cohort(size))),
         "stedm_run_iou_mean": json.loads((run / "report" / "summary.json").read_text())["arms"][ARM]["iou_mean"],
@@ -113,7 +113,7 @@ def run_chain(folder: Path, size: Size) -> dict:
 def passed(result: dict) -> bool:
     """Whether everything agrees; a class that is nowhere (NaN) shows nothing and doesn't pass."""
     return (
-        result["tile_pictures_before_training"] == 0
+        result["tile_images_before_training"] == 0
         and not result["files_added_by_training"]
         and all(value >= LEAST_IOU_OF_EXPORT for value in result["export_iou"].values())
         and all(value <= MOST_DIFFERENCE for value in result["difference"].values())
@@ -179,7 +179,7 @@ def write_settings(folder: Path, size: Size) -> None:
     tiling["min_tissue"] = 0.1
     run = {
         "name": "slide chain",
-        "data": {"path": "dataset", "picture_px": size.tile_px, "cache_mb": size.cache_mb},
+        "data": {"path": "dataset", "image_px": size.tile_px, "cache_mb": size.cache_mb},
         "diffusion": {
             "steps": size.diffusion_steps,
             "batch": 8,
@@ -188,7 +188,7 @@ def write_settings(folder: Path, size: Size) -> None:
             "denoiser": {"channels": [32, 64]},
             "style": {"dim": 64, "channels": [16, 32], "sampling": "nearby"},
         },
-        "synthesis": {"n_pictures": size.synthetic_pictures, "steps": 6},
+        "synthesis": {"n_images": size.synthetic_images, "steps": 6},
         "segmentation": {
             "steps": size.segmenter_steps,
             "checkpoint_every_steps": 100,
@@ -254,7 +254,7 @@ def by_tiles(network, slide_id: str, folder: Path, shape: tuple[int, int], ignor
         y, x = slice(place.y // SCALE, place.y // SCALE + place.tile_px), slice(place.x // SCALE, None)
         x = slice(x.start, x.start + place.tile_px)
         rows, columns = predicted[y, x].shape  # tiles may hang over the edge
-        predicted[y, x] = predict_masks(network, dataset.read_picture(row)[None])[0, :rows, :columns]
+        predicted[y, x] = predict_masks(network, dataset.read_image(row)[None])[0, :rows, :columns]
         truth[y, x] = dataset.read_mask(row)[:rows, :columns]
     return predicted, truth
 

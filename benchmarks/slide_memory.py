@@ -21,7 +21,7 @@ SIZES = (8192, 32768)
 def write(path: Path, side_px: int) -> None:
     """A phantom slide, mirror images of one patch of 1,024 px."""
     from stedm.config import PhantomConfig
-    from stedm.data.phantom_slides import draw_phantom_slide, write_phantom_slide
+    from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
 
     slide = draw_phantom_slide(PhantomConfig(mpp=0.5, stain="he"), "train", 0, (side_px, side_px))
     write_phantom_slide(slide, path)
@@ -32,9 +32,9 @@ def measure(path: Path) -> dict[str, float]:
     import torch
 
     from stedm.config import SlideSegmentationConfig
-    from stedm.data.slides import Slide
     from stedm.segmentation.model import SegmenterInfo
-    from stedm.segmentation.slide import segment_slide
+    from stedm.segmentation.whole_slide import segment_slide
+    from stedm.slides.slide import Slide
 
     class Darkness(torch.nn.Module):
         """Two classes: pale and dark on a scale of 30 microns."""
@@ -45,12 +45,12 @@ def measure(path: Path) -> dict[str, float]:
             self.encoder.output_stride = 1
             self.threshold = torch.nn.Parameter(torch.tensor(0.25))
 
-        def forward(self, pictures):
-            coarse = torch.nn.functional.avg_pool2d(pictures.mean(1, keepdim=True), 32)
+        def forward(self, images):
+            coarse = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 32)
             smooth = torch.nn.functional.interpolate(coarse, scale_factor=32, mode="bilinear")
             return torch.cat([smooth - self.threshold, self.threshold - smooth], dim=1) * 10
 
-    info = SegmenterInfo("unet", "none", 5, [16], ["pale", "dark"], picture_px=512, mpp=1.0)
+    info = SegmenterInfo("unet", "none", 5, [16], ["pale", "dark"], image_px=512, mpp=1.0)
     before, started = _peak_mb(), time.perf_counter()
     config = SlideSegmentationConfig(label_map=True)
     areas = segment_slide(Darkness(), info, Slide.open(path), path.with_suffix(".geojson"), config, key="benchmark")

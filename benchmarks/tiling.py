@@ -18,9 +18,9 @@ import openslide
 
 from stedm.config import PhantomConfig, TilingConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom_slides import make_phantom_slides
-from stedm.data.slides import Slide, forget
 from stedm.data.tiles import tile_slides, write_tiles
+from stedm.phantom.slides import make_phantom_slides
+from stedm.slides.slide import Slide, forget
 
 SIZE_PX = (8192, 8192)
 TILE_PX = 512
@@ -75,7 +75,7 @@ def measure(root: Path, slide: Slide, mpp: float) -> None:
     loops = {
         "bare OpenSlide": bare,
         "Slide.read": lambda i: slide.read(bare.x[i], bare.y[i], TILE_PX, mpp),
-        "row of a table": dataset.read_picture,
+        "row of a table": dataset.read_image,
         "written as PNG": lambda i: write_tiles(row, table.iloc[[i]], config, root / f"{time.perf_counter_ns()}"),
     }
     found = rates(loops, reopen, len(dataset))

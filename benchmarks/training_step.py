@@ -18,8 +18,8 @@ from stedm.config import DiffusionConfig, KLCodecConfig, SegmentationConfig
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.codec_train import build_autoencoder
 from stedm.diffusion.train import make_denoiser
-from stedm.precision import autocast
 from stedm.segmentation.model import build_segmenter
+from stedm.training.precision import autocast
 
 PX, CLASSES = 64, 2
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -42,19 +42,19 @@ def forward_and_backward(
 
 
 def denoisers(compiled: bool) -> dict[str, Callable[[], None]]:
-    """The default denoiser on random pictures."""
+    """The default denoiser on random images."""
     config = DiffusionConfig()
     b, side = config.batch, PX // 2
     noisy, time = torch.randn(b, 12, side, side, device=DEVICE), torch.rand(b, device=DEVICE) * 1000
     layout = torch.randint(0, CLASSES, (b, PX, PX), device=DEVICE)
-    style = torch.randn(b, config.style.n_pictures, 3, PX, PX, device=DEVICE)
+    style = torch.randn(b, config.style.n_images, 3, PX, PX, device=DEVICE)
     present = torch.ones(style.shape[:2], dtype=torch.bool, device=DEVICE)
 
     def call(network: nn.Module, part: slice) -> torch.Tensor:
         return network(noisy[part], time[part], layout[part], style[part], present[part])
 
     def new(memory_format: str = own_format("denoiser")) -> nn.Module:
-        denoiser = make_denoiser(config, PixelCodec(2), CLASSES, seed=0, picture_px=PX)
+        denoiser = make_denoiser(config, PixelCodec(2), CLASSES, seed=0, image_px=PX)
         return denoiser.to(DEVICE, memory_format=FORMATS[memory_format])
 
     checkpointed = new()
@@ -71,21 +71,21 @@ def denoisers(compiled: bool) -> dict[str, Callable[[], None]]:
 
 def segmenters(_: bool) -> dict[str, Callable[[], None]]:
     config = SegmentationConfig()
-    pictures = torch.randn(config.batch, 3, PX, PX, device=DEVICE)
+    images = torch.randn(config.batch, 3, PX, PX, device=DEVICE)
     variants = {}
     for name, memory_format in FORMATS.items():
         network = build_segmenter(config, CLASSES, 0).to(DEVICE, memory_format=memory_format)
-        given = pictures.contiguous(memory_format=memory_format)
+        given = images.contiguous(memory_format=memory_format)
         variants[name] = forward_and_backward(network, lambda net, part, x=given: net(x[part]), config.batch)
     return variants
 
 
 def autoencoders(_: bool) -> dict[str, Callable[[], None]]:
     config = KLCodecConfig(kind="kl")
-    pictures = torch.randn(config.batch, 3, PX, PX, device=DEVICE)
+    images = torch.randn(config.batch, 3, PX, PX, device=DEVICE)
 
     def call(network: nn.Module, part: slice) -> torch.Tensor:
-        return network.decode(network.encode(pictures[part]).latent_dist.mean).sample
+        return network.decode(network.encode(images[part]).latent_dist.mean).sample
 
     return {
         name: forward_and_backward(build_autoencoder(config).to(DEVICE, memory_format=kind), call, config.batch)

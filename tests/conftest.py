@@ -9,33 +9,33 @@ import pandas as pd
 import pytest
 
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
-from stedm.scale.engine import Engine, do_piece, new_name
 from stedm.seeds import numpy_generator
+from stedm.workers.pool import Engine, do_piece, new_name
 
 TINY_PATIENTS = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
 
 
 def make_tiny_dataset(
-    root: Path, patients: dict[str, int] = TINY_PATIENTS, pictures: int = 3, picture_px: int = 32, seed: int = 0
+    root: Path, patients: dict[str, int] = TINY_PATIENTS, images: int = 3, image_px: int = 32, seed: int = 0
 ) -> Path:
-    """Write a dataset folder: per picture a disc (class 1) on background (class 0), both in the patient's own colours.
+    """Write a dataset folder: per image a disc (class 1) on background (class 0), both in the patient's own colours.
 
-    Categories alternate between "a" and "b" within each split. All pictures have masks; those of `unlabeled` too, as
+    Categories alternate between "a" and "b" within each split. All images have masks; those of `unlabeled` too, as
     in a real cohort that is annotated after all, so that tests can see whether anyone reads them.
     """
     rows = []
-    y, x = np.mgrid[:picture_px, :picture_px]
+    y, x = np.mgrid[:image_px, :image_px]
     for split, count in patients.items():
         for number in range(count):
             # Not "train0": Hugging Face takes split words in file names, followed by a digit or dash, for its splits.
             patient = f"{split}P{number}"
             colours = numpy_generator(seed, patient).integers(40, 216, (2, 3))
-            for index in range(pictures):
+            for index in range(images):
                 generator = numpy_generator(seed, patient, index)
-                centre_y, centre_x = generator.uniform(0.3, 0.7, 2) * picture_px
-                radius = generator.uniform(0.15, 0.3) * picture_px
+                centre_y, centre_x = generator.uniform(0.3, 0.7, 2) * image_px
+                radius = generator.uniform(0.15, 0.3) * image_px
                 mask = ((y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2).astype(np.uint8)
-                noise = generator.normal(0, 4, (picture_px, picture_px, 3))
+                noise = generator.normal(0, 4, (image_px, image_px, 3))
                 name = f"{patient}-{index}.png"
                 write_png(root / "images" / name, np.clip(colours[mask] + noise, 0, 255).astype(np.uint8))
                 write_png(root / "masks" / name, mask)
@@ -55,7 +55,7 @@ def make_tiny_dataset(
 
 @pytest.fixture
 def tiny_dataset(tmp_path):
-    """Factory: `tiny_dataset(patients=..., pictures=..., picture_px=..., seed=..., name=...)` gives the folder."""
+    """Factory: `tiny_dataset(patients=..., images=..., image_px=..., seed=..., name=...)` gives the folder."""
 
     def make(name: str = "tiny", **options) -> Path:
         return make_tiny_dataset(tmp_path / name, **options)
@@ -63,25 +63,25 @@ def tiny_dataset(tmp_path):
     return make
 
 
-def pseudo_labels_of_ones(pictures: DatasetFolder, folder: Path) -> DatasetFolder:
-    """A folder as stedm.segmentation.pseudo writes it, every pixel of class 1."""
-    names = [f"masks/{row}.png" for row in range(len(pictures))]
+def pseudo_labels_of_ones(images: DatasetFolder, folder: Path) -> DatasetFolder:
+    """A folder as stedm.segmentation.pseudo_labels writes it, every pixel of class 1."""
+    names = [f"masks/{row}.png" for row in range(len(images))]
     for row, name in enumerate(names):
-        write_png(folder / name, np.ones_like(pictures.read_picture(row)[..., 0]))
-        write_png(folder / name.replace("masks", "images"), pictures.read_picture(row))
-    table = pictures.table.assign(
-        source_image_file_name=pictures.table["image_file_name"],
+        write_png(folder / name, np.ones_like(images.read_image(row)[..., 0]))
+        write_png(folder / name.replace("masks", "images"), images.read_image(row))
+    table = images.table.assign(
+        source_image_file_name=images.table["image_file_name"],
         image_file_name=[name.replace("masks", "images") for name in names],
         mask_file_name=names,
         split="train",
     )
-    write_metadata(folder, pictures.info, table)
+    write_metadata(folder, images.info, table)
     return DatasetFolder.open(folder)
 
 
 @pytest.fixture
 def predicted_ones():
-    """Function: a folder of predicted layouts for pictures, every pixel of class 1."""
+    """Function: a folder of predicted layouts for images, every pixel of class 1."""
     return pseudo_labels_of_ones
 
 
@@ -131,7 +131,7 @@ def tiny_run():
     def make(data: dict, **segmentation) -> dict:
         return {
             "name": "tiny",
-            "data": {"picture_px": 32, **data},
+            "data": {"image_px": 32, **data},
             "diffusion": {
                 "steps": 2,
                 "batch": 4,
@@ -139,7 +139,7 @@ def tiny_run():
                 "style": {"dim": 16, "channels": [8]},
                 "pseudo_labels": {"steps": 2, "seeds": [0]},
             },
-            "synthesis": {"n_pictures": 6, "batch": 3, "steps": 2},
+            "synthesis": {"n_images": 6, "batch": 3, "steps": 2},
             "segmentation": {
                 "encoder": "tu-test_resnet",
                 "encoder_depth": 3,

@@ -131,16 +131,16 @@ def test_check_prints_every_problem_and_its_exit_status_tells(capsys, tmp_path, 
 
 def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys):
     """The verbs one by one, as someone would who runs stages on different machines."""
-    root = tiny_dataset(picture_px=16)
+    root = tiny_dataset(image_px=16)
     config = tmp_path / "c.yaml"
     config.write_text(
-        f"name: x\ndata: {{path: {root}, picture_px: 16}}\n"
+        f"name: x\ndata: {{path: {root}, image_px: 16}}\n"
         "diffusion: {steps: 2, batch: 2, denoiser: {channels: [16, 16], norm_groups: 8}, "
         "style: {dim: 8, channels: [8]}}\nsynthesis: {steps: 2, batch: 3}\n"
         "segmentation: {encoder: tu-test_resnet, encoder_depth: 3, decoder_channels: [16, 8, 8], steps: 2, "
         "batch: 2, arms: [real], seeds: [0]}\n"
     )
-    run, picture = tmp_path / "run", root / "images" / "unlabeledP0-0.png"
+    run, image = tmp_path / "run", root / "images" / "unlabeledP0-0.png"
     layout = root / "masks" / "trainP0-0.png"
     segmenter = run / "segmenters" / "real" / "seed-0" / "model"
     for arguments in (
@@ -148,7 +148,7 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
         ["plan", config, "-n", "5", "-o", tmp_path / "plan.parquet"],
         ["synthesize", run / "model", tmp_path / "plan.parquet", "-o", tmp_path / "set"],
         ["check", tmp_path / "set"],
-        ["generate", run / "model", "--layout", layout, "--style", picture, picture, "-o", tmp_path / "one.png"],
+        ["generate", run / "model", "--layout", layout, "--style", image, image, "-o", tmp_path / "one.png"],
         ["train", "segmenter", config, "-o", run],
         ["segment", segmenter, root / "images", "-o", tmp_path / "masks"],
         ["evaluate", segmenter, root, "-o", tmp_path / "a" / "report"],

@@ -65,7 +65,7 @@ def test_bad_files_are_refused_clearly(config_file, text):
 
 
 def test_phantom_overrides(config_file):
-    assert load_phantom_config(None, ["picture_px=32"]).picture_px == 32
+    assert load_phantom_config(None, ["image_px=32"]).image_px == 32
     with pytest.raises(StedmError, match="pictur"):
         load_phantom_config(None, ["pictur=32"])
 

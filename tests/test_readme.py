@@ -22,7 +22,7 @@ def test_the_python_on_the_first_screen_runs(tmp_path, monkeypatch):
 
     config = DiffusionConfig(denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8))
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0)
-    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["stroma", "tumour"], picture_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["stroma", "tumour"], image_px=16)
     model.save_pretrained(tmp_path / "runs" / "demo" / "model")
     monkeypatch.chdir(tmp_path)
     names = {
@@ -31,8 +31,8 @@ def test_the_python_on_the_first_screen_runs(tmp_path, monkeypatch):
     }
     (code,) = _blocks("python")
     exec(code, names)
-    assert names["pictures"].shape == (2, 16, 16, 3)
-    assert names["pictures"].dtype == np.uint8
+    assert names["images"].shape == (2, 16, 16, 3)
+    assert names["images"].dtype == np.uint8
 
 
 def test_the_python_of_the_styles_page_runs(tiny_dataset, tmp_path, monkeypatch):
@@ -43,9 +43,9 @@ def test_the_python_of_the_styles_page_runs(tiny_dataset, tmp_path, monkeypatch)
 
     config = DiffusionConfig(denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8))
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0)
-    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], image_px=16)
     model.save_pretrained(tmp_path / "runs" / "demo" / "model")
-    tiny_dataset(name="runs/demo/data", picture_px=16)
+    tiny_dataset(name="runs/demo/data", image_px=16)
     monkeypatch.chdir(tmp_path)
     page = (REPOSITORY / "docs" / "styles.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)

@@ -53,17 +53,17 @@ def run(
     workers: Annotated[int, typer.Option(min=1, help="Processes that train networks at the same time.")] = 1,
     engine: EngineName = "local",
 ) -> None:
-    """The whole experiment: diffusion model, synthetic pictures, segmenters, report. Run again to resume."""
+    """The whole experiment: diffusion model, synthetic images, segmenters, report. Run again to resume."""
     _run(config, output, overrides, workers, engine)
 
 
 def _run(config: Path, output: Path, overrides: list[str] | None, workers: int = 1, engine: str = "local") -> None:
     from stedm.config import load_config
     from stedm.evaluation.text import summary_text
-    from stedm.experiment import Experiment
-    from stedm.files import alone_in
-    from stedm.scale.engine import make_engine
-    from stedm.side_by_side import run_side_by_side
+    from stedm.experiment.experiment import Experiment
+    from stedm.experiment.parallel import run_side_by_side
+    from stedm.io.files import alone_in
+    from stedm.workers.pool import make_engine
 
     experiment = Experiment(load_config(config, overrides), output)
     with alone_in(output), make_engine(engine, workers, patient=False) as pool:
@@ -80,7 +80,7 @@ def data_phantom(
 ) -> None:
     """A procedural cohort with known layouts and known patient parameters."""
     from stedm.config import load_phantom_config
-    from stedm.data.phantom import make_phantom
+    from stedm.phantom.patients import make_phantom
 
     make_phantom(load_phantom_config(config, overrides), output)
     typer.echo(str(output))
@@ -94,7 +94,7 @@ def data_flowers102(
     ] = None,
 ) -> None:
     """Oxford Flowers-102 (about 520 MB of downloads): 48 annotated and 54 unseen categories, as in the paper."""
-    from stedm.data.public import make_flowers102
+    from stedm.public.flowers102 import make_flowers102
 
     make_flowers102(output, archives=archives)
     typer.echo(str(output))
@@ -111,7 +111,7 @@ def data_catch(
     ] = None,
 ) -> None:
     """CATCH (canine skin tumours): slides.csv, classes.yaml and one GeoJSON a slide, from the published files."""
-    from stedm.data.catch import make_catch
+    from stedm.public.catch import make_catch
 
     table = make_catch(folder, output, annotated_patients=annotated)
     typer.echo(f"{output / 'slides.csv'}: {len(table)} slides of {table['patient_id'].nunique()} patients")
@@ -128,7 +128,7 @@ def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Datas
         total = [f"{dataset}: {len(problems)} problems"] if problems[1:] else []
         raise StedmError("\n".join(problems + total))
     opened = DatasetFolder.open(dataset)
-    typer.echo(f"{dataset}: {len(opened)} pictures of {len(opened.patients())} patients, no problem found")
+    typer.echo(f"{dataset}: {len(opened)} images of {len(opened.patients())} patients, no problem found")
 
 
 @app.command()
@@ -139,7 +139,7 @@ def tile(
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel; 1.0 unless configured.")] = None,
     config: Annotated[Path | None, typer.Option(help="Stride, tissue, classes, class mapping: YAML.")] = None,
     overrides: Overrides = None,
-    table_only: Annotated[bool, typer.Option("--table-only", help="No pictures: training reads the slides.")] = False,
+    table_only: Annotated[bool, typer.Option("--table-only", help="No images: training reads the slides.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 = one a CPU.")] = 0,
     engine: EngineName = "local",
     shard: Shard = "1/1",
@@ -150,7 +150,7 @@ def tile(
     from stedm.config import load_tiling_config
     from stedm.data.tiles import tile_slides
     from stedm.progress import Reporter
-    from stedm.scale.engine import make_engine, parse_shard
+    from stedm.workers.pool import make_engine, parse_shard
 
     given = [f"{key}={value}" for key, value in (("tile_px", tile_px), ("mpp", mpp)) if value is not None]
     settings = load_tiling_config(config, [*(overrides or []), *given])
@@ -169,7 +169,7 @@ def tile(
 def train_codec(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the autoencoder of a run (diffusion.codec: kl or vq); it is written to RUN/codec/model."""
     from stedm.config import load_config
-    from stedm.experiment import Experiment
+    from stedm.experiment.experiment import Experiment
 
     experiment = Experiment(load_config(config, overrides), output)
     experiment.check()
@@ -180,7 +180,7 @@ def train_codec(config: ConfigPath, output: RunFolder, overrides: Overrides = No
 def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
     from stedm.config import load_config
-    from stedm.experiment import Experiment
+    from stedm.experiment.experiment import Experiment
 
     experiment = Experiment(load_config(config, overrides), output)
     experiment.check()
@@ -192,7 +192,7 @@ def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides 
 def train_student(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Distil a student that draws in few network calls, and train before it what it needs; to RUN/student/model."""
     from stedm.config import load_config
-    from stedm.experiment import Experiment
+    from stedm.experiment.experiment import Experiment
 
     experiment = Experiment(load_config(config, overrides), output)
     experiment.check()
@@ -204,7 +204,7 @@ def train_student(config: ConfigPath, output: RunFolder, overrides: Overrides = 
 def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
     from stedm.config import load_config
-    from stedm.experiment import Experiment
+    from stedm.experiment.experiment import Experiment
 
     experiment = Experiment(load_config(config, overrides), output)
     experiment.check()
@@ -215,16 +215,16 @@ def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides 
 @app.command()
 def plan(
     config: ConfigPath,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of pictures.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="plan.parquet")],
     overrides: Overrides = None,
 ) -> None:
-    """Decide which layout is painted in whose style: one row a picture."""
+    """Decide which layout is painted in whose style: one row an image."""
     from stedm.config import load_config
-    from stedm.experiment import plan_pictures
+    from stedm.experiment.experiment import plan_images
     from stedm.synthesis.plan import write_plan
 
-    write_plan(plan_pictures(load_config(config, overrides), n), output)
+    write_plan(plan_images(load_config(config, overrides), n), output)
     typer.echo(str(output))
 
 
@@ -236,15 +236,15 @@ def synthesize(
     shard: Shard = "1/1",
     engine: EngineName = "local",
 ) -> None:
-    """Draw the pictures of a plan; run again to resume."""
+    """Draw the images of a plan; run again to resume."""
     from stedm.progress import Reporter
-    from stedm.scale.engine import make_engine, parse_shard
+    from stedm.synthesis.generate import load_painter
+    from stedm.synthesis.generate import synthesize as draw
     from stedm.synthesis.plan import read_plan
-    from stedm.synthesis.run import load_painter
-    from stedm.synthesis.run import synthesize as draw
+    from stedm.workers.pool import make_engine, parse_shard
 
     part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
-    with make_engine(engine) as pool, Reporter().stage("draw synthetic pictures") as tick:
+    with make_engine(engine) as pool, Reporter().stage("draw synthetic images") as tick:
         complete = draw(painter, rows, output, shard=part, engine=pool, model_folder=model, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
@@ -253,28 +253,28 @@ def synthesize(
 def generate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
     layout: Annotated[Path, typer.Option(help="Mask, 8-bit PNG of class indices.")],
-    style: Annotated[list[Path], typer.Option(help="Style picture; give it several times for several.")],
+    style: Annotated[list[Path], typer.Option(help="Style image; give it several times for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
     guidance: Annotated[float | None, typer.Option(help="On style; the model's default unless given.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The model's default unless given.")] = None,
     seed: int = 0,
 ) -> None:
-    """Paint one layout in the style of given pictures."""
-    from stedm.data.pictures import read_mask_file, read_picture_file, write_png
+    """Paint one layout in the style of given images."""
     from stedm.diffusion.pipeline import StyleDiffusion
+    from stedm.io.images import read_image_file, read_mask_file, write_png
 
     mask = read_mask_file(layout.parent, layout.name)
-    pictures = [read_picture_file(path.parent, path.name) for path in style]
+    images = [read_image_file(path.parent, path.name) for path in style]
     painter = StyleDiffusion.from_pretrained(model)
-    write_png(output, painter.generate(mask, pictures, guidance=guidance, steps=steps, seed=seed)[0])
+    write_png(output, painter.generate(mask, images, guidance=guidance, steps=steps, seed=seed)[0])
     typer.echo(str(output))
 
 
 @app.command()
 def segment(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Segmenter folder.")],
-    pictures: Annotated[
-        Path, typer.Argument(metavar="PICTURES|SLIDE", help="A picture, a slide, a folder of either, or slides.csv.")
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES|SLIDE", help="An image, a slide, a folder of either, or slides.csv.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder, or FILE.geojson for one slide.")
@@ -286,23 +286,23 @@ def segment(
     shard: Shard = "1/1",
     overrides: Overrides = None,
 ) -> None:
-    """Segment pictures (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
+    """Segment images (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
 
     Slides that are done in the folder are skipped: run again to resume.
     """
-    from stedm.scale.engine import make_engine, parse_shard
     from stedm.segmentation.predict import segment_folder
-    from stedm.segmentation.slide import load_slide_config, segment_slides, slides_in
+    from stedm.segmentation.whole_slide import load_slide_config, segment_slides, slides_in
+    from stedm.workers.pool import make_engine, parse_shard
 
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_slide_config([*(overrides or []), *given])
-    part, slides = parse_shard(shard), slides_in(pictures, output)
+    part, slides = parse_shard(shard), slides_in(images, output)
     if slides is None:
         if given or overrides or engine != "local" or part != (0, 1):
             flags = "--mpp, --tolerance-um, --label-map, --engine, --shard and --set"
-            raise StedmError(f"{pictures}: no slides; {flags} are for slides")
-        typer.echo(f"{output}: {len(segment_folder(model, pictures, output))} masks")
+            raise StedmError(f"{images}: no slides; {flags} are for slides")
+        typer.echo(f"{output}: {len(segment_folder(model, images, output))} masks")
         return
     with make_engine(engine) as pool:
         done = segment_slides(model, slides, output, config, engine=pool, shard=part)
@@ -345,16 +345,16 @@ def bench(
         Path | None, typer.Argument(metavar="CONFIG.yaml", help="Configuration; a small built-in one if left out.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Also as JSON.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Pictures of the target synthesis.")] = 1000,
+    n: Annotated[int, typer.Option("-n", min=1, help="Images of the target synthesis.")] = 1000,
     overrides: Overrides = None,
 ) -> None:
     """Where the time goes on this machine: train, sampling, codec, data, synthesis, segmentation, growth."""
     from stedm.bench.effort import Effort
     from stedm.bench.registry import run_bench
     from stedm.bench.result import print_result
-    from stedm.files import write_json
+    from stedm.io.files import write_json
 
-    measured = run_bench(what, config, overrides, Effort(pictures=n), print_result)
+    measured = run_bench(what, config, overrides, Effort(images=n), print_result)
     if output is not None:
         write_json(output, measured)
         typer.echo(str(output))
@@ -371,7 +371,7 @@ def config_show(
 
     loaded = load_config(config, overrides)
     if cost:
-        from stedm.diffusion.cost import cost_text
+        from stedm.experiment.cost import cost_text
 
         typer.echo(cost_text(loaded))
     else:

@@ -18,29 +18,29 @@ TINY = Effort(
     steps=3,
     warm_up_steps=3,
     profiled_steps=1,
-    pictures=5,
+    images=5,
     matmul_n=32,
     growth_sizes={
-        "style pictures": (1, 2),
-        "planned pictures": (3, 6),
+        "style images": (1, 2),
+        "planned images": (3, 6),
         "patients": (4, 8),
         "classes": (2, 3),
-        "picture size": (16, 32),
+        "image size": (16, 32),
     },
     growth_seconds=0.0,
 )
 OVERRIDES = [
-    "data.picture_px=16",
-    "data.phantom.picture_px=16",
+    "data.image_px=16",
+    "data.phantom.image_px=16",
     "data.phantom.patients={train: 2, unlabeled: 2, val: 0, test: 0}",
-    "data.phantom.pictures_per_patient=3",
+    "data.phantom.images_per_patient=3",
     "diffusion.batch=2",
     "diffusion.denoiser.channels=[8,8]",
     "diffusion.denoiser.norm_groups=4",
     "diffusion.denoiser.layout_channels=4",
     "diffusion.style.channels=[8]",
     "diffusion.style.dim=8",
-    "diffusion.style.n_pictures=2",
+    "diffusion.style.n_images=2",
     "diffusion.precision=fp32",
     "synthesis.steps=2",
     "synthesis.batch=3",
@@ -80,7 +80,7 @@ def test_train_divides_the_whole_step(setting):
 def test_train_counts_the_flops_of_the_real_step(setting):
     """As many as the shapes alone say, but for samples whose style dropped out; and as many an operator."""
     from stedm.bench.setting import Setting
-    from stedm.diffusion.cost import cost
+    from stedm.experiment.cost import cost
 
     fresh = Setting(setting.config, setting.folder / "fresh")  # a run that is complete is not trained again
     found = _run("train", fresh)
@@ -115,9 +115,9 @@ def test_codec(setting):
     }
     by = {(row["codec"], row["direction"]): row for row in rows}
     assert by["configured", "encode"]["ratio_to_configured"] == 1.0
-    assert by["configured", "encode"]["gflop_per_picture"] == 0.0
+    assert by["configured", "encode"]["gflop_per_image"] == 0.0
     assert by["configured", "encode"]["share_of_matmul_peak"] is None
-    assert by["kl", "decode"]["gflop_per_picture"] > by["kl", "encode"]["gflop_per_picture"] > 0
+    assert by["kl", "decode"]["gflop_per_image"] > by["kl", "encode"]["gflop_per_image"] > 0
     assert by["kl", "encode"]["latent"] == "4x4x4"
 
 
@@ -137,8 +137,8 @@ def test_data(setting):
 def test_synthesis_divides_the_whole_time(setting):
     found = _run("synthesis", setting)
     figures, phases = found["figures"], found["tables"]["phases"]
-    assert figures["pictures"] == 5
-    assert figures["network_calls_per_picture"] == 4
+    assert figures["images"] == 5
+    assert figures["network_calls_per_image"] == 4
     assert math.isclose(sum(row["share"] for row in phases), 1.0)
     assert all(row["share"] > 0 for row in phases), "a part of the plan's execution is no longer watched"
     assert math.isclose(figures["inside_network_s"] + figures["outside_network_s"], figures["total_s"])
@@ -151,7 +151,7 @@ def test_segmentation(setting):
     assert [row["batch"] for row in found["tables"]["batches"]] == [1, 8, 64]
     assert found["tables"]["batches"][0]["ratio_to_batch_1"] == 1.0
     assert 0 < found["figures"]["files_share_outside_network"] < 1
-    assert found["figures"]["gflop_per_picture"] > 0
+    assert found["figures"]["gflop_per_image"] > 0
 
 
 def test_growth(setting):
@@ -160,7 +160,7 @@ def test_growth(setting):
     assert {row["axis"] for row in exponents} == set(GROWTH_SIZES)
     assert len(points) == 2 * len(exponents) == 2 * found["figures"]["curves"]
     assert all(row["ms"] > 0 and row["megabytes"] > 0 for row in points)
-    size = {row["what"]: row for row in exponents if row["axis"] == "picture size"}
+    size = {row["what"]: row for row in exponents if row["axis"] == "image size"}
     # Memory is counted, not timed: four times the pixels take about four times the memory.
     assert 1.3 < size["training step"]["exponent_memory"] < 2.3
     assert size["training step"]["at_most"] == 2.0
@@ -195,13 +195,13 @@ def test_the_command_prints_tables_and_writes_json(capsys, tmp_path):
 
 
 def test_a_configuration_of_the_user_is_measured(tmp_path, tiny_dataset):
-    root = tiny_dataset(picture_px=16)
+    root = tiny_dataset(image_px=16)
     config = tmp_path / "c.yaml"
-    config.write_text(f"name: mine\ndata: {{path: {root}, picture_px: 16}}\n")
+    config.write_text(f"name: mine\ndata: {{path: {root}, image_px: 16}}\n")
     own = [text for text in OVERRIDES if not text.startswith("data")]
     measured = run_bench("synthesis", config, own, TINY)
     assert measured["configuration"]["name"] == "mine"
-    assert measured["targets"]["synthesis"]["figures"]["pictures"] == 5
+    assert measured["targets"]["synthesis"]["figures"]["images"] == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "tiny"], "nothing is left beside it"
 
 

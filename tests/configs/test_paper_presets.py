@@ -13,14 +13,14 @@ from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.codec import AutoencoderCodec, trained_codec_folder
 from stedm.diffusion.codec_train import build_autoencoder
-from stedm.diffusion.cost import cost
 from stedm.diffusion.objective import BETAS
 from stedm.diffusion.train import make_denoiser, train_diffusion
+from stedm.experiment.cost import cost
 from stedm.segmentation.model import build_segmenter
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper"
 NAMES = ["flowers102", "her2", "catch"]
-STYLE_PICTURES = {"flowers102": 1, "her2": 10, "catch": 10}
+STYLE_IMAGES = {"flowers102": 1, "her2": 10, "catch": 10}
 # Without the published first stage, which is not at hand: one of the same shape.
 NO_WEIGHTS = ["diffusion.codec.initial_weights=null", "diffusion.codec.steps=1"]
 
@@ -33,14 +33,14 @@ def preset(name: str, *overrides: str) -> RunConfig:
 def test_settings_are_those_of_the_paper(name):
     config = load_config(PAPER / f"{name}.yaml")
     diffusion, synthesis, segmentation = config.diffusion, config.synthesis, config.segmentation
-    assert config.data.picture_px == 512
+    assert config.data.image_px == 512
     assert (diffusion.codec.kind, diffusion.codec.num_vq_embeddings, diffusion.codec.factor) == ("vq", 8192, 4)
     assert diffusion.codec.initial_weights is not None
     assert diffusion.codec.steps == 0, "the published first stage is taken as it is"
     assert (diffusion.objective, diffusion.loss, diffusion.timesteps) == ("eps", "l1", "uniform")
     assert (BETAS["beta_schedule"], BETAS["beta_start"], BETAS["beta_end"]) == ("scaled_linear", 0.0015, 0.0205)
     assert diffusion.style.sampling == {"flowers102": "augmented"}.get(name, "multi-patch")
-    assert diffusion.style.n_pictures == synthesis.style_pictures == STYLE_PICTURES[name]
+    assert diffusion.style.n_images == synthesis.style_images == STYLE_IMAGES[name]
     assert (diffusion.style.dim, diffusion.style.dropout, diffusion.style.injection) == (512, 0.25, "own-block")
     ours = (diffusion.unlabeled_fraction, diffusion.layout_dropout, diffusion.recolour.probability)
     assert ours == (0, 0, 0), "ours, not in the paper"
@@ -77,12 +77,12 @@ def test_each_takes_one_training_step_at_full_size(tiny_dataset, tmp_path, monke
     """`train_diffusion` itself, at batch 1, stopped after its first step and before it writes gigabytes.
 
     One test for the three, two minutes on one core: a step takes up to 12 GB, so no two of them should run at once, and
-    first stage and first picture are the same for all, so that it is encoded once, in 20 s. The learning rate is not
+    first stage and first image are the same for all, so that it is encoded once, in 20 s. The learning rate is not
     the paper's, at which steps of weights near 1 are lost in rounding; bf16, where the machine is fast at it, halves
     the time.
     """
-    dataset = DatasetFolder.open(tiny_dataset(picture_px=512, patients={"train": 2, "unlabeled": 1}, pictures=2))
-    monkeypatch.setattr(training, "_PICTURES_TO_MEASURE", 2)
+    dataset = DatasetFolder.open(tiny_dataset(image_px=512, patients={"train": 2, "unlabeled": 1}, images=2))
+    monkeypatch.setattr(training, "_IMAGES_TO_MEASURE", 2)
     monkeypatch.setattr(AutoencoderCodec, "moments", _remembered(AutoencoderCodec.moments))
     changes = ["batch=1", "style.dropout=0", "lr=0.001", "weight_decay=0", "precision=auto"]
     for name in NAMES:
@@ -116,18 +116,18 @@ def _unmoved_by_one_step(config: RunConfig, dataset: DatasetFolder, run: Path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "make_denoiser", watched)
         with pytest.raises(_OneStepDone):
-            train_diffusion(config.diffusion, *splits, run, picture_px=512, on_progress=stop)
+            train_diffusion(config.diffusion, *splits, run, image_px=512, on_progress=stop)
     return [name for name, parameter in denoiser.named_parameters() if torch.equal(parameter, started[name])]
 
 
 def _remembered(encode):
-    """`AutoencoderCodec.moments`, which doesn't encode the same picture with the same weights again."""
+    """`AutoencoderCodec.moments`, which doesn't encode the same image with the same weights again."""
     done: dict[tuple[str, bytes], torch.Tensor] = {}
 
-    def moments(codec: AutoencoderCodec, pictures: torch.Tensor) -> torch.Tensor:
-        key = (codec.fingerprint, pictures.numpy().tobytes())
+    def moments(codec: AutoencoderCodec, images: torch.Tensor) -> torch.Tensor:
+        key = (codec.fingerprint, images.numpy().tobytes())
         if key not in done:
-            done[key] = encode(codec, pictures)
+            done[key] = encode(codec, images)
         return done[key]
 
     return moments

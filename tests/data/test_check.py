@@ -14,7 +14,7 @@ from stedm.data.folder import write_png
 
 @pytest.fixture
 def root(tiny_dataset):
-    return tiny_dataset(pictures=2)
+    return tiny_dataset(images=2)
 
 
 def edit_table(root, change):
@@ -24,7 +24,7 @@ def edit_table(root, change):
 
 
 def set_cell(column, name, value):
-    """A change of the row whose picture is images/NAME.png."""
+    """A change of the row whose image is images/NAME.png."""
     return lambda root: edit_table(
         root, lambda table: table.__setitem__(column, table[column].mask(table["image_file_name"] == name, value))
     )
@@ -54,11 +54,11 @@ def yaml(text):
 
 # Damages that do not hide each other: `test_all_at_once` applies all of them to one folder.
 DAMAGES = {
-    "missing picture": (lambda root: (root / "images/trainP0-0.png").unlink(), r"images/trainP0-0\.png: missing"),
+    "missing image": (lambda root: (root / "images/trainP0-0.png").unlink(), r"images/trainP0-0\.png: missing"),
     "missing mask": (lambda root: (root / "masks/trainP0-0.png").unlink(), r"masks/trainP0-0\.png: missing"),
-    "truncated picture": (truncate("images/trainP0-1.png"), r"images/trainP0-1\.png: not a readable PNG, JPEG or TIFF"),
+    "truncated image": (truncate("images/trainP0-1.png"), r"images/trainP0-1\.png: not a readable PNG, JPEG or TIFF"),
     "truncated mask": (truncate("masks/trainP0-1.png"), r"masks/trainP0-1\.png: not a readable PNG mask"),
-    "not a picture": (
+    "not an image": (
         lambda root: (root / "images/trainP1-0.png").write_text("hello"),
         r"images/trainP1-0\.png: not a readable PNG, JPEG or TIFF",
     ),
@@ -72,7 +72,7 @@ DAMAGES = {
     ),
     "mask size": (
         write("masks/trainP1-1.png", np.zeros((32, 30))),
-        r"masks/trainP1-1\.png: is 30 x 32 px but its picture images/trainP1-1\.png is 32 x 32 px",
+        r"masks/trainP1-1\.png: is 30 x 32 px but its image images/trainP1-1\.png is 32 x 32 px",
     ),
     "class indices": (
         write("masks/unlabeledP0-0.png", np.full((32, 32), 9) - np.eye(32) * 4),
@@ -90,7 +90,7 @@ DAMAGES = {
         set_cell("split", "images/unlabeledP1-1.png", "holdout"),
         r"unknown split 'holdout' in 1 rows, first row 8; use one of train, unlabeled, val, test",
     ),
-    "duplicate picture": (
+    "duplicate image": (
         lambda root: edit_table(root, lambda table: pd.concat([table, table[table["patient_id"] == "testP0"].tail(1)])),
         r"images/testP0-1\.png: is in 2 rows of the metadata",
     ),
@@ -138,17 +138,17 @@ LONE = {
         lambda root: edit_table(root, lambda table: table.drop(columns=["patient_id", "split"])),
         [r"column patient_id is missing", r"column split is missing"],
     ),
-    "no picture column": (
+    "no image column": (
         lambda root: edit_table(root, lambda table: table.drop(columns="image_file_name")),
         [r"column image_file_name is missing"],
     ),
-    "empty picture name": (
+    "empty image name": (
         set_cell("image_file_name", "images/unlabeledP0-0.png", ""),
         [r"row 5 has no image_file_name"],
     ),
     "nothing annotated": (
         lambda root: edit_table(root, lambda table: table[table["split"] != "train"]),
-        [r"no annotated picture in split train"],
+        [r"no annotated image in split train"],
     ),
     "no dataset.yaml": (lambda root: (root / "dataset.yaml").unlink(), [r"dataset\.yaml: missing"]),
     "yaml is no mapping": (yaml("- a\n"), [r"must be a mapping"]),
@@ -204,7 +204,7 @@ def test_unlabeled_masks_can_stay_unread(root):
     assert len(check_dataset(root)) == 4
 
 
-def test_pictures_without_masks_are_fine_where_unlabeled(root):
+def test_images_without_masks_are_fine_where_unlabeled(root):
     edit_table(root, lambda t: t.__setitem__("mask_file_name", t["mask_file_name"].mask(t["split"] == "unlabeled", "")))
     assert check_dataset(root) == []
 

@@ -16,7 +16,7 @@ from stedm.data.folder import (
     DatasetFolder,
     DatasetInfo,
     choose_annotated,
-    choose_annotated_pictures,
+    choose_annotated_images,
     hold_back,
     write_metadata,
     write_png,
@@ -26,7 +26,7 @@ from stedm.errors import StedmError
 INFO = DatasetInfo(name="mini", classes=["background", "gland"], licence="CC0", citation="Nobody, 2024")
 
 
-def one_picture(root, image_name="a.png", **columns):
+def one_image(root, image_name="a.png", **columns):
     row = {"image_file_name": image_name, "mask_file_name": "", "patient_id": "P1", "split": "train", **columns}
     write_metadata(root, INFO, pd.DataFrame([row]))
     return DatasetFolder.open(root)
@@ -58,7 +58,7 @@ def test_written_metadata_opens_equal(tmp_path):
 
 
 def test_parquet_reads_as_csv_does(tmp_path):
-    dataset = one_picture(tmp_path, patient_id="007", mpp=0.5)
+    dataset = one_image(tmp_path, patient_id="007", mpp=0.5)
     (tmp_path / "metadata.csv").unlink()
     dataset.table.assign(slide_id=[None]).to_parquet(tmp_path / "metadata.parquet")
     again = DatasetFolder.open(tmp_path)
@@ -67,14 +67,14 @@ def test_parquet_reads_as_csv_does(tmp_path):
 
 
 def test_both_spellings_of_licence(tmp_path):
-    one_picture(tmp_path)
+    one_image(tmp_path)
     for key in ("licence", "license"):
         (tmp_path / "dataset.yaml").write_text(f"name: x\nclasses: [a, b]\n{key}: MIT\n")
         assert DatasetFolder.open(tmp_path).info.licence == "MIT"
 
 
 def test_yaml_cannot_run_code(tmp_path):
-    one_picture(tmp_path)
+    one_image(tmp_path)
     (tmp_path / "dataset.yaml").write_text("name: !!python/object/apply:os.getcwd []\nclasses: [a]\n")
     with pytest.raises(StedmError, match="not readable as YAML"):
         DatasetFolder.open(tmp_path)
@@ -86,7 +86,7 @@ def test_select_and_split_keep_rows_and_numbering(tiny_dataset):
     assert (len(dataset), len(val)) == (27, 6)
     assert val.table.index.tolist() == list(range(6))
     first = np.flatnonzero(dataset.table["split"] == "val")[0]
-    np.testing.assert_array_equal(val.read_picture(0), dataset.read_picture(first))
+    np.testing.assert_array_equal(val.read_image(0), dataset.read_image(first))
     assert val.select([3, 1]).table["image_file_name"].tolist() == val.table["image_file_name"].iloc[[3, 1]].tolist()
     assert len(val.select([])) == 0
     with pytest.raises(StedmError, match="unknown split"):
@@ -130,11 +130,11 @@ def test_masks_of_unlabeled_rows_are_guarded(tiny_dataset):
     ],
     ids=["rgb-png", "rgb-tiff", "jpeg", "grey", "palette", "transparent", "grey-alpha", "bilevel"],
 )
-def test_pictures_become_rgb(tmp_path, stored, suffix, expected):
+def test_images_become_rgb(tmp_path, stored, suffix, expected):
     stored.save(tmp_path / f"a.{suffix}")
-    picture = one_picture(tmp_path, f"a.{suffix}").read_picture(0)
-    assert (picture.dtype, picture.shape) == (np.uint8, (2, 2, 3))
-    assert tuple(picture[1, 1]) == expected
+    image = one_image(tmp_path, f"a.{suffix}").read_image(0)
+    assert (image.dtype, image.shape) == (np.uint8, (2, 2, 3))
+    assert tuple(image[1, 1]) == expected
 
 
 def png_of_16_bits(width, height):
@@ -148,30 +148,30 @@ def png_of_16_bits(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bit_pictures_are_refused(tmp_path):
+def test_sixteen_bit_images_are_refused(tmp_path):
     Image.fromarray(np.full((2, 2), 3000, np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(StedmError, match="convert it to 8 bits"):
-        one_picture(tmp_path).read_picture(0)
+        one_image(tmp_path).read_image(0)
     (tmp_path / "a.png").write_bytes(png_of_16_bits(2, 2))
     with pytest.raises(StedmError, match="convert it to 8 bits"):
-        one_picture(tmp_path).read_picture(0)
+        one_image(tmp_path).read_image(0)
 
 
-def test_pictures_are_turned_as_the_camera_says(tmp_path):
+def test_images_are_turned_as_the_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)
-    assert one_picture(tmp_path, "a.jpg").read_picture(0).shape == (4, 2, 3)
+    assert one_image(tmp_path, "a.jpg").read_image(0).shape == (4, 2, 3)
 
 
-def test_resizing_averages_pictures_and_keeps_indices(tmp_path):
+def test_resizing_averages_images_and_keeps_indices(tmp_path):
     columns = np.tile([[0, 200], [0, 200]], (2, 4)).astype(np.uint8)
     write_png(tmp_path / "a.png", np.stack([columns] * 3, axis=2))
     mask = np.array([[0, 0, 255, 255], [0, 0, 255, 255], [1, 1, 0, 0], [1, 1, 0, 0]], np.uint8)
     write_png(tmp_path / "m.png", mask)
-    dataset = one_picture(tmp_path, mask_file_name="m.png")
-    assert np.unique(dataset.read_picture(0, 4)).tolist() in ([100], [0, 200])
-    assert np.all(dataset.read_picture(0, 2) == 100)
+    dataset = one_image(tmp_path, mask_file_name="m.png")
+    assert np.unique(dataset.read_image(0, 4)).tolist() in ([100], [0, 200])
+    assert np.all(dataset.read_image(0, 2) == 100)
     np.testing.assert_array_equal(dataset.read_mask(0), mask)
     np.testing.assert_array_equal(dataset.read_mask(0, 2), [[0, 255], [1, 0]])
     np.testing.assert_array_equal(dataset.read_mask(0, 8), mask.repeat(2, 0).repeat(2, 1))
@@ -181,7 +181,7 @@ def test_masks_with_a_palette_keep_their_indices(tmp_path):
     mask = Image.fromarray(np.array([[0, 1]], np.uint8))
     mask.putpalette([0, 0, 0, 255, 0, 0])
     mask.save(tmp_path / "m.png")
-    dataset = one_picture(tmp_path, mask_file_name="m.png")
+    dataset = one_image(tmp_path, mask_file_name="m.png")
     np.testing.assert_array_equal(dataset.read_mask(0), [[0, 1]])
 
 
@@ -195,17 +195,17 @@ def test_masks_with_a_palette_keep_their_indices(tmp_path):
 def test_bad_masks_are_refused(tmp_path, mask, message):
     write_png(tmp_path / "m.png", mask)
     with pytest.raises(StedmError, match=message):
-        one_picture(tmp_path, mask_file_name="m.png").read_mask(0)
+        one_image(tmp_path, mask_file_name="m.png").read_mask(0)
 
 
-def test_picture_without_mask_has_no_mask(tmp_path):
+def test_image_without_mask_has_no_mask(tmp_path):
     with pytest.raises(StedmError, match="has no mask"):
-        one_picture(tmp_path).read_mask(0)
+        one_image(tmp_path).read_mask(0)
 
 
 @pytest.mark.parametrize("name", ["../a.png", "images/../../a.png", "/etc/hostname", "C:/a.png", "..\\a.png"])
 def test_paths_that_leave_the_folder_do_not_open(tmp_path, name):
-    one_picture(tmp_path)
+    one_image(tmp_path)
     (tmp_path / "metadata.csv").write_text(f"image_file_name,patient_id,split\n{name},P1,train\n")
     with pytest.raises(StedmError, match="leaves the dataset folder"):
         DatasetFolder.open(tmp_path)
@@ -214,14 +214,14 @@ def test_paths_that_leave_the_folder_do_not_open(tmp_path, name):
 def test_links_that_leave_the_folder_are_not_followed(tmp_path):
     write_png(tmp_path / "outside.png", np.zeros((2, 2, 3), np.uint8))
     root = tmp_path / "data"
-    dataset = one_picture(root, "link.png")
+    dataset = one_image(root, "link.png")
     (root / "link.png").symlink_to(tmp_path / "outside.png")
     with pytest.raises(StedmError, match="link that leaves the dataset folder"):
-        dataset.read_picture(0)
+        dataset.read_image(0)
 
 
 def test_open_names_the_first_problem_and_counts_the_others(tmp_path):
-    one_picture(tmp_path)
+    one_image(tmp_path)
     (tmp_path / "metadata.csv").write_text("image_file_name,patient_id,split\na.png,P1,training\nb.png,,train\n")
     with pytest.raises(StedmError, match=r"row 2 has no patient_id; fill it \(and 1 more: run `stedm check"):
         DatasetFolder.open(tmp_path)
@@ -252,7 +252,7 @@ def test_write_png_refuses_other_arrays(tmp_path, array):
 
 
 def cohort(categories: list[list[str]]) -> DatasetFolder:
-    """A train patient with one annotated picture of each listed category, for each list."""
+    """A train patient with one annotated image of each listed category, for each list."""
     rows = [
         {"patient_id": f"P{number:02}", "category": category, "split": "train", "mask_file_name": "m.png"}
         for number, some in enumerate(categories)
@@ -312,7 +312,7 @@ def test_hugging_face_reads_the_folder(tiny_dataset, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
 
-    root = tiny_dataset(pictures=1)
+    root = tiny_dataset(images=1)
     dataset = DatasetFolder.open(root)
     table = dataset.table.copy()
     table.loc[table["split"] == "unlabeled", "mask_file_name"] = ""
@@ -321,7 +321,7 @@ def test_hugging_face_reads_the_folder(tiny_dataset, tmp_path, monkeypatch):
     assert {"image", "mask", "patient_id", "split", "category"} <= set(loaded.column_names)
     rows = {row["patient_id"]: row for row in loaded}
     assert len(rows) == 9
-    np.testing.assert_array_equal(np.asarray(rows["trainP0"]["image"]), dataset.read_picture(0))
+    np.testing.assert_array_equal(np.asarray(rows["trainP0"]["image"]), dataset.read_image(0))
     np.testing.assert_array_equal(np.asarray(rows["trainP0"]["mask"]), dataset.read_mask(0))
     assert rows["unlabeledP0"]["mask"] is None
     gc.collect()
@@ -336,14 +336,14 @@ def test_train_patients_of_unseen_categories_count_as_unlabeled(tiny_dataset):
     assert dataset.fingerprint != plain.fingerprint
     part = dataset.split("unlabeled").select([0])
     assert (part.table["patient_id"].iloc[0], part.unseen_categories) == ("trainP1", ("b",))
-    with pytest.raises(StedmError, match="unlabeled picture"):
+    with pytest.raises(StedmError, match="unlabeled image"):
         part.read_mask(0)
     DatasetFolder.open(root, unseen_categories=["b"], allow_unlabeled_masks=True).split("unlabeled").read_mask(0)
-    with pytest.raises(StedmError, match=r"no picture of category roses; correct data\.unseen_categories"):
+    with pytest.raises(StedmError, match=r"no image of category roses; correct data\.unseen_categories"):
         DatasetFolder.open(root, unseen_categories=["b", "roses"])
 
 
-def test_a_patient_with_one_picture_of_an_unseen_category_is_held_back_whole():
+def test_a_patient_with_one_image_of_an_unseen_category_is_held_back_whole():
     dataset = cohort([["a"], ["a", "b", "a"], ["a"]])
     held_back = hold_back(dataset.table, ["b"])
     splits = held_back.groupby("patient_id")["split"].unique().map(list).to_dict()
@@ -351,26 +351,26 @@ def test_a_patient_with_one_picture_of_an_unseen_category_is_held_back_whole():
 
 
 @pytest.mark.parametrize("draw", range(3))
-def test_annotated_pictures_per_category_are_nested_and_repeatable(draw):
+def test_annotated_images_per_category_are_nested_and_repeatable(draw):
     dataset = cohort([["a"]] * 7 + [["b"]] * 5 + [["a", "b"]])
-    chosen = [set(choose_annotated_pictures(dataset, k, draw).tolist()) for k in (1, 3, 5)]
+    chosen = [set(choose_annotated_images(dataset, k, draw).tolist()) for k in (1, 3, 5)]
     assert chosen[0] < chosen[1] < chosen[2]
     for k, rows in zip((1, 3, 5), chosen, strict=True):
         assert dataset.table["category"].iloc[sorted(rows)].value_counts().to_dict() == {"a": k, "b": k}
     shuffled = dataset.select(np.random.default_rng(0).permutation(len(dataset)))
-    again = shuffled.table["image_file_name"].iloc[choose_annotated_pictures(shuffled, 3, draw)]
+    again = shuffled.table["image_file_name"].iloc[choose_annotated_images(shuffled, 3, draw)]
     assert set(again) == set(dataset.table["image_file_name"].iloc[sorted(chosen[1])])
-    with pytest.raises(StedmError, match=r"7 annotated pictures a category asked for, 'b' has 6"):
-        choose_annotated_pictures(dataset, 7, draw)
+    with pytest.raises(StedmError, match=r"7 annotated images a category asked for, 'b' has 6"):
+        choose_annotated_images(dataset, 7, draw)
 
 
-def test_annotated_pictures_differ_between_draws():
+def test_annotated_images_differ_between_draws():
     dataset = cohort([["a"]] * 20)
-    assert len({tuple(choose_annotated_pictures(dataset, 3, draw)) for draw in range(10)}) > 5
+    assert len({tuple(choose_annotated_images(dataset, 3, draw)) for draw in range(10)}) > 5
 
 
 def _with_columns(root, **columns):
-    """Two pictures of 64 x 64 px."""
+    """Two images of 64 x 64 px."""
     names = ["a.png", "b.png"]
     for name in names:
         write_png(root / name, np.zeros((64, 64, 3), np.uint8))
@@ -393,5 +393,5 @@ def _with_columns(root, **columns):
         ({}, None),
     ],
 )
-def test_resolution_that_all_pictures_have_in_common(tmp_path, columns, expected):
+def test_resolution_that_all_images_have_in_common(tmp_path, columns, expected):
     assert _with_columns(tmp_path, **columns).common_mpp(32) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""How much memory caches of pictures may take."""
+"""How much memory caches of images may take."""
 
 import gc
 import pickle
@@ -6,9 +6,9 @@ import pickle
 import pytest
 
 from stedm.data import memory
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
 from stedm.data.memory import CacheBudget, common_budget, default_bytes
-from stedm.data.samples import PictureCache
 from stedm.errors import StedmError
 
 MB_A_ROW = 4 * 32**2 / 1e6
@@ -27,13 +27,13 @@ def test_a_budget_gives_what_fits_and_takes_it_back():
 
 def test_the_caches_of_a_folder_share_its_budget_and_leave_it_when_they_go(tiny_dataset):
     folder = DatasetFolder.open(tiny_dataset(), memory=CacheBudget(8.5 * MB_A_ROW))
-    train, test = (PictureCache(folder.split(name), 32) for name in ("train", "test"))
+    train, test = (ImageCache(folder.split(name), 32) for name in ("train", "test"))
     assert (train.n_held, test.n_held) == (6, 2)
     del train
     gc.collect()
-    assert PictureCache(folder.split("val"), 32).n_held == 6
-    # Pictures of unlabeled patients have no masks to hold.
-    assert PictureCache(folder.split("unlabeled"), 32).n_held == 8
+    assert ImageCache(folder.split("val"), 32).n_held == 6
+    # Images of unlabeled patients have no masks to hold.
+    assert ImageCache(folder.split("unlabeled"), 32).n_held == 8
     del test
     gc.collect()
     assert folder.memory.free_bytes == 8.5 * MB_A_ROW * 1e6

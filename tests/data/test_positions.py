@@ -1,4 +1,4 @@
-"""Positions on slides: overlap and neighbourhood in level-0 pixels, unknown positions, picture sizes."""
+"""Positions on slides: overlap and neighbourhood in level-0 pixels, unknown positions, image sizes."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ EVERYTHING = np.arange(25)
 
 @pytest.fixture
 def placed(tmp_path):
-    """Function: rows with x, y and the like, all of one slide, to positions; pictures of 20 px unless said."""
+    """Function: rows with x, y and the like, all of one slide, to positions; images of 20 px unless said."""
 
     def make(rows: list[dict], sizes: dict[int, tuple[int, int]] | None = None) -> SlidePositions:
         for i in range(len(rows)):
@@ -57,7 +57,7 @@ def test_sides_are_stored_pixels_times_mpp_over_slide_mpp(placed):
     positions = placed(_grid(40, mpp=1.0, slide_mpp=0.5))
     assert positions.near(12, EVERYTHING).sum() == 8
     assert placed(_grid(20, mpp=1.0, slide_mpp=0.5)).overlapping(12, EVERYTHING).sum() == 9
-    # Without slide_mpp the picture counts as taken from level 0.
+    # Without slide_mpp the image counts as taken from level 0.
     assert placed(_grid(20, mpp=1.0)).near(12, EVERYTHING).sum() == 8
 
 
@@ -83,7 +83,7 @@ def test_unknown_positions_neither_overlap_nor_are_near(placed):
         assert not positions.near(row, others).any()
 
 
-def test_the_size_is_that_of_the_picture_as_it_is_read(placed, tmp_path):
+def test_the_size_is_that_of_the_image_as_it_is_read(placed, tmp_path):
     """A camera's JPEG lies on its side and says so: 20 x 40 stored, 40 high when read."""
     positions = placed([{"x": 0, "y": 0}, {"x": 0, "y": 30}, {"x": 30, "y": 0}])
     exif = Image.Exif()

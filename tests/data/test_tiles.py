@@ -15,17 +15,17 @@ from PIL import Image
 from stedm.cli import main
 from stedm.config import PhantomConfig, TilingConfig, load_tiling_config
 from stedm.data import tiles
+from stedm.data.cache import ImageCache
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom_slides import classes, make_phantom_slides
 from stedm.data.positions import SlidePositions
-from stedm.data.samples import PictureCache
-from stedm.data.slides import Slide
 from stedm.data.tiles import tile_grid, tile_slides
-from stedm.data.tissue import TissueMask
 from stedm.errors import StedmError
+from stedm.phantom.slides import classes, make_phantom_slides
 from stedm.seeds import numpy_generator
-from stedm.segmentation.polygons import write_geojson
+from stedm.slides.slide import Slide
+from stedm.slides.tissue import TissueMask
+from stedm.slides.write_geojson import write_geojson
 from stedm.style.sampling import StyleSampler
 
 PHANTOM = PhantomConfig(mpp=0.5, patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1})
@@ -59,7 +59,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def reader(request, monkeypatch):
-    """Annotations are read by `Truth`, but in the tests of stedm.data.annotations."""
+    """Annotations are read by `Truth`, but in the tests of stedm.slides.annotations."""
     if request.function in (test_with_the_reader_of_annotations, test_geojson_gives_the_masks_of_the_truth):
         return
     Truth.opened = []
@@ -129,7 +129,7 @@ def test_tiles_are_a_dataset_folder(tiled, cohort):
     row = int(np.flatnonzero(dataset.table["split"] == "test")[3])
     tile = dataset.table.iloc[row]
     slide = Slide.open(cohort / "slides" / "T00.svs")
-    np.testing.assert_array_equal(dataset.read_picture(row), slide.read(tile["x"], tile["y"], 64, 1.0))
+    np.testing.assert_array_equal(dataset.read_image(row), slide.read(tile["x"], tile["y"], 64, 1.0))
     mask = dataset.read_mask(row)
     np.testing.assert_array_equal(
         mask, Truth(cohort / "annotations" / "T00.png").rasterise(tile["x"], tile["y"], 64, 2)
@@ -217,18 +217,18 @@ def test_regions_are_what_written_tiles_are(tiled):
     assert not (lazy.root / "masks").exists()
     assert check_dataset(lazy.root) == []
     rows = np.flatnonzero(written.table["split"] != "unlabeled")[::9]
-    caches = [PictureCache(dataset, 32) for dataset in (written, lazy)]
+    caches = [ImageCache(dataset, 32) for dataset in (written, lazy)]
     for row in rows:
-        np.testing.assert_array_equal(caches[0].picture(row), caches[1].picture(row))
+        np.testing.assert_array_equal(caches[0].image(row), caches[1].image(row))
         np.testing.assert_array_equal(caches[0].mask(row), caches[1].mask(row))
-        np.testing.assert_array_equal(written.read_picture(row), lazy.read_picture(row))
-        assert written.picture_size(row) == lazy.picture_size(row) == (64, 64)
+        np.testing.assert_array_equal(written.read_image(row), lazy.read_image(row))
+        assert written.image_size(row) == lazy.image_size(row) == (64, 64)
 
 
 def test_regions_can_be_sent_to_worker_processes(tiled):
     dataset = tiled(table_only=True)
     copy = pickle.loads(pickle.dumps(dataset))
-    np.testing.assert_array_equal(copy.read_picture(5), dataset.read_picture(5))
+    np.testing.assert_array_equal(copy.read_image(5), dataset.read_image(5))
 
 
 def test_regions_are_at_home_in_slides_csv(tiled):
@@ -250,10 +250,10 @@ def test_regions_are_at_home_in_slides_csv(tiled):
 def test_styles_come_from_other_places_of_the_same_slide(tiled, kind, split, monkeypatch):
     """Overlapping tiles: the tile itself and all that share a pixel with it are never its style."""
     dataset = tiled(table_only=True, stride_px=32).split(split)
-    cache = PictureCache(dataset, 64)
+    cache = ImageCache(dataset, 64)
     sampler, seen = StyleSampler(cache, kind, 3), []
-    picture = PictureCache.picture
-    monkeypatch.setattr(PictureCache, "picture", lambda self, row: seen.append(row) or picture(self, row))
+    image = ImageCache.image
+    monkeypatch.setattr(ImageCache, "image", lambda self, row: seen.append(row) or image(self, row))
     table, generator = dataset.table, numpy_generator(0, "styles")
     for row in generator.permutation(len(dataset))[:10]:
         seen.clear()
@@ -326,7 +326,7 @@ def test_a_corrected_row_is_done_anew(cohort, tmp_path):
     dataset = DatasetFolder.open(tmp_path / "a")
     tile, name = dataset.table.iloc[0], str(tmp_path / "a" / dataset.table["image_file_name"].iloc[-1])
     expected = Slide.open(cohort / "slides" / "T00.svs").read(tile["x"], tile["y"], 64, 1.0)
-    np.testing.assert_array_equal(dataset.read_picture(0), expected)
+    np.testing.assert_array_equal(dataset.read_image(0), expected)
     assert _files(tmp_path / "a")[name] == before[name]
 
 
@@ -401,7 +401,7 @@ def test_worker_processes_give_the_same(cohort, tmp_path):
         assert len(done.failures) == 1
     one, two = (DatasetFolder.open(tmp_path / name) for name in ("1", "2"))
     pd.testing.assert_frame_equal(one.table, two.table)
-    np.testing.assert_array_equal(one.read_picture(3), two.read_picture(3))
+    np.testing.assert_array_equal(one.read_image(3), two.read_image(3))
 
 
 def test_an_engine_gives_the_same(cohort, tmp_path, pickling_engine):

@@ -11,7 +11,7 @@ from stedm.data.folder import DatasetFolder
 def small_diffusion(**changes) -> DiffusionConfig:
     values = {
         "denoiser": DenoiserConfig(channels=[16, 24], norm_groups=8, layout_channels=4),
-        "style": StyleConfig(dim=16, channels=[8, 12], n_pictures=2),
+        "style": StyleConfig(dim=16, channels=[8, 12], n_images=2),
         "steps": 4,
         "batch": 4,
         "warmup_steps": 0,
@@ -29,8 +29,8 @@ def diffusion_config():
 
 @pytest.fixture
 def cohort(tiny_dataset):
-    """(annotated, unlabeled) parts of a tiny dataset with 16 px pictures."""
-    dataset = DatasetFolder.open(tiny_dataset(picture_px=16))
+    """(annotated, unlabeled) parts of a tiny dataset with 16 px images."""
+    dataset = DatasetFolder.open(tiny_dataset(image_px=16))
     return dataset.split("train"), dataset.split("unlabeled")
 
 

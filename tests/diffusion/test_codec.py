@@ -1,4 +1,4 @@
-"""Codecs: latents of unit variance, pictures back, saved = loaded."""
+"""Codecs: latents of unit variance, images back, saved = loaded."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from stedm.diffusion.codec import AutoencoderCodec, PixelCodec, load_codec, open
 from stedm.errors import StedmError
 
 
-def _pictures() -> torch.Tensor:
+def _images() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     tint = torch.tensor([0.2, 0.6, 0.9]).view(1, 3, 1, 1)
     return (torch.rand(6, 3, 16, 16, generator=generator) * tint).clamp(-1, 1)
@@ -33,35 +33,35 @@ def _autoencoder(kind: type) -> torch.nn.Module:
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_pixels_survive_exactly_and_latents_are_normalised(factor, tmp_path):
-    codec = PixelCodec(factor).measured(_pictures())
-    latents = codec.encode(_pictures())
+    codec = PixelCodec(factor).measured(_images())
+    latents = codec.encode(_images())
     assert latents.shape == (6, 3 * factor**2, 16 // factor, 16 // factor)
     assert latents.mean().abs() < 0.01
     assert (latents.std() - 1).abs() < 0.02
-    torch.testing.assert_close(codec.decode(latents), _pictures())
+    torch.testing.assert_close(codec.decode(latents), _images())
     codec.save_pretrained(tmp_path / "codec")
-    torch.testing.assert_close(load_codec(tmp_path / "codec").encode(_pictures()), latents)
+    torch.testing.assert_close(load_codec(tmp_path / "codec").encode(_images()), latents)
 
 
 @pytest.mark.parametrize("kind", [AutoencoderKL, VQModel, AutoencoderTiny, AutoencoderDC])
 def test_a_diffusers_autoencoder_from_a_local_folder(kind, tmp_path):
     _autoencoder(kind).save_pretrained(tmp_path / "theirs")
-    codec = AutoencoderCodec.from_pretrained(tmp_path / "theirs").measured(_pictures())
-    latents = codec.encode(_pictures())
+    codec = AutoencoderCodec.from_pretrained(tmp_path / "theirs").measured(_images())
+    latents = codec.encode(_images())
     assert latents.shape == (6, 3, 8, 8) == (6, codec.latent_channels, 16 // codec.factor, 16 // codec.factor)
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
     assert codec.decode(latents).shape == (6, 3, 16, 16)
     assert not any(parameter.requires_grad for parameter in codec.parameters())
     codec.save_pretrained(tmp_path / "ours")
-    torch.testing.assert_close(load_codec(tmp_path / "ours").encode(_pictures()), latents)
+    torch.testing.assert_close(load_codec(tmp_path / "ours").encode(_images()), latents)
 
 
 def test_latents_of_a_vq_model_have_the_width_of_its_codes():
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     model = VQModel(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3, vq_embed_dim=5, **blocks)
-    codec = AutoencoderCodec(model).measured(_pictures())
-    assert codec.latent_channels == codec.encode(_pictures()).shape[1] == 5
+    codec = AutoencoderCodec(model).measured(_images())
+    assert codec.latent_channels == codec.encode(_images()).shape[1] == 5
 
 
 def _noise(seed: int) -> torch.Tensor:
@@ -69,32 +69,30 @@ def _noise(seed: int) -> torch.Tensor:
 
 
 def test_a_distribution_is_drawn_from_with_noise_and_only_then():
-    codec = AutoencoderCodec(_autoencoder(AutoencoderKL)).measured(_pictures())
-    moments = codec.moments(_pictures())
+    codec = AutoencoderCodec(_autoencoder(AutoencoderKL)).measured(_images())
+    moments = codec.moments(_images())
     assert moments.shape == (6, 6, 8, 8)
     one, same, other = (codec.sample(moments, _noise(seed)) for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
     many = torch.stack([codec.sample(moments, _noise(seed)) for seed in range(300)])
-    torch.testing.assert_close(
-        many.mean(dim=0), codec.encode(_pictures()), atol=6 / 300**0.5 * many.std().item(), rtol=0
-    )
+    torch.testing.assert_close(many.mean(dim=0), codec.encode(_images()), atol=6 / 300**0.5 * many.std().item(), rtol=0)
     torch.testing.assert_close(many.std(dim=0).mean(), (moments[:, 3:] / codec.std).mean(), rtol=0.02, atol=0)
     vq = AutoencoderCodec(_autoencoder(VQModel))
-    assert torch.equal(vq.encode(_pictures(), _noise(0)), vq.encode(_pictures()))
+    assert torch.equal(vq.encode(_images(), _noise(0)), vq.encode(_images()))
 
 
 def test_statistics_of_the_folder_are_kept_and_missing_ones_are_measured(tmp_path):
     codec = AutoencoderCodec(_autoencoder(AutoencoderKL), mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
     codec.save_pretrained(tmp_path / "vae")
     config = AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "vae")
-    assert open_codec(config, tmp_path, _pictures()).mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert open_codec(config, tmp_path, _images()).mean.flatten().tolist() == [1.0, 2.0, 3.0]
     (tmp_path / "vae" / "latents.json").unlink()
-    latents = open_codec(config, tmp_path, _pictures()).encode(_pictures())
+    latents = open_codec(config, tmp_path, _images()).encode(_images())
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
-    assert isinstance(open_codec(PixelCodecConfig(), tmp_path, _pictures()), PixelCodec)
+    assert isinstance(open_codec(PixelCodecConfig(), tmp_path, _images()), PixelCodec)
     with pytest.raises(StedmError, match="stedm train codec"):
-        open_codec(KLCodecConfig(kind="kl"), tmp_path, _pictures())
+        open_codec(KLCodecConfig(kind="kl"), tmp_path, _images())
 
 
 def test_a_hub_name_is_looked_up_in_the_local_cache_only(tmp_path, monkeypatch):
@@ -109,22 +107,22 @@ def test_a_hub_name_is_looked_up_in_the_local_cache_only(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     config = AutoencoderCodecConfig(kind="autoencoder", hub_id="someone/vae", subfolder="vae")
     with pytest.raises(StedmError, match=r"hf download someone/vae") as error:
-        open_codec(config, tmp_path, _pictures())
+        open_codec(config, tmp_path, _images())
     assert len(str(error.value).splitlines()) == 1
     snapshot = tmp_path / "models--someone--vae" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     (snapshot / "vae").mkdir(parents=True)
     (tmp_path / "models--someone--vae" / "refs").mkdir()
     (tmp_path / "models--someone--vae" / "refs" / "main").write_text(snapshot.name)
     _autoencoder(AutoencoderKL).save_pretrained(snapshot / "vae")
-    assert open_codec(config, tmp_path, _pictures()).latent_channels == 3
+    assert open_codec(config, tmp_path, _images()).latent_channels == 3
     (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(StedmError, match="can't be read"):
-        open_codec(config, tmp_path, _pictures())
+        open_codec(config, tmp_path, _images())
     with pytest.raises(StedmError, match="not/a/name"):
-        open_codec(config.model_copy(update={"hub_id": "not/a/name"}), tmp_path, _pictures())
+        open_codec(config.model_copy(update={"hub_id": "not/a/name"}), tmp_path, _images())
 
 
-def test_what_encodes_no_pictures_is_refused(tmp_path):
+def test_what_encodes_no_images_is_refused(tmp_path):
     from diffusers import UNet2DModel
 
     UNet2DModel(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stedm.config import KLCodecConfig, RecolourConfig, RunConfig, TrainedCodecConfig, VQCodecConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.diffusion.codec_train import (
     CodecSamples,
@@ -24,7 +24,7 @@ from stedm.diffusion.codec_train import (
     train_codec,
 )
 from stedm.errors import StedmError
-from stedm.experiment import Experiment
+from stedm.experiment.experiment import Experiment
 from stedm.progress import Reporter
 
 
@@ -47,7 +47,7 @@ def _codec(kind: str, **changes) -> TrainedCodecConfig:
 
 @pytest.fixture
 def dataset(tiny_dataset):
-    return DatasetFolder.open(tiny_dataset(picture_px=16))
+    return DatasetFolder.open(tiny_dataset(image_px=16))
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_it_learns_and_writes_a_diffusers_folder_with_statistics_and_figures(
         codec = _codec(kind, steps=steps, lr=4e-3, precision=precision, checkpoint_every_steps=100, ema_decay=0.9)
         config = diffusion_config(codec=codec, recolour=RecolourConfig(probability=0.0))
         folder = tmp_path / str(steps)
-        trained = train_codec(config, parts, dataset.split("val"), folder, picture_px=16)
+        trained = train_codec(config, parts, dataset.split("val"), folder, image_px=16)
         figures[steps] = json.loads((folder / "model" / "reconstruction.json").read_text())
-    assert figures[80]["n_pictures"] == len(dataset.split("val"))
+    assert figures[80]["n_images"] == len(dataset.split("val"))
     # New patients have new colours, which a few codes tell less well than numbers do.
     assert figures[80]["psnr_db_mean"] > figures[1]["psnr_db_mean"] + (3 if kind == "kl" else 1.5)
     assert figures[80]["l1_mean"] < (0.6 if kind == "kl" else 0.8) * figures[1]["l1_mean"]
@@ -84,8 +84,8 @@ def test_it_learns_and_writes_a_diffusers_folder_with_statistics_and_figures(
     ours = AutoencoderCodec.from_pretrained(folder / "model")
     assert ours.is_measured
     assert torch.equal(ours.mean, trained.mean)
-    pictures = CodecSamples(codec, parts, 16, 0).some_pictures(256)
-    latents = ours.encode(to_signed(pictures))
+    images = CodecSamples(codec, parts, 16, 0).some_images(256)
+    latents = ours.encode(to_signed(images))
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-2, rtol=0)
 
 
@@ -93,9 +93,9 @@ def test_it_learns_and_writes_a_diffusers_folder_with_statistics_and_figures(
 def test_every_parameter_moves_in_one_step(kind, diffusion_config, dataset, parts, tmp_path):
     codec = _codec(kind, steps=1, batch=8, ema_decay=0.0)
     config = diffusion_config(codec=codec)
-    pictures = to_signed(CodecSamples(codec, parts, 16, 3).some_pictures(256))
-    before = make_autoencoder(codec, pictures, 3).state_dict()
-    train_codec(config, parts, dataset.split("val"), tmp_path, picture_px=16, seed=3)
+    images = to_signed(CodecSamples(codec, parts, 16, 3).some_images(256))
+    before = make_autoencoder(codec, images, 3).state_dict()
+    train_codec(config, parts, dataset.split("val"), tmp_path, image_px=16, seed=3)
     after = _weights(tmp_path)
     assert [name for name, start in before.items() if torch.equal(start, after[name])] == []
 
@@ -109,10 +109,10 @@ def test_an_interrupted_training_ends_in_the_same_weights(diffusion_config, data
 
     arguments = (config, parts, dataset.split("val"))
     with pytest.raises(KeyboardInterrupt):
-        train_codec(*arguments, tmp_path / "a", picture_px=16, on_progress=stop)
+        train_codec(*arguments, tmp_path / "a", image_px=16, on_progress=stop)
     assert not (tmp_path / "a" / "model").exists()
-    train_codec(*arguments, tmp_path / "a", picture_px=16)
-    train_codec(*arguments, tmp_path / "b", picture_px=16)
+    train_codec(*arguments, tmp_path / "a", image_px=16)
+    train_codec(*arguments, tmp_path / "b", image_px=16)
     resumed, whole = _weights(tmp_path / "a"), _weights(tmp_path / "b")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
@@ -121,7 +121,7 @@ def test_the_saved_weights_are_the_averaged_ones(diffusion_config, dataset, part
     for decay, differs in ((0.99, True), (0.0, False)):
         folder = tmp_path / str(decay)
         config = diffusion_config(codec=_codec("kl", lr=1e-2, ema_decay=decay))
-        train_codec(config, parts, dataset.split("val"), folder, picture_px=16)
+        train_codec(config, parts, dataset.split("val"), folder, image_px=16)
         raw = load_file(folder / "checkpoints" / "step-00000004" / "model.safetensors")
         name = "decoder.conv_out.weight"
         assert (not torch.allclose(raw[f"autoencoder.{name}"], _weights(folder)[name])) == differs
@@ -129,28 +129,28 @@ def test_the_saved_weights_are_the_averaged_ones(diffusion_config, dataset, part
 
 def test_a_new_vq_model_begins_with_codes_that_are_used(parts):
     codec = _codec("vq", num_vq_embeddings=64)
-    pictures = to_signed(CodecSamples(codec, parts, 16, 0).some_pictures(256))
+    images = to_signed(CodecSamples(codec, parts, 16, 0).some_images(256))
 
     def codes_used(model: VQModel) -> int:
-        return len(model.quantize(model.encode(pictures).latents)[2][2].unique())
+        return len(model.quantize(model.encode(images).latents)[2][2].unique())
 
-    assert codes_used(make_autoencoder(codec, pictures, 0)) > 32 > codes_used(build_autoencoder(codec))
+    assert codes_used(make_autoencoder(codec, images, 0)) > 32 > codes_used(build_autoencoder(codec))
     assert torch.equal(
-        make_autoencoder(codec, pictures, 0).quantize.embedding.weight,
-        make_autoencoder(codec, pictures, 0).quantize.embedding.weight,
+        make_autoencoder(codec, images, 0).quantize.embedding.weight,
+        make_autoencoder(codec, images, 0).quantize.embedding.weight,
     )
 
 
 def test_samples_are_pure_functions_and_come_from_all_patients_alike(parts):
     first, second = (CodecSamples(_codec("kl", steps=100), parts, 16, seed=5) for _ in range(2))
     assert all(torch.equal(first[i], second[i]) for i in (7, 3))
-    # Turned in all ways: 5 patients of 3 pictures, 8 symmetries.
+    # Turned in all ways: 5 patients of 3 images, 8 symmetries.
     assert len({first[i].numpy().tobytes() for i in range(400)}) > 80
     with pytest.raises(StedmError, match="15 px"):
         CodecSamples(_codec("kl"), parts, 15, seed=5)
 
 
-def test_pictures_to_measure_on_are_of_patients_that_are_not_learned(dataset, parts):
+def test_images_to_measure_on_are_of_patients_that_are_not_learned(dataset, parts):
     learned, held_out = split_held_out(parts, dataset.split("val"))
     assert (learned, set(held_out.table["split"])) == (parts, {"val"})
     learned, held_out = split_held_out(parts, dataset.split("val").select([]))
@@ -184,12 +184,12 @@ def test_initial_weights_are_taken_as_they_are_with_0_steps(diffusion_config, da
     start = build_autoencoder(_codec("kl"))
     start.save_pretrained(tmp_path / "start")
     codec = _codec("kl", steps=0, initial_weights=tmp_path / "start")
-    train_codec(diffusion_config(codec=codec), parts, dataset.split("val"), tmp_path / "a", picture_px=16)
+    train_codec(diffusion_config(codec=codec), parts, dataset.split("val"), tmp_path / "a", image_px=16)
     assert all(torch.equal(value, start.state_dict()[name]) for name, value in _weights(tmp_path / "a").items())
     save_file(ldm_state, tmp_path / "vq.safetensors")
     published = {"channels": [32, 64, 64], "norm_groups": 32, "num_vq_embeddings": 20}
     codec = _codec("vq", steps=0, initial_weights=tmp_path / "vq.safetensors", **published)
-    train_codec(diffusion_config(codec=codec), parts, dataset.split("val"), tmp_path / "b", picture_px=16)
+    train_codec(diffusion_config(codec=codec), parts, dataset.split("val"), tmp_path / "b", image_px=16)
     assert json.loads((tmp_path / "b" / "model" / "latents.json").read_text())["std"] != [1.0, 1.0, 1.0]
     for wrong in ({"num_vq_embeddings": 21}, {"channels": [32, 64]}, {"norm_groups": 16}, {"kind": "kl"}):
         kind = wrong.get("kind", "vq")
@@ -197,7 +197,7 @@ def test_initial_weights_are_taken_as_they_are_with_0_steps(diffusion_config, da
         options.pop("num_vq_embeddings" if kind == "kl" else "kind", None)
         codec = _codec(**{"kind": kind, **options}, steps=0, initial_weights=tmp_path / "vq.safetensors")
         with pytest.raises(StedmError, match=r"vq\.safetensors: (not the|has norm_groups)"):
-            train_codec(diffusion_config(codec=codec), parts, dataset.split("val"), tmp_path / "c", picture_px=16)
+            train_codec(diffusion_config(codec=codec), parts, dataset.split("val"), tmp_path / "c", image_px=16)
 
 
 def test_configurations_that_cannot_be_are_refused():
@@ -211,9 +211,9 @@ def test_configurations_that_cannot_be_are_refused():
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_a_run_trains_its_codec_first_once_and_opens_no_mask_for_it(kind, diffusion_config, tiny_dataset, tmp_path):
-    root = tiny_dataset(picture_px=16)
+    root = tiny_dataset(image_px=16)
     config = RunConfig(
-        name="x", data={"path": root, "picture_px": 16}, diffusion=diffusion_config(codec=_codec(kind), steps=2)
+        name="x", data={"path": root, "image_px": 16}, diffusion=diffusion_config(codec=_codec(kind), steps=2)
     )
     experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
     experiment.check()
@@ -238,6 +238,6 @@ def test_a_run_trains_its_codec_first_once_and_opens_no_mask_for_it(kind, diffus
 
 
 def test_a_first_stage_that_is_not_trained_is_refused_by_train_codec(diffusion_config, tiny_dataset, tmp_path):
-    config = RunConfig(name="x", data={"path": tiny_dataset(picture_px=16)}, diffusion=diffusion_config())
+    config = RunConfig(name="x", data={"path": tiny_dataset(image_px=16)}, diffusion=diffusion_config())
     with pytest.raises(StedmError, match="pixel: nothing to train"):
         Experiment(config, tmp_path / "run", Reporter(quiet=True)).train_codec()

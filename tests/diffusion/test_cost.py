@@ -7,13 +7,13 @@ from diffusers.training_utils import EMAModel
 from stedm.cli import main
 from stedm.config import AutoencoderCodecConfig, KLCodecConfig, RunConfig, StyleConfig, VQCodecConfig
 from stedm.diffusion.codec import PixelCodec
-from stedm.diffusion.cost import classes_of, cost, flops_of
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
+from stedm.experiment.cost import classes_of, cost, flops_of
 
 KINDS = {
-    "set-vit": {"style": {"dim": 16, "aggregation": "set-vit", "n_pictures": 2}},
-    "linear": {"style": {"dim": 16, "channels": [8], "aggregation": "linear", "n_pictures": 2}},
+    "set-vit": {"style": {"dim": 16, "aggregation": "set-vit", "n_images": 2}},
+    "linear": {"style": {"dim": 16, "channels": [8], "aggregation": "linear", "n_images": 2}},
     "attention": {"style": {"dim": 16, "channels": [8], "aggregation": "attention"}},
     "none": {"style": {"dim": 16, "channels": [8], "aggregation": "none"}},
     "cross": {"style": {"dim": 16, "channels": [8], "injection": "cross", "tokens": 2}},
@@ -27,20 +27,20 @@ KINDS = {
 
 
 def run_config(diffusion, **parts) -> RunConfig:
-    return RunConfig(name="cost", data={"phantom": {}, "picture_px": 32}, diffusion=diffusion, **parts)
+    return RunConfig(name="cost", data={"phantom": {}, "image_px": 32}, diffusion=diffusion, **parts)
 
 
 def test_flops_of_one_convolution_by_hand():
-    convolution, picture = torch.nn.Conv2d(3, 5, kernel_size=3, padding=1), torch.zeros(2, 3, 8, 8)
+    convolution, image = torch.nn.Conv2d(3, 5, kernel_size=3, padding=1), torch.zeros(2, 3, 8, 8)
     by_hand = 2 * (3 * 3 * 3) * 5 * (2 * 8 * 8)
-    assert flops_of(lambda: convolution(picture)) == by_hand
-    # Backward: once for the weights, and not for the picture, of which no gradient is asked.
-    assert flops_of(lambda: convolution(picture).sum().backward()) == 2 * by_hand
+    assert flops_of(lambda: convolution(image)) == by_hand
+    # Backward: once for the weights, and not for the image, of which no gradient is asked.
+    assert flops_of(lambda: convolution(image).sum().backward()) == 2 * by_hand
 
 
 def test_parameters_are_those_of_the_real_network(diffusion_config):
     config = diffusion_config()
-    real = make_denoiser(config, PixelCodec(2), n_classes=3, seed=0, picture_px=32)
+    real = make_denoiser(config, PixelCodec(2), n_classes=3, seed=0, image_px=32)
     counted = cost(run_config(config), n_classes=3).parameters
 
     def number(module: torch.nn.Module) -> int:
@@ -56,7 +56,7 @@ def test_parameters_are_those_of_the_real_network(diffusion_config):
 def test_weights_gradients_moments_and_average_are_exact(diffusion_config):
     """Against the bytes that the training loop's optimizer and average really hold, with a part frozen."""
     config = diffusion_config(style=StyleConfig(dim=16, channels=[8], trainable=False))
-    real = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0, picture_px=32)
+    real = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0, image_px=32)
     optimizer, average = torch.optim.AdamW(real.parameters()), EMAModel(real.parameters())
     trained = [parameter for parameter in real.parameters() if parameter.requires_grad]
     sum(parameter.sum() for parameter in trained).backward()
@@ -73,8 +73,8 @@ def test_weights_gradients_moments_and_average_are_exact(diffusion_config):
 
 def test_activations_are_what_a_real_forward_pass_saves(diffusion_config):
     """At a batch that was not run on fake tensors, with nearly nothing between: the real pass keeps some indices."""
-    config = diffusion_config(batch=5, style=StyleConfig(dim=16, channels=[8], n_pictures=3))
-    real = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0, picture_px=32)
+    config = diffusion_config(batch=5, style=StyleConfig(dim=16, channels=[8], n_images=3))
+    real = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0, image_px=32)
     weights, saved = {parameter.data_ptr() for parameter in real.parameters()}, {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -108,14 +108,14 @@ def test_flops_follow_batch_and_network_calls(diffusion_config):
         cost(run_config(diffusion_config(), synthesis={"steps": 10, "guidance": guidance}), 2)
         for guidance in (1.5, 1.0)
     )
-    assert guided.flops_per_picture - plain.flops_per_picture == 10 * plain.flops_per_call
+    assert guided.flops_per_image - plain.flops_per_image == 10 * plain.flops_per_call
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_part_can_be_counted(kind, diffusion_config):
     config = diffusion_config().model_copy()
     config = type(config).model_validate({**config.model_dump(), **KINDS[kind]})
-    counted = cost(run_config(config, synthesis={"style_pictures": 6}), n_classes=2)
+    counted = cost(run_config(config, synthesis={"style_images": 6}), n_classes=2)
     assert counted.flops_per_sample > 2 * counted.flops_per_call > 0
     assert (counted.parameters["codec"] > 0) == isinstance(config.codec, KLCodecConfig | VQCodecConfig)
 
@@ -140,7 +140,7 @@ def test_classes_are_those_of_the_data_where_they_are_known(tiny_dataset, tmp_pa
 
 def test_the_command_prints_the_tables_without_any_data(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(
-        "name: printed\ndata: {path: gone, picture_px: 16}\n"
+        "name: printed\ndata: {path: gone, image_px: 16}\n"
         "diffusion: {batch: 3, denoiser: {channels: [16, 16], norm_groups: 8}, style: {dim: 8, channels: [8]}}\n"
     )
     with pytest.raises(SystemExit) as stop:

@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from stedm import StyleDiffusion
 from stedm.config import Guidance, RecolourConfig, RunConfig, Sampling, StudentConfig, SynthesisConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.pictures import read_mask_file
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.distill import StudentSamples, lessons, student_of, teacher_states, train_student
@@ -18,6 +17,7 @@ from stedm.diffusion.path import guided_path
 from stedm.diffusion.student import student_states, student_steps
 from stedm.diffusion.train import DiffusionSamples, make_denoiser, train_diffusion
 from stedm.errors import StedmError
+from stedm.io.images import read_mask_file
 
 GUIDANCE = Guidance(style=2.0)
 
@@ -29,7 +29,7 @@ def _small_student(**changes) -> StudentConfig:
 
 def _teacher(config, seed=1, objective="flow") -> StyleDiffusion:
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=seed)
-    model = StyleDiffusion(denoiser, PixelCodec(2), objective=objective, classes=["background", "disc"], picture_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective=objective, classes=["background", "disc"], image_px=16)
     model.precision = "fp32"
     return model
 
@@ -107,7 +107,7 @@ def test_steps_are_shifted_as_the_teachers_are():
 
 
 def test_the_teachers_way_is_what_the_teacher_draws(diffusion_config):
-    """With guidance, from the same noise, layout and style: the last state decodes to the picture it generates."""
+    """With guidance, from the same noise, layout and style: the last state decodes to the image it generates."""
     teacher = _teacher(diffusion_config())
     generator = torch.Generator().manual_seed(0)
     style = torch.randint(0, 256, (1, 2, 3, 16, 16), generator=generator, dtype=torch.uint8)
@@ -119,8 +119,8 @@ def test_the_teachers_way_is_what_the_teacher_draws(diffusion_config):
     with torch.no_grad():
         _, states = teacher_states(teacher, batch, torch.from_numpy(layouts).long(), way)
         drawn = teacher.codec.decode(states[-1])
-    pictures = [picture.permute(1, 2, 0).numpy() for picture in style[0]]
-    expected = teacher.generate(layouts, pictures, guidance=GUIDANCE, steps=3, seed=[5])
+    images = [image.permute(1, 2, 0).numpy() for image in style[0]]
+    expected = teacher.generate(layouts, images, guidance=GUIDANCE, steps=3, seed=[5])
     assert len(states) == 4
     difference = ((drawn + 1) * 127.5).permute(0, 2, 3, 1).numpy() - expected.astype(float)
     assert np.abs(difference).max() <= 1.0
@@ -155,8 +155,8 @@ def test_everything_moves_but_the_style_encoder(diffusion_config, cohort, tmp_pa
     for name, value in student.denoiser.named_parameters():
         if not name.startswith(late):
             assert torch.equal(value, before[name]) == name.startswith(frozen), name
-    pictures = [[cohort[1].read_picture(row, 16) for row in range(2)]]
-    torch.testing.assert_close(student.style_vectors(pictures), teacher.style_vectors(pictures))
+    images = [[cohort[1].read_image(row, 16) for row in range(2)]]
+    torch.testing.assert_close(student.style_vectors(images), teacher.style_vectors(images))
 
 
 def test_distillation_brings_the_student_nearer_to_the_teachers_endpoint(diffusion_config, cohort, tmp_path):
@@ -164,11 +164,11 @@ def test_distillation_brings_the_student_nearer_to_the_teachers_endpoint(diffusi
     guidance, common = Guidance(style=4.0), {"recolour": RecolourConfig(probability=0), "checkpoint_every_steps": 30}
     student_config = _small_student(steps=30, lr=3e-3, warmup_steps=5, checkpoint_every_steps=30)
     config = diffusion_config(**common, steps=30, batch=8, lr=5e-3, student=student_config)
-    teacher = train_diffusion(config, *cohort, tmp_path / "teacher", picture_px=16)
+    teacher = train_diffusion(config, *cohort, tmp_path / "teacher", image_px=16)
     student = train_student(config, teacher, *cohort, tmp_path / "student", guidance=guidance)
     noise = torch.randn((16, 12, 8, 8), generator=torch.Generator().manual_seed(99))
     layout = torch.from_numpy(np.stack([cohort[0].read_mask(row, 16) for row in [0, 1, 2, 3] * 4])).long()
-    style = teacher.style_vectors([[cohort[1].read_picture(row % len(cohort[1]), 16)] for row in range(16)])
+    style = teacher.style_vectors([[cohort[1].read_image(row % len(cohort[1]), 16)] for row in range(16)])
 
     def error(drawn):
         return float((drawn - end).square().mean())
@@ -190,8 +190,8 @@ def test_distillation_brings_the_student_nearer_to_the_teachers_endpoint(diffusi
     assert ours[1] < 0.6 * min(plain[1], guided), (ours, plain, guided)
 
 
-def test_requests_pair_layouts_of_annotated_pictures_with_styles_of_all(diffusion_config, tiny_dataset):
-    root = tiny_dataset(picture_px=16)
+def test_requests_pair_layouts_of_annotated_images_with_styles_of_all(diffusion_config, tiny_dataset):
+    root = tiny_dataset(image_px=16)
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
     dataset = DatasetFolder.open(root)
@@ -205,8 +205,8 @@ def test_requests_pair_layouts_of_annotated_pictures_with_styles_of_all(diffusio
     assert 0 < sum(unknown) < 20
     assert all(sample["layout"].numpy().tobytes() in known or lost for sample, lost in zip(shown, unknown, strict=True))
     assert all(bool(sample["present"].any()) for sample in shown)
-    pictures = [part.read_picture(row, 16) for part in parts for row in range(len(part))]
-    turned = [{symmetry(picture, turn).tobytes() for turn in range(N_SYMMETRIES)} for picture in pictures]
+    images = [part.read_image(row, 16) for part in parts for row in range(len(part))]
+    turned = [{symmetry(image, turn).tobytes() for turn in range(N_SYMMETRIES)} for image in images]
     of = [
         next(i for i, t in enumerate(turned) if np.moveaxis(s["style"][0].numpy(), 0, -1).tobytes() in t) for s in shown
     ]
@@ -247,29 +247,29 @@ def student(diffusion_config, cohort, tmp_path):
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 
-def test_a_student_is_an_ordinary_model_folder(student, picture, tmp_path):
+def test_a_student_is_an_ordinary_model_folder(student, image, tmp_path):
     layouts = np.ones((2, 16, 16), np.uint8)
     loaded = StyleDiffusion.from_pretrained(tmp_path / "student" / "model")
     assert loaded.student == student.student
     assert loaded.samplers == ("student",)
     assert loaded.fingerprint == student.fingerprint
-    drawn = loaded.generate(layouts, [picture], seed=1)
-    assert np.array_equal(drawn, student.generate(layouts, [picture], seed=1, steps=2, guidance=2.0, sampler="student"))
-    assert np.array_equal(drawn, loaded.generate(layouts, [picture], seed=1, time_shift=4.0))
-    assert not np.array_equal(drawn, loaded.generate(layouts, [picture], seed=1, steps=1))
+    drawn = loaded.generate(layouts, [image], seed=1)
+    assert np.array_equal(drawn, student.generate(layouts, [image], seed=1, steps=2, guidance=2.0, sampler="student"))
+    assert np.array_equal(drawn, loaded.generate(layouts, [image], seed=1, time_shift=4.0))
+    assert not np.array_equal(drawn, loaded.generate(layouts, [image], seed=1, steps=1))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_step_is_one_call(student, picture, steps, monkeypatch):
+def test_a_step_is_one_call(student, image, steps, monkeypatch):
     seen, denoise = [], StyleDenoiser.denoise
     monkeypatch.setattr(
         StyleDenoiser, "denoise", lambda self, noisy, *rest: seen.append(len(noisy)) or denoise(self, noisy, *rest)
     )
-    student.generate(np.ones((3, 16, 16), np.uint8), [picture], steps=steps)
+    student.generate(np.ones((3, 16, 16), np.uint8), [image], steps=steps)
     assert sum(seen) == 3 * steps
     assert SynthesisConfig(sampler="student", steps=steps, layout_guidance=2.0).network_calls == steps
 
@@ -283,16 +283,16 @@ def test_a_step_is_one_call(student, picture, steps, monkeypatch):
         ({"sampler": "dpm++"}, r"sampler dpm\+\+: this model is a student"),
     ],
 )
-def test_what_a_student_was_not_distilled_for_is_refused(student, picture, asked, message):
+def test_what_a_student_was_not_distilled_for_is_refused(student, image, asked, message):
     with pytest.raises(StedmError, match=message):
-        student.generate(np.ones((16, 16), np.uint8), [picture], **asked)
+        student.generate(np.ones((16, 16), np.uint8), [image], **asked)
 
 
-def test_models_and_folders_that_do_not_go_together_are_refused(student, picture, diffusion_config, cohort, tmp_path):
+def test_models_and_folders_that_do_not_go_together_are_refused(student, image, diffusion_config, cohort, tmp_path):
     config = diffusion_config(student=_small_student(steps=1))
     teacher = _teacher(config)
     with pytest.raises(StedmError, match="stedm train student"):
-        teacher.generate(np.ones((16, 16), np.uint8), [picture], sampler="student")
+        teacher.generate(np.ones((16, 16), np.uint8), [image], sampler="student")
     with pytest.raises(StedmError, match="is a student already"):
         train_student(config, student, *cohort, tmp_path / "x", guidance=GUIDANCE)
     with pytest.raises(StedmError, match="its objective is eps"):

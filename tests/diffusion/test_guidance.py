@@ -5,7 +5,7 @@ import torch
 
 from stedm.config import SynthesisConfig
 from stedm.diffusion.guidance import Guidance, as_guidance, guided_prediction
-from stedm.diffusion.objective import Objective, clean_picture_weights
+from stedm.diffusion.objective import Objective, clean_image_weights
 from stedm.errors import StedmError
 
 UNKNOWN, NULL = 2, 100.0
@@ -66,12 +66,12 @@ def test_the_formula_in_one_pass_that_holds_only_what_is_needed(style, layout, e
 
 
 def _clean(prediction, objective):
-    of_noisy, of_prediction = clean_picture_weights(objective, float(TIMESTEP))
+    of_noisy, of_prediction = clean_image_weights(objective, float(TIMESTEP))
     return of_noisy * NOISY + of_prediction * prediction
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_full_rescaling_gives_the_picture_the_spread_of_the_conditional_one(objective):
+def test_full_rescaling_gives_the_image_the_spread_of_the_conditional_one(objective):
     def spread(prediction):
         return _clean(prediction, objective).std(dim=(1, 2, 3))
 
@@ -83,12 +83,12 @@ def test_full_rescaling_gives_the_picture_the_spread_of_the_conditional_one(obje
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_clean_picture_of_a_perfect_prediction_is_the_picture(objective):
-    picture, noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)), NOISY
+def test_the_clean_image_of_a_perfect_prediction_is_the_image(objective):
+    image, noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)), NOISY
     times = torch.tensor([0.3, 0.3])
-    noisy, target, timestep = Objective(objective, "l2", "uniform").corrupt(picture, noise, times)
-    of_noisy, of_prediction = clean_picture_weights(objective, float(timestep[0]))
-    torch.testing.assert_close(of_noisy * noisy + of_prediction * target, picture, rtol=1e-4, atol=1e-4)
+    noisy, target, timestep = Objective(objective, "l2", "uniform").corrupt(image, noise, times)
+    of_noisy, of_prediction = clean_image_weights(objective, float(timestep[0]))
+    torch.testing.assert_close(of_noisy * noisy + of_prediction * target, image, rtol=1e-4, atol=1e-4)
 
 
 def test_guidance_outside_the_interval_is_none():

@@ -1,4 +1,4 @@
-"""Cached latents: the same training, one encoding a picture and symmetry."""
+"""Cached latents: the same training, one encoding an image and symmetry."""
 
 import json
 
@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, VQModel
 from pydantic import ValidationError
 
 from stedm.config import AutoencoderCodecConfig, RecolourConfig
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry, to_signed
+from stedm.data.cache import ImageCache
+from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.diffusion.latent_cache import LatentCache
 from stedm.diffusion.train import train_diffusion
@@ -25,7 +25,7 @@ def _autoencoder(kind: type, seed: int = 0) -> torch.nn.Module:
 
 @pytest.fixture
 def encodings(monkeypatch):
-    """Numbers of pictures that autoencoders have encoded, call by call."""
+    """Numbers of images that autoencoders have encoded, call by call."""
     counts = []
     for kind in (AutoencoderKL, VQModel):
 
@@ -58,38 +58,38 @@ def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
             config,
             *cohort,
             tmp_path / str(cached),
-            picture_px=16,
+            image_px=16,
             on_progress=lambda done, total, loss, rows=rows: rows.append(loss),
         )
         losses[cached] = rows
-        # The first encodings measure the latents (15 pictures); with a cache one more tells their shape.
+        # The first encodings measure the latents (15 images); with a cache one more tells their shape.
         drawn = sum(encodings) - 15 - cached
         present = tmp_path / "True" / "latents" / "present.npy"
-        # A picture that is twice in a batch is encoded twice.
+        # An image that is twice in a batch is encoded twice.
         assert np.load(present).sum() <= drawn < 12 * 8 - 20 if cached else drawn == 12 * 8
     assert len(losses[True]) == 12
     np.testing.assert_allclose(losses[True], losses[False], rtol=2e-3)
     assert np.load(tmp_path / "True" / "latents" / "moments.npy", mmap_mode="r").dtype == np.float16
 
 
-def _batch(cache: PictureCache) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _batch(cache: ImageCache) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     row = torch.arange(len(cache)).repeat_interleave(N_SYMMETRIES)
     turn = torch.arange(N_SYMMETRIES).repeat(len(cache))
-    pictures = [symmetry(cache.picture(int(r)), int(t)) for r, t in zip(row, turn, strict=True)]
-    return to_signed(torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())), row, turn
+    images = [symmetry(cache.image(int(r)), int(t)) for r, t in zip(row, turn, strict=True)]
+    return to_signed(torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())), row, turn
 
 
-def test_every_symmetry_is_the_encoding_of_the_turned_picture(cohort, tmp_path, encodings):
+def test_every_symmetry_is_the_encoding_of_the_turned_image(cohort, tmp_path, encodings):
     codec = AutoencoderCodec(_autoencoder(AutoencoderKL))
-    pictures, row, turn = _batch(PictureCache(cohort[0], 16))
-    expected = codec.moments(pictures)
+    images, row, turn = _batch(ImageCache(cohort[0], 16))
+    expected = codec.moments(images)
     names = cohort[0].table["image_file_name"].tolist()
-    first = LatentCache(tmp_path / "latents", codec, names, 16)(pictures, row, turn)
+    first = LatentCache(tmp_path / "latents", codec, names, 16)(images, row, turn)
     torch.testing.assert_close(first, expected, rtol=2e-3, atol=2e-3)
     encodings.clear()
-    # Opened again, in another order, and from blank pictures: what comes back was kept.
+    # Opened again, in another order, and from blank images: what comes back was kept.
     order = torch.randperm(len(row), generator=torch.Generator().manual_seed(0))
-    again = LatentCache(tmp_path / "latents", codec, names, 16)(0 * pictures, row[order], turn[order])
+    again = LatentCache(tmp_path / "latents", codec, names, 16)(0 * images, row[order], turn[order])
     assert torch.equal(again, first[order])
     assert encodings == []
     # It would not do to turn the latent instead: an autoencoder doesn't commute with turning.
@@ -97,16 +97,16 @@ def test_every_symmetry_is_the_encoding_of_the_turned_picture(cohort, tmp_path, 
     assert not np.allclose(turned, expected[1].numpy(), atol=2e-2)
 
 
-def test_a_cache_of_another_codec_or_of_other_pictures_is_made_anew(cohort, tmp_path):
+def test_a_cache_of_another_codec_or_of_other_images_is_made_anew(cohort, tmp_path):
     names = cohort[0].table["image_file_name"].tolist()
-    pictures, row, turn = _batch(PictureCache(cohort[0], 16))
+    images, row, turn = _batch(ImageCache(cohort[0], 16))
     one, other = (AutoencoderCodec(_autoencoder(AutoencoderKL, seed)) for seed in (0, 1))
     for codec, rows in ((one, names), (other, names), (other, names[::-1])):
         cache = LatentCache(tmp_path / "latents", codec, rows, 16)
         assert not np.load(tmp_path / "latents" / "present.npy").any()
-        torch.testing.assert_close(cache(pictures, row, turn), codec.moments(pictures), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(cache(images, row, turn), codec.moments(images), rtol=2e-3, atol=2e-3)
     index = json.loads((tmp_path / "latents" / "index.json").read_text())
-    assert index == {"autoencoder": other.fingerprint, "picture_px": 16, "pictures": names[::-1]}
+    assert index == {"autoencoder": other.fingerprint, "image_px": 16, "images": names[::-1]}
 
 
 def test_the_cache_is_refused_where_pixels_change_or_nothing_is_encoded(diffusion_config):

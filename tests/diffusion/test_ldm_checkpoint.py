@@ -71,10 +71,10 @@ class Original:
 
 
 def _same_outputs(model: VQModel, state) -> None:
-    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
-        latents = model.encode(pictures).latents
-        torch.testing.assert_close(latents, Original(state).encode(pictures), rtol=1e-4, atol=1e-4)
+        latents = model.encode(images).latents
+        torch.testing.assert_close(latents, Original(state).encode(images), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(model.decode(latents).sample, Original(state).decode(latents), rtol=1e-4, atol=1e-4)
         assert latents.shape == (2, 3, 4, 4)
         assert model.decode(latents).sample.std() > 0.05

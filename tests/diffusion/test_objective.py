@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stedm.diffusion.objective import BETAS, Objective, _scheduler, clean_picture_weights
+from stedm.diffusion.objective import BETAS, Objective, _scheduler, clean_image_weights
 
 
 def test_the_schedule_is_the_papers_square_root_spacing():
@@ -13,7 +13,7 @@ def test_the_schedule_is_the_papers_square_root_spacing():
     torch.testing.assert_close(betas, torch.linspace(0.0015**0.5, 0.0205**0.5, 1000) ** 2)
 
 
-def test_flow_goes_straight_from_picture_to_noise():
+def test_flow_goes_straight_from_image_to_noise():
     latent, noise = torch.full((2, 1, 1, 1), 3.0), torch.full((2, 1, 1, 1), -1.0)
     noisy, target, timestep = Objective("flow", "l2", "uniform").corrupt(latent, noise, torch.tensor([0.0, 0.25]))
     assert noisy.flatten().tolist() == [3.0, 2.0]
@@ -22,13 +22,13 @@ def test_flow_goes_straight_from_picture_to_noise():
 
 
 @pytest.mark.parametrize("timesteps", ["uniform", "logit-normal"])
-def test_times_lie_between_picture_and_noise(timesteps):
+def test_times_lie_between_image_and_noise(timesteps):
     times = Objective("flow", "l2", timesteps).sample_times(2000, torch.Generator().manual_seed(0))
     assert 0 < times.min() < times.max() < 1
     assert abs(times.mean() - 0.5) < 0.03
 
 
-def test_a_time_shift_multiplies_the_ratio_of_noise_to_picture():
+def test_a_time_shift_multiplies_the_ratio_of_noise_to_image():
     even, moved = (
         Objective("flow", "l2", "uniform", time_shift=shift).sample_times(9, torch.Generator().manual_seed(0))
         for shift in (1.0, 3.0)
@@ -37,14 +37,14 @@ def test_a_time_shift_multiplies_the_ratio_of_noise_to_picture():
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])
-def test_min_snr_weighs_the_error_of_the_clean_picture(kind):
-    """Weight times squared error of the prediction = min(SNR, 5) times squared error of the picture that it implies."""
+def test_min_snr_weighs_the_error_of_the_clean_image(kind):
+    """Weight times squared error of the prediction = min(SNR, 5) times squared error of the image that it implies."""
     objective = Objective(kind, "l2", "uniform", "min-snr")
     latent, noise = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), -1.0)
     for time in (0.1, 0.4, 0.9):
         noisy, target, timestep = objective.corrupt(latent, noise, torch.tensor([time]))
         predicted = target + 0.01
-        keep, weight = clean_picture_weights(kind, float(timestep))
+        keep, weight = clean_image_weights(kind, float(timestep))
         error = (keep * noisy + weight * predicted - latent).square().mean()
         signal = 1 - time if kind == "flow" else _scheduler().alphas_cumprod[int(timestep)] ** 0.5
         spread = time if kind == "flow" else (1 - signal**2) ** 0.5

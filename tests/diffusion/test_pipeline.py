@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 
 from stedm import StyleDiffusion
-from stedm.data.samples import PictureCache
+from stedm.data.cache import ImageCache
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.guidance import Guidance, guided_prediction
-from stedm.diffusion.pipeline import _picture_seed
+from stedm.diffusion.pipeline import _image_seed
 from stedm.diffusion.train import make_denoiser, train_diffusion
 from stedm.errors import StedmError
 
@@ -24,7 +24,7 @@ LAYOUTS[2] = 255
 @pytest.fixture
 def model(diffusion_config):
     denoiser = make_denoiser(diffusion_config(), PixelCodec(2), n_classes=2, seed=1)
-    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], image_px=16)
     model.precision = "fp32"
     return model
 
@@ -35,7 +35,7 @@ def style():
     return [generator.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(3)]
 
 
-def test_saved_and_loaded_models_draw_equal_pictures(model, style, tmp_path):
+def test_saved_and_loaded_models_draw_equal_images(model, style, tmp_path):
     before = model.generate(LAYOUTS, style, steps=3, seed=4)
     model.save_pretrained(tmp_path / "model")
     loaded = StyleDiffusion.from_pretrained(tmp_path / "model")
@@ -61,7 +61,7 @@ def test_the_folder_is_diffusers_format_without_pickles(model, tmp_path):
     assert json.loads((tmp_path / "model" / "model_index.json").read_text())["objective"] == "flow"
 
 
-def test_a_picture_depends_on_its_own_seed_alone(model, style):
+def test_a_image_depends_on_its_own_seed_alone(model, style):
     together = model.generate(LAYOUTS, style, steps=3, seed=[7, 8, 9])
     alone = model.generate(LAYOUTS[1], style, steps=3, seed=[8])
     # Other batch sizes may round differently in the last bit.
@@ -69,7 +69,7 @@ def test_a_picture_depends_on_its_own_seed_alone(model, style):
     assert not np.array_equal(together[0], model.generate(LAYOUTS[0], style, steps=3, seed=[1])[0])
 
 
-def test_style_pictures_of_any_number_and_size_in_any_order(model, style):
+def test_style_images_of_any_number_and_size_in_any_order(model, style):
     other_size = [np.full((20, 31, 3), 90, np.uint8)]
     vectors = model.style_vectors([style, style[::-1], style + other_size, other_size])
     torch.testing.assert_close(vectors[0], vectors[1])
@@ -80,22 +80,22 @@ def test_style_pictures_of_any_number_and_size_in_any_order(model, style):
 @pytest.mark.parametrize(
     "changes", [{"aggregation": "set-vit"}, {"aggregation": "linear"}, {"encoder": "test_resnet"}], ids=str
 )
-def test_every_kind_of_style_network_draws_from_pictures_of_unequal_sizes(diffusion_config, style, tmp_path, changes):
+def test_every_kind_of_style_network_draws_from_images_of_unequal_sizes(diffusion_config, style, tmp_path, changes):
     config = diffusion_config()
-    config = config.model_copy(update={"style": config.style.model_copy(update={"n_pictures": 3, **changes})})
-    denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=1, picture_px=16)
-    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], picture_px=16)
+    config = config.model_copy(update={"style": config.style.model_copy(update={"n_images": 3, **changes})})
+    denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=1, image_px=16)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], image_px=16)
     unequal = [style[0], style[1][:8, :12], style[2]]
     drawn = model.generate(LAYOUTS, unequal, steps=2)
     model.save_pretrained(tmp_path / "model")
     assert np.array_equal(StyleDiffusion.from_pretrained(tmp_path / "model").generate(LAYOUTS, unequal, steps=2), drawn)
     if not denoiser.aggregate.any_number:
-        with pytest.raises(StedmError, match="4 style pictures, but this model's aggregation takes 3"):
+        with pytest.raises(StedmError, match="4 style images, but this model's aggregation takes 3"):
             model.generate(LAYOUTS, style + style[:1], steps=2)
 
 
 @pytest.mark.parametrize(
-    ("guidance", "calls_a_picture"),
+    ("guidance", "calls_a_image"),
     [
         (1.0, [1] * 5),
         (1.5, [2] * 5),
@@ -106,7 +106,7 @@ def test_every_kind_of_style_network_draws_from_pictures_of_unequal_sizes(diffus
         (Guidance(style=1.5, interval=(0.5, 0.5)), [1] * 5),
     ],
 )
-def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_picture, monkeypatch):
+def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_image, monkeypatch):
     seen = []
     denoise = type(model.denoiser).denoise
     monkeypatch.setattr(
@@ -116,9 +116,9 @@ def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_p
     )
     model.generate(LAYOUTS, style, steps=5, guidance=guidance)
     # The released reference took 143 steps when asked for 128, with two passes each.
-    assert seen == [len(LAYOUTS) * calls for calls in calls_a_picture]
+    assert seen == [len(LAYOUTS) * calls for calls in calls_a_image]
     if isinstance(guidance, Guidance):
-        assert guidance.network_calls(5) == sum(calls_a_picture)
+        assert guidance.network_calls(5) == sum(calls_a_image)
 
 
 def test_heun_evaluates_twice_a_step_under_the_guidance_of_that_step(model, style, monkeypatch):
@@ -135,7 +135,7 @@ def test_heun_evaluates_twice_a_step_under_the_guidance_of_that_step(model, styl
     assert guidance.network_calls(5, "heun") == sum(seen)
 
 
-def test_style_vectors_draw_what_the_pictures_they_come_from_draw(model, style):
+def test_style_vectors_draw_what_the_images_they_come_from_draw(model, style):
     vectors = model.style_vectors([style, style[:1], style[1:]])
     drawn = model.generate(LAYOUTS, style_vectors=vectors, steps=3, seed=4)
     assert np.array_equal(drawn, model.generate(LAYOUTS, [style, style[:1], style[1:]], steps=3, seed=4))
@@ -149,7 +149,7 @@ def test_style_vectors_draw_what_the_pictures_they_come_from_draw(model, style):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either style pictures or style_vectors"),
+        ({}, "either style images or style_vectors"),
         ({"style": [np.zeros((8, 8, 3), np.uint8)], "style_vectors": np.zeros(16)}, "either"),
         ({"style_vectors": np.zeros((2, 16))}, r"\(16,\) or \(3, 16\) expected"),
         ({"style_vectors": np.full(16, np.nan)}, "not finite"),
@@ -193,7 +193,7 @@ def test_bad_layouts_are_refused(model, style, layouts, message):
     [
         ([], "at least one"),
         ([np.zeros((8, 8), np.uint8)], "uint8 RGB"),
-        ([[np.zeros((8, 8, 3), np.uint8)]], "lists of style pictures for 3"),
+        ([[np.zeros((8, 8, 3), np.uint8)]], "lists of style images for 3"),
     ],
 )
 def test_bad_styles_are_refused(model, style, message):
@@ -213,11 +213,11 @@ def test_folders_that_hold_no_model_are_refused(tmp_path):
 
 
 def test_after_a_short_training_layout_gives_the_shapes_and_style_the_colours(diffusion_config, tiny_dataset, tmp_path):
-    """What the method is for: swap the layouts and the discs move; swap the style pictures and the colours change."""
+    """What the method is for: swap the layouts and the discs move; swap the style images and the colours change."""
     from stedm.config import DenoiserConfig, StyleConfig
     from stedm.data.folder import DatasetFolder
 
-    root = tiny_dataset(patients={"train": 12, "unlabeled": 4}, pictures=4, picture_px=16)
+    root = tiny_dataset(patients={"train": 12, "unlabeled": 4}, images=4, image_px=16)
     dataset = DatasetFolder.open(root, allow_unlabeled_masks=True)
     config = diffusion_config(
         steps=400,
@@ -228,53 +228,50 @@ def test_after_a_short_training_layout_gives_the_shapes_and_style_the_colours(di
         layout_dropout=0.0,
         checkpoint_every_steps=400,
         denoiser=DenoiserConfig(channels=[32, 48], norm_groups=8, layout_channels=8),
-        style=StyleConfig(dim=32, channels=[12, 24], n_pictures=2, dropout=0.1),
+        style=StyleConfig(dim=32, channels=[12, 24], n_images=2, dropout=0.1),
     )
-    model = train_diffusion(config, dataset.split("train"), dataset.split("unlabeled"), tmp_path, picture_px=16)
-    held = PictureCache(dataset.split("unlabeled"), 16)
+    model = train_diffusion(config, dataset.split("train"), dataset.split("unlabeled"), tmp_path, image_px=16)
+    held = ImageCache(dataset.split("unlabeled"), 16)
     rows = [0, 4, 8, 12]
     layouts = np.stack([held.mask(row) for row in rows])
     # Row r: layout r painted in the style of the patient of row r, and of the next patient.
     for shift in (0, 1):
         owners = np.roll(rows, -shift)
-        styles = [[held.picture(int(row) + k) for k in (1, 2)] for row in owners]
+        styles = [[held.image(int(row) + k) for k in (1, 2)] for row in owners]
         drawn = model.generate(layouts, styles, steps=12, guidance=1.0)
-        for picture, layout, owner in zip(drawn, layouts, owners, strict=True):
-            inside, outside = picture[layout == 1].mean(axis=0), picture[layout == 0].mean(axis=0)
+        for image, layout, owner in zip(drawn, layouts, owners, strict=True):
+            inside, outside = image[layout == 1].mean(axis=0), image[layout == 0].mean(axis=0)
             distances = []
             for row in rows:
-                real, mask = held.picture(row), held.mask(row)
+                real, mask = held.image(row), held.mask(row)
                 there = np.concatenate([real[mask == 1].mean(axis=0), real[mask == 0].mean(axis=0)])
                 distances.append(np.linalg.norm(there - np.concatenate([inside, outside])))
             assert rows[int(np.argmin(distances))] == owner, f"style of patient {owner} not recognised: {distances}"
 
 
-def test_pictures_are_painted_anew_from_some_noise(model, style):
-    pictures = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+def test_images_are_painted_anew_from_some_noise(model, style):
+    images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     generate = partial(model.generate, LAYOUTS, style, steps=3, seed=4)
     changes = [
-        np.abs(generate(start_pictures=pictures, start=start).astype(int) - pictures).mean()
-        for start in (0.02, 0.5, 0.99)
+        np.abs(generate(start_images=images, start=start).astype(int) - images).mean() for start in (0.02, 0.5, 0.99)
     ]
     assert changes == sorted(changes)
     assert changes[0] < 5 < changes[2]
-    together = generate(start_pictures=pictures, start=0.5)
-    alone = model.generate(
-        LAYOUTS[1], style, steps=3, seed=[_picture_seed(4, 1)], start_pictures=pictures[1:2], start=0.5
-    )
+    together = generate(start_images=images, start=0.5)
+    alone = model.generate(LAYOUTS[1], style, steps=3, seed=[_image_seed(4, 1)], start_images=images[1:2], start=0.5)
     assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": 0.5}, "needs start_pictures"),
-        ({"start_pictures": np.zeros((3, 16, 16, 3), np.uint8)}, "a start between 0 and 1"),
-        ({"start_pictures": np.zeros((2, 16, 16, 3), np.uint8), "start": 0.5}, r"\(3, 16, 16, 3\) expected"),
-        ({"start_pictures": np.zeros((3, 16, 16, 3)), "start": 0.5}, "float64"),
+        ({"start": 0.5}, "needs start_images"),
+        ({"start_images": np.zeros((3, 16, 16, 3), np.uint8)}, "a start between 0 and 1"),
+        ({"start_images": np.zeros((2, 16, 16, 3), np.uint8), "start": 0.5}, r"\(3, 16, 16, 3\) expected"),
+        ({"start_images": np.zeros((3, 16, 16, 3)), "start": 0.5}, "float64"),
     ],
     ids=str,
 )
-def test_unusable_start_pictures_are_refused(model, style, options, message):
+def test_unusable_start_images_are_refused(model, style, options, message):
     with pytest.raises(StedmError, match=message):
         model.generate(LAYOUTS, style, steps=1, **options)

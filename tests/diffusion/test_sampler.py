@@ -21,7 +21,7 @@ def _signal_and_noise(objective: str, timestep: torch.Tensor) -> tuple[torch.Ten
 
 
 def _prediction(objective: str, noisy, timestep, mean: torch.Tensor | float, sd: float) -> torch.Tensor:
-    """What a perfect network predicts where pictures are Gaussian: the posterior mean, exactly (sd 0 = one picture)."""
+    """What a perfect network predicts where images are Gaussian: the posterior mean, exactly (sd 0 = one image)."""
     a, b = _signal_and_noise(objective, timestep)
     surplus = (noisy - a * mean) / (a**2 * sd**2 + b**2)
     clean, noise = mean + a * sd**2 * surplus, b * surplus
@@ -56,17 +56,17 @@ def test_network_calls_are_exactly_those_promised(objective, name, steps, shift)
 @pytest.mark.parametrize("steps", [4, 12, 125, 128, 242])
 @pytest.mark.parametrize(("objective", "name"), PAIRS)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_the_one_picture_that_a_network_knows_is_found(objective, name, steps, shift):
+def test_the_one_image_that_a_network_knows_is_found(objective, name, steps, shift):
     """Only a path that ends at sigma 0 leaves no noise in it."""
     generator = torch.Generator().manual_seed(0)
-    picture, noise = torch.randn(2, 1, 3, 4, 4, generator=generator)
-    drawn = _draw(objective, name, steps, noise, picture, 0.0, shift)
-    torch.testing.assert_close(drawn, picture, atol=1e-3, rtol=1e-3)
+    image, noise = torch.randn(2, 1, 3, 4, 4, generator=generator)
+    drawn = _draw(objective, name, steps, noise, image, 0.0, shift)
+    torch.testing.assert_close(drawn, image, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("objective", "name"), PAIRS)
 def test_many_steps_take_noise_where_the_differential_equation_takes_it(objective, name):
-    """Pictures N(mean, sd) are reached from noise z along mean + sd z, whatever the solver."""
+    """Images N(mean, sd) are reached from noise z along mean + sd z, whatever the solver."""
     mean, sd, noise = 0.5, 0.3, torch.linspace(-2, 2, 9).view(9, 1, 1, 1)
     few, many = (_draw(objective, name, steps, noise, mean, sd) - (mean + sd * noise) for steps in (12, 250))
     # The error of the first order solvers falls with the number of steps, and from there on faster.
@@ -97,7 +97,7 @@ def test_ddim_is_diffusers_ddim_where_that_is_exact():
 
 
 def test_flow_is_told_the_time_it_is_at():
-    """Not a whole number below it: near the picture a thousandth is much."""
+    """Not a whole number below it: near the image a thousandth is much."""
     for name in SAMPLERS["flow"]:
         scheduler = make_sampler(name, "flow", 60)
         torch.testing.assert_close(scheduler.timesteps[-1] / 1000, torch.tensor(1 / 60), rtol=0.06, atol=0)
@@ -106,7 +106,7 @@ def test_flow_is_told_the_time_it_is_at():
 
 
 @pytest.mark.parametrize("name", SAMPLERS["flow"])
-def test_a_shift_multiplies_the_ratio_of_noise_to_picture(name):
+def test_a_shift_multiplies_the_ratio_of_noise_to_image(name):
     even, moved = (make_sampler(name, "flow", 8, shift).sigmas[:-1].double() for shift in (1.0, 3.0))
     if name == "heun":
         even, moved = even[::2], moved[::2]
@@ -130,17 +130,17 @@ def test_samplers_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("name", SAMPLERS["flow"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_a_way_may_begin_at_a_picture_with_some_noise(name, shift):
-    picture, other, noise = torch.randn(3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+def test_a_way_may_begin_at_a_image_with_some_noise(name, shift):
+    image, other, noise = torch.randn(3, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     scheduler = make_sampler(name, "flow", 4, shift, start=0.6)
     assert float(scheduler.timesteps[0]) == pytest.approx(600, abs=1)
     assert float(scheduler.sigmas[-1]) == 0.0
-    # The network knows one picture; the way to it is found from another one with noise up to that time.
-    drawn = _draw("flow", name, 4, torch.lerp(other, noise, 0.6), picture, 0.0, shift, start=0.6)
-    torch.testing.assert_close(drawn, picture, atol=1e-3, rtol=1e-3)
+    # The network knows one image; the way to it is found from another one with noise up to that time.
+    drawn = _draw("flow", name, 4, torch.lerp(other, noise, 0.6), image, 0.0, shift, start=0.6)
+    torch.testing.assert_close(drawn, image, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("objective", ["eps", "v"])
-def test_only_flow_begins_at_a_picture(objective):
+def test_only_flow_begins_at_a_image(objective):
     with pytest.raises(StedmError, match="objective flow only"):
         make_sampler("dpm++", objective, 4, start=0.5)

@@ -1,7 +1,7 @@
 """The point of the method: the layout decides where things are, the style how they look, and neither does the other.
 
 A brief real training on blobs (half of the area, darker by the same step everywhere) in the patient's hue. Then
-pictures are asked for whose layouts nobody has seen, in the hues of patients nobody annotated.
+images are asked for whose layouts nobody has seen, in the hues of patients nobody annotated.
 """
 
 from pathlib import Path
@@ -35,11 +35,11 @@ def _paint(layout: np.ndarray, hue: int, *ids: str | int) -> np.ndarray:
     return np.clip(128 + _colour(hue) + np.where(layout[..., None] == 1, -35, 35) + noise, 0, 255).astype(np.uint8)
 
 
-def _cohort(root: Path, n_patients: int, n_pictures: int) -> DatasetFolder:
+def _cohort(root: Path, n_patients: int, n_images: int) -> DatasetFolder:
     rows = []
     for patient in range(n_patients):
         hue = patient % N_HUES
-        for i in range(n_pictures):
+        for i in range(n_images):
             name, layout = f"p{patient}_{i}.png", _layout(patient, i)
             write_png(root / "images" / name, _paint(layout, hue, patient, i))
             write_png(root / "masks" / name, layout)
@@ -50,11 +50,11 @@ def _cohort(root: Path, n_patients: int, n_pictures: int) -> DatasetFolder:
     return DatasetFolder.open(root)
 
 
-def _train(root: Path, sampling: str, n_patients: int, n_pictures: int):
-    dataset = _cohort(root / "data", n_patients, n_pictures)
+def _train(root: Path, sampling: str, n_patients: int, n_images: int):
+    dataset = _cohort(root / "data", n_patients, n_images)
     config = DiffusionConfig(
         denoiser=DenoiserConfig(channels=[16, 32], norm_groups=8, layout_channels=4),
-        style=StyleConfig(dim=32, channels=[8, 16], n_pictures=2, sampling=sampling),
+        style=StyleConfig(dim=32, channels=[8, 16], n_images=2, sampling=sampling),
         recolour=RecolourConfig(probability=0.0),
         unlabeled_fraction=0.3,
         steps=200,
@@ -65,27 +65,27 @@ def _train(root: Path, sampling: str, n_patients: int, n_pictures: int):
         checkpoint_every_steps=200,
         precision="fp32",
     )
-    return train_diffusion(config, dataset.split("train"), dataset.split("unlabeled"), root / "run", picture_px=PX)
+    return train_diffusion(config, dataset.split("train"), dataset.split("unlabeled"), root / "run", image_px=PX)
 
 
-def _agreement(pictures: np.ndarray, layouts: np.ndarray) -> float:
+def _agreement(images: np.ndarray, layouts: np.ndarray) -> float:
     """Part of the pixels whose class, read from the brightness, is the layout's; 0.5 = chance."""
-    grey = pictures.astype(float).mean(axis=3)
+    grey = images.astype(float).mean(axis=3)
     return float(((grey < np.median(grey, axis=(1, 2), keepdims=True)) == layouts).mean())
 
 
-def _hue_accuracy(pictures: np.ndarray, hues: np.ndarray) -> float:
-    """Part of the pictures whose mean colour is nearest to that of the hue."""
-    mean = pictures.astype(float).mean(axis=(1, 2))
+def _hue_accuracy(images: np.ndarray, hues: np.ndarray) -> float:
+    """Part of the images whose mean colour is nearest to that of the hue."""
+    mean = images.astype(float).mean(axis=(1, 2))
     colour = mean - mean.mean(axis=1, keepdims=True)
     candidates = np.stack([_colour(hue) for hue in range(N_HUES)])
     nearest = np.linalg.norm(colour[:, None] - candidates, axis=2).argmin(axis=1)
     return float((nearest == hues).mean())
 
 
-@pytest.mark.parametrize(("sampling", "n_patients", "n_pictures"), [("cohort", N_HUES, 8), ("augmented", 72, 1)])
-def test_layout_and_style_are_separate(tmp_path, sampling, n_patients, n_pictures):
-    model = _train(tmp_path, sampling, n_patients, n_pictures)
+@pytest.mark.parametrize(("sampling", "n_patients", "n_images"), [("cohort", N_HUES, 8), ("augmented", 72, 1)])
+def test_layout_and_style_are_separate(tmp_path, sampling, n_patients, n_images):
+    model = _train(tmp_path, sampling, n_patients, n_images)
     layouts = np.stack([_layout("asked", i) for i in range(N)])
     hues = np.array([UNANNOTATED_HUES[i % 3] for i in range(N)])
     styles = [[_paint(_layout("style", i), hues[i], "style", i)] for i in range(N)]

@@ -30,7 +30,7 @@ def test_every_trainable_parameter_moves_in_one_step(diffusion_config, cohort, t
         steps=1, batch=8, weight_decay=0.0, ema_decay=0.0, style=StyleConfig(dim=16, channels=[8, 12], dropout=0.5)
     )
     before = make_denoiser(config, PixelCodec(2), n_classes=2, seed=3)
-    after = train_diffusion(config, *cohort, tmp_path, picture_px=16, seed=3).denoiser
+    after = train_diffusion(config, *cohort, tmp_path, image_px=16, seed=3).denoiser
     moved = dict(after.named_parameters())
     names = [name for name, parameter in before.named_parameters() if parameter.requires_grad]
     assert any(name.startswith("style_encoder") for name in names)
@@ -40,7 +40,7 @@ def test_every_trainable_parameter_moves_in_one_step(diffusion_config, cohort, t
 
 def test_golden_loss_trace(diffusion_config, cohort, tmp_path):
     """A fixed seed gives the stored losses: a change of the science shows here and must be deliberate."""
-    train_diffusion(diffusion_config(steps=20, lr=5e-3), *cohort, tmp_path, picture_px=16, seed=0)
+    train_diffusion(diffusion_config(steps=20, lr=5e-3), *cohort, tmp_path, image_px=16, seed=0)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 10, 20]
     np.testing.assert_allclose([row["loss"] for row in rows], GOLDEN, rtol=2e-3)
@@ -52,7 +52,7 @@ GOLDEN = [1.9599, 1.8031, 1.5729]
 @pytest.mark.parametrize("objective", ["eps", "v", "flow"])
 def test_every_objective_learns(diffusion_config, cohort, tmp_path, objective):
     config = diffusion_config(objective=objective, steps=60, batch=8, lr=3e-3, checkpoint_every_steps=60)
-    train_diffusion(config, *cohort, tmp_path, picture_px=16)
+    train_diffusion(config, *cohort, tmp_path, image_px=16)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert np.mean(losses[-2:]) < 0.75 * losses[0]
 
@@ -62,17 +62,17 @@ def test_a_sample_is_a_pure_function_of_its_index(diffusion_config, cohort):
     second[7]
     for key, value in first[3].items():
         assert torch.equal(value, second[3][key])
-    assert not torch.equal(first[3]["picture"], first[4]["picture"])
+    assert not torch.equal(first[3]["image"], first[4]["image"])
 
 
-def test_patients_or_pictures_are_drawn_alike(diffusion_config, tiny_dataset):
-    dataset = DatasetFolder.open(tiny_dataset(name="uneven", picture_px=16))
+def test_patients_or_images_are_drawn_alike(diffusion_config, tiny_dataset):
+    dataset = DatasetFolder.open(tiny_dataset(name="uneven", image_px=16))
     train = dataset.split("train")
     first = train.table["patient_id"].iloc[0]
     rows = np.flatnonzero((train.table["patient_id"] != first) | ~train.table["patient_id"].duplicated())
-    uneven = train.select(rows.tolist())  # one picture of the first patient, all of the others
+    uneven = train.select(rows.tolist())  # one image of the first patient, all of the others
     seen = {}
-    for balance in ("patients", "pictures"):
+    for balance in ("patients", "images"):
         samples = DiffusionSamples(
             diffusion_config(balance=balance, unlabeled_fraction=0, steps=100), uneven, None, 16, 0
         )
@@ -80,8 +80,8 @@ def test_patients_or_pictures_are_drawn_alike(diffusion_config, tiny_dataset):
         seen[balance] = (drawn == first).mean()
     n_patients = uneven.table["patient_id"].nunique()
     assert seen["patients"] == pytest.approx(1 / n_patients, abs=0.1)
-    assert seen["pictures"] == pytest.approx(1 / len(uneven), abs=0.1)
-    assert seen["patients"] > seen["pictures"] + 0.1
+    assert seen["images"] == pytest.approx(1 / len(uneven), abs=0.1)
+    assert seen["patients"] > seen["images"] + 0.1
 
 
 def test_what_training_draws_for_a_sample_is_a_pure_function_of_its_index(diffusion_config, cohort):
@@ -98,12 +98,12 @@ def test_what_training_draws_for_a_sample_is_a_pure_function_of_its_index(diffus
 
 def test_workers_read_the_same_samples(diffusion_config, cohort, tmp_path):
     for workers in (0, 2):
-        train_diffusion(diffusion_config(workers=workers), *cohort, tmp_path / str(workers), picture_px=16)
+        train_diffusion(diffusion_config(workers=workers), *cohort, tmp_path / str(workers), image_px=16)
     alone, together = _weights(tmp_path / "0"), _weights(tmp_path / "2")
     assert all(torch.equal(value, together[name]) for name, value in alone.items())
 
 
-def test_unannotated_pictures_train_with_unknown_layout_and_their_masks_are_never_opened(diffusion_config, cohort):
+def test_unannotated_images_train_with_unknown_layout_and_their_masks_are_never_opened(diffusion_config, cohort):
     annotated, unlabeled = cohort
     for row in range(len(unlabeled)):
         (unlabeled.root / unlabeled.table["mask_file_name"][row]).write_bytes(b"not to be opened")
@@ -114,14 +114,12 @@ def test_unannotated_pictures_train_with_unknown_layout_and_their_masks_are_neve
     assert not any((samples[i]["layout"] == 2).any() for i in range(20))
 
 
-def test_pseudo_labels_are_the_layouts_of_unannotated_pictures_and_turn_with_them(
-    diffusion_config, cohort, tiny_dataset
-):
+def test_pseudo_labels_are_the_layouts_of_unannotated_images_and_turn_with_them(diffusion_config, cohort, tiny_dataset):
     annotated, unlabeled = cohort
-    twin = DatasetFolder.open(tiny_dataset(name="twin", picture_px=16, patients={"train": 3}))
-    # The same pictures under split train; their layouts here: bright pixels are class 1, the upper half is unsure.
+    twin = DatasetFolder.open(tiny_dataset(name="twin", image_px=16, patients={"train": 3}))
+    # The same images under split train; their layouts here: bright pixels are class 1, the upper half is unsure.
     for row in range(len(unlabeled)):
-        layout = (unlabeled.read_picture(row)[..., 0] > 127).astype(np.uint8)
+        layout = (unlabeled.read_image(row)[..., 0] > 127).astype(np.uint8)
         layout[:8] = 255
         write_png(twin.root / twin.table["mask_file_name"][row], layout)
     config = diffusion_config(unlabeled_fraction=1.0, layout_dropout=0.0)
@@ -129,7 +127,7 @@ def test_pseudo_labels_are_the_layouts_of_unannotated_pictures_and_turn_with_the
     for sample in (samples[i] for i in range(10)):
         known = sample["layout"] != 2
         assert known.sum() == 16 * 8
-        assert torch.equal(sample["layout"][known], (sample["picture"][0] > 127).long()[known])
+        assert torch.equal(sample["layout"][known], (sample["image"][0] > 127).long()[known])
     hidden = DiffusionSamples(config.model_copy(update={"layout_dropout": 1.0}), annotated, unlabeled, 16, 0, twin)
     assert (hidden[0]["layout"] == 2).all()
     with pytest.raises(StedmError, match="layouts for"):
@@ -144,16 +142,16 @@ def test_pixels_under_the_ignore_index_are_unknown(diffusion_config, cohort):
     assert (samples[0]["layout"] == 2).all()
 
 
-def test_no_annotated_picture_is_refused(diffusion_config, cohort, tmp_path):
+def test_no_annotated_image_is_refused(diffusion_config, cohort, tmp_path):
     annotated, unlabeled = cohort
-    with pytest.raises(StedmError, match="no annotated picture"):
-        train_diffusion(diffusion_config(), annotated.select([]), unlabeled, tmp_path, picture_px=16)
+    with pytest.raises(StedmError, match="no annotated image"):
+        train_diffusion(diffusion_config(), annotated.select([]), unlabeled, tmp_path, image_px=16)
 
 
 def test_killed_training_ends_in_the_weights_of_an_uninterrupted_one(diffusion_config, tiny_dataset, tmp_path):
     """A real process, killed with SIGKILL at a moment between two checkpoints."""
     diffusion = diffusion_config(steps=60, checkpoint_every_steps=8)
-    config = RunConfig(name="kill", data={"path": tiny_dataset(picture_px=16), "picture_px": 16}, diffusion=diffusion)
+    config = RunConfig(name="kill", data={"path": tiny_dataset(image_px=16), "image_px": 16}, diffusion=diffusion)
     (tmp_path / "c.yaml").write_text(to_yaml(config))
 
     def command(output: str) -> list[str]:
@@ -187,7 +185,7 @@ def test_the_saved_model_has_the_averaged_weights(diffusion_config, cohort, tmp_
     """The released reference kept averaged weights and never used them."""
     for decay, differs in ((0.99, True), (0.0, False)):
         folder = tmp_path / str(decay)
-        train_diffusion(diffusion_config(steps=4, lr=1e-2, ema_decay=decay), *cohort, folder, picture_px=16)
+        train_diffusion(diffusion_config(steps=4, lr=1e-2, ema_decay=decay), *cohort, folder, image_px=16)
         raw = load_file(folder / "checkpoints" / "step-00000004" / "model.safetensors")
         saved = _weights(folder)
         name = "style_to_time.weight"
@@ -205,8 +203,8 @@ def test_an_autoencoder_as_first_stage(diffusion_config, cohort, tmp_path):
         tmp_path / "vae"
     )
     config = diffusion_config(codec=AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "vae"))
-    train_diffusion(config, *cohort, tmp_path / "run", picture_px=16)
+    train_diffusion(config, *cohort, tmp_path / "run", image_px=16)
     model = StyleDiffusion.from_pretrained(tmp_path / "run" / "model")
-    style = [cohort[1].read_picture(0)]
+    style = [cohort[1].read_image(0)]
     assert model.generate(np.zeros((2, 16, 16), np.uint8), style, steps=2).shape == (2, 16, 16, 3)
     assert model.codec.latent_channels == 3

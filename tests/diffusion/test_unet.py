@@ -126,8 +126,8 @@ def test_every_combination_trains_whole_and_saves(diffusion_config, cohort, tmp_
         ema_decay=0.0,
         style=base.style.model_copy(update={"injection": injection, "aggregation": aggregation, "dropout": 0.5}),
     )
-    before = make_denoiser(config, PixelCodec(2), 2, seed=3, picture_px=16)
-    model = train_diffusion(config, *cohort, tmp_path, picture_px=16, seed=3)
+    before = make_denoiser(config, PixelCodec(2), 2, seed=3, image_px=16)
+    model = train_diffusion(config, *cohort, tmp_path, image_px=16, seed=3)
     moved = dict(model.denoiser.named_parameters())
     stayed = [name for name, start in before.named_parameters() if torch.equal(start, moved[name])]
     assert stayed == []
@@ -140,8 +140,8 @@ def test_a_frozen_style_encoder_stays_and_the_rest_learns(diffusion_config, coho
         ema_decay=0.0,
         style=base.style.model_copy(update={"trainable": False, "aggregation": "attention"}),
     )
-    before = make_denoiser(config, PixelCodec(2), 2, seed=3, picture_px=16)
-    moved = dict(train_diffusion(config, *cohort, tmp_path, picture_px=16, seed=3).denoiser.named_parameters())
+    before = make_denoiser(config, PixelCodec(2), 2, seed=3, image_px=16)
+    moved = dict(train_diffusion(config, *cohort, tmp_path, image_px=16, seed=3).denoiser.named_parameters())
     stayed = {name.split(".")[0] for name, start in before.named_parameters() if torch.equal(start, moved[name])}
     learned = {name.split(".")[0] for name, start in before.named_parameters() if not torch.equal(start, moved[name])}
     assert stayed == {"style_encoder", "aggregate"}
@@ -188,12 +188,12 @@ def test_activation_checkpointing_is_asked_for_by_the_configuration(diffusion_co
     monkeypatch.setattr(StyleDenoiser, "checkpoint_activations", lambda self: asked.append(self))
     for on in (False, True):
         config = diffusion_config(steps=1, activation_checkpointing=on)
-        train_diffusion(config, *cohort, tmp_path / str(on), picture_px=16)
+        train_diffusion(config, *cohort, tmp_path / str(on), image_px=16)
         assert len(asked) == on
 
 
 def test_skip_adds_the_linear_estimate_of_the_flow():
-    """Of unit noise and pictures of unit variance: what an untrained network's zeros leave is least, and of variance
+    """Of unit noise and images of unit variance: what an untrained network's zeros leave is least, and of variance
     `scale` squared."""
     denoiser = tiny_denoiser(skip=True)
     for parameter in denoiser.unet.conv_out.parameters():

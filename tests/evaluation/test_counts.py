@@ -47,7 +47,7 @@ def test_ignored_pixels_do_not_count_whatever_is_predicted_there():
     assert counted.tolist() == [[1, 0, 0, 1], [1, 0, 0, 1]]
 
 
-def test_no_ignore_index_and_a_large_picture_do_not_overflow_small_integers():
+def test_no_ignore_index_and_a_large_image_do_not_overflow_small_integers():
     mask = np.ones((300, 300), np.uint8)
     assert count(mask, mask, 2, None).tolist() == [[0, 0, 0, 90000], [90000, 0, 0, 0]]
 
@@ -67,7 +67,7 @@ def table(**changes):
     return counts_table("real", 3, classes=["background", "gland"], **(arguments | changes))
 
 
-def test_table_sums_over_the_pictures_of_a_patient():
+def test_table_sums_over_the_images_of_a_patient():
     rows = table().astype({"class": str}).to_dict("records")
     assert len(rows) == 4
     assert rows[3] == {

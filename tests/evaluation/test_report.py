@@ -50,18 +50,18 @@ def verdict_of(scores, **options):
 @pytest.fixture(scope="module")
 def panels():
     rng = np.random.default_rng(0)
-    picture = lambda: rng.integers(256, size=(16, 16, 3), dtype=np.uint8)  # noqa: E731
+    image = lambda: rng.integers(256, size=(16, 16, 3), dtype=np.uint8)  # noqa: E731
     layout = np.zeros((16, 16), np.uint8)
     layout[4:, :8] = 1
     ignored = layout.copy()
     ignored[:, 15] = 255
-    grid = StyleGrid([[picture()], [picture(), picture()]], [layout], [[picture()], [picture()]], ODD_IDS[:2], "grid")
-    example = PatientExamples(ODD_IDS[3], [picture()], [layout], [picture()], "3")
+    grid = StyleGrid([[image()], [image(), image()]], [layout], [[image()], [image()]], ODD_IDS[:2], "grid")
+    example = PatientExamples(ODD_IDS[3], [image()], [layout], [image()], "3")
     overlays = [
-        Overlay(ODD_IDS[0], picture(), ignored, {"real": np.zeros_like(layout)}, {"real": float("nan")}, "Worst"),
-        Overlay("p01", picture(), layout, {"real": layout, "upper": layout}, {"real": 1.0, "upper": 1.0}, "Best"),
+        Overlay(ODD_IDS[0], image(), ignored, {"real": np.zeros_like(layout)}, {"real": float("nan")}, "Worst"),
+        Overlay("p01", image(), layout, {"real": layout, "upper": layout}, {"real": 1.0, "upper": 1.0}, "Best"),
     ]
-    strip = StyleStrip(layout, ([picture()] * 2, [picture()]), [picture() for _ in range(5)], ODD_IDS[:2], "strip")
+    strip = StyleStrip(layout, ([image()] * 2, [image()]), [image() for _ in range(5)], ODD_IDS[:2], "strip")
     return ReportPanels([grid], [example], overlays, [strip])
 
 
@@ -117,7 +117,7 @@ def test_verdict_that_helped(report):
     verdict = judge(report[2], CONFIG)
     assert verdict.tone == "better"
     assert verdict.pair == ("real+synthetic", "real")
-    expected = "Synthetic pictures raised mean IoU over 14 patients from 0.550 to 0.775 (+0.225, 95 % interval "
+    expected = "Synthetic images raised mean IoU over 14 patients from 0.550 to 0.775 (+0.225, 95 % interval "
     assert verdict.headline.startswith(expected)
     assert "the spread between patients fell (SD ratio 0.50" in verdict.headline
     assert verdict.headline in (report[0] / "report.html").read_text()
@@ -125,10 +125,10 @@ def test_verdict_that_helped(report):
 
 def test_verdict_is_honest():
     worse = verdict_of({"real": BASE, "real+synthetic": BASE - 0.1})
-    assert (worse.tone, worse.headline.split(":")[0]) == ("worse", "Synthetic pictures hurt")
+    assert (worse.tone, worse.headline.split(":")[0]) == ("worse", "Synthetic images hurt")
     same = verdict_of({"real": BASE, "real+synthetic": BASE[::-1]})
     assert same.tone == "unclear"
-    assert same.headline.startswith("No evidence that synthetic pictures changed mean IoU")
+    assert same.headline.startswith("No evidence that synthetic images changed mean IoU")
     alone = verdict_of({"real": BASE})
     assert "nothing to compare" in alone.headline
 
@@ -206,11 +206,11 @@ def test_figures_can_be_saved_as_png(tmp_path, panels):
             assert np.asarray(image.convert("L")).std() > 1, name
 
 
-def test_a_strip_shows_its_pictures_in_order_and_both_patients(panels):
+def test_a_strip_shows_its_images_in_order_and_both_patients(panels):
     strip = panels.style_strips[0]
     figure = figures.style_strip_figure(strip)
     shown = [ax.images[0].get_array() for ax in figure.axes if ax.images]
-    assert all(any(np.array_equal(picture, array) for array in shown) for picture in strip.generated)
+    assert all(any(np.array_equal(image, array) for array in shown) for image in strip.generated)
     assert [np.array_equal(a, b) for a, b in zip(shown[-5:], strip.generated, strict=True)] == [True] * 5
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert {"<script>alert(1)</script>", "a$b_{c", "layout", "generated"} <= set(texts)
@@ -308,7 +308,7 @@ def test_category_as_unit_and_groups_of_categories(tmp_path):
     html = (tmp_path / "a" / "report" / "report.html").read_text()
     for text in ("Annotated and unseen categories", "over 4 categories", "SD between categories", "Every category"):
         assert text in html, text
-    assert "<dt>Pictures</dt><dd>12</dd>" in html
+    assert "<dt>Images</dt><dd>12</dd>" in html
     assert "patients" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
     assert "unseen categories" in summary_text(summary)
     # Reports that agree on the unit are compared in it; groups that differ are left out.

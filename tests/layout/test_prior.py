@@ -4,19 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stedm.data.field import SmoothField
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.errors import StedmError
 from stedm.layout.measures import class_fractions, compare_layouts, component_areas
 from stedm.layout.prior import LayoutPrior
+from stedm.layout.random_field import SmoothField
 from stedm.layout.recipe import KINDS, Texture, build_layout, carve, join, tissue_field, warp
 
 NEW_KINDS = [kind for kind in KINDS if kind != "resample"]
 
 
-def blobs(fractions: list[float], seed: int, picture_px: int = 32) -> np.ndarray:
+def blobs(fractions: list[float], seed: int, image_px: int = 32) -> np.ndarray:
     """A layout of blobs with these class fractions, drawn without the code under test."""
-    grid = np.arange(picture_px) / picture_px
+    grid = np.arange(image_px) / image_px
     field = SmoothField(1.0, 1.0, 0.25, np.random.default_rng(seed))(grid, grid)
     edges = np.quantile(field, np.clip(np.cumsum(fractions)[:-1], 0, 1))
     return np.searchsorted(edges, field).astype(np.uint8)

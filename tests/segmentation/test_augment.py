@@ -21,22 +21,22 @@ def _noise(n: int = 8, px: int = 32) -> torch.Tensor:
 
 def _squares(n: int = 32, px: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     """Off-centre red rectangles (class 1) and a strip of ignored green on grey."""
-    pictures = torch.full((n, 3, px, px), 0.5)
+    images = torch.full((n, 3, px, px), 0.5)
     masks = torch.zeros(n, px, px, dtype=torch.uint8)
-    pictures[:, :, 4:20, 3:12] = torch.tensor([1.0, 0, 0])[:, None, None]
+    images[:, :, 4:20, 3:12] = torch.tensor([1.0, 0, 0])[:, None, None]
     masks[:, 4:20, 3:12] = 1
-    pictures[:, :, 24:30, 8:28] = torch.tensor([0, 1.0, 0])[:, None, None]
+    images[:, :, 24:30, 8:28] = torch.tensor([0, 1.0, 0])[:, None, None]
     masks[:, 24:30, 8:28] = 255
-    return pictures, masks
+    return images, masks
 
 
-def test_mask_follows_the_picture():
-    pictures, masks = _squares()
-    moved, labels = augment_geometry(pictures, masks, _generator())
+def test_mask_follows_the_image():
+    images, masks = _squares()
+    moved, labels = augment_geometry(images, masks, _generator())
     red = (moved[:, 0] > 0.75) & (moved[:, 1] < 0.25)
     green = (moved[:, 1] > 0.75) & (moved[:, 0] < 0.25)
     assert set(labels.unique().tolist()) == {0, 1, 255}
-    # Bilinear and nearest may differ on the edges of a zoomed picture, by less than a pixel.
+    # Bilinear and nearest may differ on the edges of a zoomed image, by less than a pixel.
     assert (red != (labels == 1)).float().mean() < 0.015
     assert (green != (labels == 255)).float().mean() < 0.015
     inner = torch.nn.functional.max_pool2d(-red.float(), 3, 1, 1) == -1
@@ -45,23 +45,23 @@ def test_mask_follows_the_picture():
 
 
 def test_unzoomed_samples_keep_their_pixels_and_all_eight_orientations_occur():
-    pictures, masks = _noise(256, 8), torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8).repeat(256, 1, 1)
-    moved, labels = augment_geometry(pictures, masks, _generator(), scale=(1.0, 1.0))
+    images, masks = _noise(256, 8), torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8).repeat(256, 1, 1)
+    moved, labels = augment_geometry(images, masks, _generator(), scale=(1.0, 1.0))
     orientations = {tuple(label.flatten().tolist()) for label in labels}
     upright = masks[0]
     wanted = {
         tuple(torch.rot90(view, turns).flatten().tolist()) for view in (upright, upright.flip(0)) for turns in range(4)
     }
     assert orientations == wanted
-    for picture, result, label in zip(pictures, moved, labels, strict=True):
-        source = picture.reshape(3, -1)[:, label.long().flatten()].reshape(3, 8, 8)
+    for image, result, label in zip(images, moved, labels, strict=True):
+        source = image.reshape(3, -1)[:, label.long().flatten()].reshape(3, 8, 8)
         assert torch.allclose(result, source, atol=1e-5)
 
 
 def test_zoom_goes_both_ways_and_leaves_half_of_the_samples():
-    pictures, masks = _squares(400)
+    images, masks = _squares(400)
     masks[masks == 255] = 0
-    _, labels = augment_geometry(pictures, masks, _generator())
+    _, labels = augment_geometry(images, masks, _generator())
     area = (labels == 1).float().sum(dim=(1, 2)) / (masks[0] == 1).sum()
     assert 0.4 < (area == 1).float().mean() < 0.65
     assert area.min() < 0.8
@@ -70,13 +70,13 @@ def test_zoom_goes_both_ways_and_leaves_half_of_the_samples():
 
 @pytest.mark.parametrize("arm", ["real", "real+stain"])
 def test_a_batch_is_a_function_of_the_generator(arm):
-    pictures = (_noise() * 255).round().byte().permute(0, 2, 3, 1)
+    images = (_noise() * 255).round().byte().permute(0, 2, 3, 1)
     masks = torch.randint(0, 2, (8, 32, 32), dtype=torch.uint8)
     torch.manual_seed(0)
-    first = augment_batch(pictures, masks, _generator(3), SegmentationConfig(), arm)
+    first = augment_batch(images, masks, _generator(3), SegmentationConfig(), arm)
     torch.manual_seed(1)
-    again = augment_batch(pictures, masks, _generator(3), SegmentationConfig(), arm)
-    other = augment_batch(pictures, masks, _generator(4), SegmentationConfig(), arm)
+    again = augment_batch(images, masks, _generator(3), SegmentationConfig(), arm)
+    other = augment_batch(images, masks, _generator(4), SegmentationConfig(), arm)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
@@ -86,49 +86,49 @@ def test_a_batch_is_a_function_of_the_generator(arm):
 
 
 def test_stain_arm_changes_colours_and_not_masks():
-    pictures = (_noise() * 255).round().byte().permute(0, 2, 3, 1)
+    images = (_noise() * 255).round().byte().permute(0, 2, 3, 1)
     masks = torch.randint(0, 2, (8, 32, 32), dtype=torch.uint8)
-    plain, plain_masks = augment_batch(pictures, masks, _generator(3), SegmentationConfig(), "real")
-    stained, stained_masks = augment_batch(pictures, masks, _generator(3), SegmentationConfig(), "real+stain")
+    plain, plain_masks = augment_batch(images, masks, _generator(3), SegmentationConfig(), "real")
+    stained, stained_masks = augment_batch(images, masks, _generator(3), SegmentationConfig(), "real+stain")
     assert torch.equal(plain_masks, stained_masks)
     assert (plain - stained).abs().mean() > 0.02
 
 
 def test_strength_zero_is_the_identity():
-    pictures = _noise()
-    assert (augment_stain(pictures, _generator(), NOTHING) - pictures).abs().max() < 0.6 / 255
+    images = _noise()
+    assert (augment_stain(images, _generator(), NOTHING) - images).abs().max() < 0.6 / 255
     never = ALWAYS.model_copy(update={"probability": 0.0})
-    assert (augment_stain(pictures, _generator(), never) - pictures).abs().max() < 0.6 / 255
+    assert (augment_stain(images, _generator(), never) - images).abs().max() < 0.6 / 255
 
 
 @pytest.mark.parametrize("knob", sorted(set(StainAugmentConfig.model_fields) - {"probability", "kind", "template_sd"}))
-def test_each_knob_alone_changes_pictures_differently_per_sample(knob):
-    picture = _noise(1).repeat(6, 1, 1, 1)
+def test_each_knob_alone_changes_images_differently_per_sample(knob):
+    image = _noise(1).repeat(6, 1, 1, 1)
     config = NOTHING.model_copy(update={knob: getattr(StainAugmentConfig(), knob)})
-    changed = augment_stain(picture, _generator(), config)
-    assert (changed - picture).abs().amax(dim=(1, 2, 3)).max() > 2 / 255
-    assert len({round(float(change), 5) for change in (changed - picture).abs().mean(dim=(1, 2, 3))}) >= 3
+    changed = augment_stain(image, _generator(), config)
+    assert (changed - image).abs().amax(dim=(1, 2, 3)).max() > 2 / 255
+    assert len({round(float(change), 5) for change in (changed - image).abs().mean(dim=(1, 2, 3))}) >= 3
 
 
 def test_stain_jitter_agrees_with_scikit_image():
     from skimage.color import combine_stains, hed_from_rgb, rgb_from_hed, separate_stains
 
-    from stedm.data.stain import scale_stains
+    from stedm.colour.stain import scale_stains
 
     # Colours that really are mixtures of the three stains: scikit-image cuts negative amounts off.
     amounts = torch.rand(16, 16, 3, generator=_generator()).double() * 0.04
-    picture = combine_stains(amounts.numpy(), rgb_from_hed)
+    image = combine_stains(amounts.numpy(), rgb_from_hed)
     scale, bias = torch.tensor([[1.2, 0.9, 0.7]]).double(), torch.tensor([[0.02, -0.0, 0.05]]).double()
     unit = -torch.log(torch.tensor(1e-6).double())  # scikit-image measures density in this unit
-    jittered = separate_stains(picture, hed_from_rgb) * scale.numpy() + (bias / unit).numpy()
+    jittered = separate_stains(image, hed_from_rgb) * scale.numpy() + (bias / unit).numpy()
     expected = torch.from_numpy(combine_stains(jittered, rgb_from_hed))
-    ours = scale_stains(torch.from_numpy(picture).permute(2, 0, 1)[None], scale, bias)[0].permute(1, 2, 0)
+    ours = scale_stains(torch.from_numpy(image).permute(2, 0, 1)[None], scale, bias)[0].permute(1, 2, 0)
     assert torch.allclose(ours, expected, atol=1e-6)
 
 
 def test_blur_keeps_the_mean_and_removes_detail():
-    picture = _noise(4, 64)
+    image = _noise(4, 64)
     config = NOTHING.model_copy(update={"blur_sigma_px": 2.0})
-    blurred = augment_stain(picture, _generator(1), config)
-    assert (blurred.mean(dim=(1, 2, 3)) - picture.mean(dim=(1, 2, 3))).abs().max() < 0.01
-    assert blurred.std(dim=(1, 2, 3)).min() < 0.6 * picture.std()
+    blurred = augment_stain(image, _generator(1), config)
+    assert (blurred.mean(dim=(1, 2, 3)) - image.mean(dim=(1, 2, 3))).abs().max() < 0.01
+    assert blurred.std(dim=(1, 2, 3)).min() < 0.6 * image.std()

@@ -98,13 +98,13 @@ def test_default_network_has_no_idle_parameters():
 def test_save_and_load_give_equal_logits(tmp_path, architecture):
     config = TINY.model_copy(update={"architecture": architecture})
     network = build_segmenter(config, 3, seed=1)
-    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
-    network(pictures)  # moves the running statistics of the batch norms, which must be saved too
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    network(images)  # moves the running statistics of the batch norms, which must be saved too
     network.eval()
     folder = save_segmenter(tmp_path / "m", network, config, DatasetInfo("x", ["a", "b", "c"], ignore_index=9), 32)
     loaded, info = load_segmenter(folder)
-    assert torch.equal(loaded(pictures), network(pictures))
-    assert (info.classes, info.picture_px, info.ignore_index) == (["a", "b", "c"], 32, 9)
+    assert torch.equal(loaded(images), network(images))
+    assert (info.classes, info.image_px, info.ignore_index) == (["a", "b", "c"], 32, 9)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -186,21 +186,21 @@ def test_decoder_needs_a_width_per_level():
         SegmentationConfig(encoder_depth=5, decoder_channels=[8, 8, 8])
 
 
-def test_a_mirroring_segmenter_follows_a_mirrored_picture(tmp_path):
+def test_a_mirroring_segmenter_follows_a_mirrored_image(tmp_path):
     info = DatasetInfo(name="tiny", classes=["a", "b"])
     plain = build_segmenter(TINY, 2, seed=3).eval()
     folder = save_segmenter(tmp_path / "model", plain, TINY.model_copy(update={"mirror": True}), info, 32)
     network, read = load_segmenter(folder)
     assert read.mirror
-    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         for axes in ((2,), (3,), (2, 3)):
-            turned = network(pictures.flip(axes)).softmax(dim=1).flip(axes)
-            torch.testing.assert_close(turned, network(pictures).softmax(dim=1))
-            assert not torch.allclose(plain(pictures.flip(axes)).flip(axes), plain(pictures), atol=1e-3)
+            turned = network(images.flip(axes)).softmax(dim=1).flip(axes)
+            torch.testing.assert_close(turned, network(images).softmax(dim=1))
+            assert not torch.allclose(plain(images.flip(axes)).flip(axes), plain(images), atol=1e-3)
     # Folders of before say nothing of mirrors, and predict as they did.
     values = json.loads((folder / "config.json").read_text())
     del values["mirror"]
     (folder / "config.json").write_text(json.dumps(values))
     with torch.no_grad():
-        torch.testing.assert_close(load_segmenter(folder)[0](pictures), plain(pictures))
+        torch.testing.assert_close(load_segmenter(folder)[0](images), plain(images))

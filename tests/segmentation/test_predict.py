@@ -22,42 +22,42 @@ def model(tmp_path, network):
     return save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", ["a", "b", "c"]), 32)
 
 
-def _pictures(n: int, height: int, width: int) -> np.ndarray:
+def _images(n: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, height, width, 3), np.uint8)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 40), (7, 50), (1, 1)])
 def test_any_size_gives_masks_of_that_size(network, height, width):
-    masks = predict_masks(network, _pictures(3, height, width))
+    masks = predict_masks(network, _images(3, height, width))
     assert masks.shape == (3, height, width)
     assert masks.dtype == np.uint8
     assert masks.max() < 3
 
 
 def test_masks_are_the_most_probable_classes_whatever_the_batch(network):
-    pictures = _pictures(5, 32, 32)
+    images = _images(5, 32, 32)
     network.train()
-    masks = predict_masks(network, pictures, batch=2)
+    masks = predict_masks(network, images, batch=2)
     assert network.training
     network.eval()
     with torch.no_grad():
-        logits = network(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1)
+        logits = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
     assert len(np.unique(masks)) > 1
     assert (masks == logits.argmax(dim=1).numpy()).mean() > 0.999
-    assert np.array_equal(masks, predict_masks(network, pictures, batch=5))
+    assert np.array_equal(masks, predict_masks(network, images, batch=5))
 
 
-def test_no_pictures_give_no_masks(network):
-    assert predict_masks(network, _pictures(0, 32, 32)).shape == (0, 32, 32)
+def test_no_images_give_no_masks(network):
+    assert predict_masks(network, _images(0, 32, 32)).shape == (0, 32, 32)
 
 
-def test_a_folder_of_pictures_becomes_a_folder_of_masks(tmp_path, model, network):
-    source = tmp_path / "pictures"
+def test_a_folder_of_images_becomes_a_folder_of_masks(tmp_path, model, network):
+    source = tmp_path / "images"
     (source / "sub").mkdir(parents=True)
-    small, large = _pictures(1, 32, 32)[0], _pictures(1, 50, 70)[0]
+    small, large = _images(1, 32, 32)[0], _images(1, 50, 70)[0]
     Image.fromarray(small).save(source / "small.png")
     Image.fromarray(large).save(source / "sub" / "large.tif")
-    (source / "notes.txt").write_text("no picture")
+    (source / "notes.txt").write_text("no image")
     written = segment_folder(model, source, tmp_path / "masks")
     assert [path.relative_to(tmp_path / "masks").as_posix() for path in written] == ["small.png", "sub/large.png"]
     masks = []
@@ -69,23 +69,23 @@ def test_a_folder_of_pictures_becomes_a_folder_of_masks(tmp_path, model, network
     assert np.array_equal(np.array(masks[0]), predict_masks(network, small[None])[0])
 
 
-def test_a_single_picture_file(tmp_path, model):
-    Image.fromarray(_pictures(1, 32, 32)[0]).save(tmp_path / "one.png")
+def test_a_single_image_file(tmp_path, model):
+    Image.fromarray(_images(1, 32, 32)[0]).save(tmp_path / "one.png")
     assert segment_folder(model, tmp_path / "one.png", tmp_path / "out") == [tmp_path / "out" / "one.png"]
 
 
 def test_unreadable_input_is_one_clear_line(tmp_path, model):
-    source = tmp_path / "pictures"
-    with pytest.raises(StedmError, match="no such picture or folder"):
+    source = tmp_path / "images"
+    with pytest.raises(StedmError, match="no such image or folder"):
         segment_folder(model, source, tmp_path / "masks")
     source.mkdir()
-    with pytest.raises(StedmError, match="no pictures in it"):
+    with pytest.raises(StedmError, match="no images in it"):
         segment_folder(model, source, tmp_path / "masks")
-    (source / "x.png").write_bytes(b"not a picture")
+    (source / "x.png").write_bytes(b"not an image")
     with pytest.raises(StedmError, match=r"x\.png") as error:
         segment_folder(model, source, tmp_path / "masks")
     assert "\n" not in str(error.value)
-    Image.fromarray(_pictures(1, 8, 8)[0]).save(source / "x.jpg")
+    Image.fromarray(_images(1, 8, 8)[0]).save(source / "x.jpg")
     with pytest.raises(StedmError, match="the same mask"):
         segment_folder(model, source, tmp_path / "masks")
     with pytest.raises(StedmError, match="not a segmenter folder"):

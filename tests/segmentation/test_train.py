@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from stedm.config import SegmentationConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
-from stedm.data.pictures import write_png
 from stedm.errors import StedmError
+from stedm.io.images import write_png
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
@@ -34,23 +34,21 @@ TINY = SegmentationConfig(
 )
 
 
-def _discs(
-    root: Path, *, pictures: dict[str, int], blue: int, seed: int, classes: tuple[str, ...] = ("ground", "disc")
-):
-    """Blue-channel value `blue` marks the set a picture comes from; a patient's name is in its green channel."""
+def _discs(root: Path, *, images: dict[str, int], blue: int, seed: int, classes: tuple[str, ...] = ("ground", "disc")):
+    """Blue-channel value `blue` marks the set an image comes from; a patient's name is in its green channel."""
     generator = numpy_generator(seed, "discs")
     rows = []
     places = np.indices((PX, PX))
-    for number, (patient, count) in enumerate(pictures.items()):
+    for number, (patient, count) in enumerate(images.items()):
         for index in range(count):
             centre = generator.integers(10, 22, size=(2, 1, 1))
             mask = (((places - centre) ** 2).sum(axis=0) < generator.integers(6, 9) ** 2).astype(np.uint8)
-            picture = np.full((PX, PX, 3), (60, 40 * number, blue), np.uint8)
-            picture[mask == 1, 0] = 200
-            picture[..., 0] += generator.integers(0, 30, (PX, PX), dtype=np.uint8)
+            image = np.full((PX, PX, 3), (60, 40 * number, blue), np.uint8)
+            image[mask == 1, 0] = 200
+            image[..., 0] += generator.integers(0, 30, (PX, PX), dtype=np.uint8)
             mask[0, 0] = 255
             name = f"{patient}-{index}.png"
-            write_png(root / "images" / name, picture)
+            write_png(root / "images" / name, image)
             write_png(root / "masks" / name, mask)
             rows.append({"image_file_name": f"images/{name}", "mask_file_name": f"masks/{name}", "patient_id": patient})
     write_metadata(root, DatasetInfo("discs", list(classes)), pd.DataFrame(rows).assign(split="train"))
@@ -59,17 +57,17 @@ def _discs(
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    return _discs(tmp_path_factory.mktemp("real"), pictures={"a": 9, "b": 1, "c": 2}, blue=10, seed=0)
+    return _discs(tmp_path_factory.mktemp("real"), images={"a": 9, "b": 1, "c": 2}, blue=10, seed=0)
 
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    return _discs(tmp_path_factory.mktemp("synthetic"), pictures={"x": 4, "y": 4}, blue=200, seed=1)
+    return _discs(tmp_path_factory.mktemp("synthetic"), images={"x": 4, "y": 4}, blue=200, seed=1)
 
 
 def _origins(samples: MixedSamples, n: int) -> tuple[np.ndarray, np.ndarray]:
-    pictures = np.stack([samples[i]["picture"][0, 0] for i in range(n)])
-    return pictures[:, 2] == 200, pictures[:, 1] // 40
+    images = np.stack([samples[i]["image"][0, 0] for i in range(n)])
+    return images[:, 2] == 200, images[:, 1] // 40
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.8, 1.0])
@@ -87,24 +85,24 @@ def test_every_patient_weighs_the_same(real):
 def test_sample_i_is_a_function_of_the_seed_and_i(real, synthetic):
     first = MixedSamples(real, synthetic, 0.5, PX, seed=3)
     again = MixedSamples(real, synthetic, 0.5, PX, seed=3)
-    later = [again[i]["picture"] for i in reversed(range(20))][::-1]
-    assert all(np.array_equal(first[i]["picture"], later[i]) for i in range(20))
+    later = [again[i]["image"] for i in reversed(range(20))][::-1]
+    assert all(np.array_equal(first[i]["image"], later[i]) for i in range(20))
     other = MixedSamples(real, synthetic, 0.5, PX, seed=4)
-    assert any(not np.array_equal(first[i]["picture"], other[i]["picture"]) for i in range(20))
+    assert any(not np.array_equal(first[i]["image"], other[i]["image"]) for i in range(20))
 
 
 def test_discs_are_learned(real, tmp_path):
     config = TINY.model_copy(update={"steps": 80, "batch": 8, "checkpoint_every_steps": 80})
     network, info = load_segmenter(train_segmenter(config, "real", real, None, tmp_path, 0, PX))
     truth = np.stack([real.read_mask(i) for i in range(len(real))])
-    predicted = predict_masks(network, np.stack([real.read_picture(i) for i in range(len(real))]))
+    predicted = predict_masks(network, np.stack([real.read_image(i) for i in range(len(real))]))
     counted = truth != 255
     both = ((predicted == 1) & (truth == 1)).sum()
     assert both / (((predicted == 1) & counted) | (truth == 1)).sum() > 0.8
-    assert (info.classes, info.picture_px, info.ignore_index) == (["ground", "disc"], PX, 255)
+    assert (info.classes, info.image_px, info.ignore_index) == (["ground", "disc"], PX, 255)
 
 
-def test_the_model_knows_the_resolution_of_its_pictures(real, tmp_path):
+def test_the_model_knows_the_resolution_of_its_images(real, tmp_path):
     assert load_segmenter(train_segmenter(TINY, "real", real, None, tmp_path / "a", 0, PX))[1].mpp is None
     known = replace(real, table=real.table.assign(mpp=0.5))
     assert load_segmenter(train_segmenter(TINY, "real", known, None, tmp_path / "b", 0, PX // 2))[1].mpp == 1.0
@@ -152,7 +150,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(real, tmp_path):
 def test_unusable_sets_are_one_clear_line(real, tmp_path):
     with pytest.raises(StedmError, match="needs a synthetic set"):
         train_segmenter(TINY, "real+synthetic", real, None, tmp_path / "run", 0, PX)
-    other = _discs(tmp_path / "other", pictures={"x": 1}, blue=0, seed=2, classes=("disc", "ground"))
+    other = _discs(tmp_path / "other", images={"x": 1}, blue=0, seed=2, classes=("disc", "ground"))
     with pytest.raises(StedmError, match="has classes"):
         train_segmenter(TINY, "real+synthetic", real, other, tmp_path / "run", 0, PX)
     ignored = DatasetFolder(real.root, replace(real.info, ignore_index=9), real.table)
@@ -163,19 +161,19 @@ def test_unusable_sets_are_one_clear_line(real, tmp_path):
         with pytest.raises(StedmError, match="not for training"):
             train_segmenter(TINY, "real", held_out, None, tmp_path / "run", 0, PX)
     bare = DatasetFolder(real.root, real.info, real.table.assign(mask_file_name=""))
-    with pytest.raises(StedmError, match="no annotated picture"):
+    with pytest.raises(StedmError, match="no annotated image"):
         train_segmenter(TINY, "real", bare, None, tmp_path / "run", 0, PX)
 
 
-def test_pictures_that_teachers_labelled_take_half_the_place_of_synthetic_ones(real, synthetic, tmp_path):
-    labelled = _discs(tmp_path / "labelled", pictures={"u": 2, "v": 3}, blue=100, seed=2)
+def test_images_that_teachers_labelled_take_half_the_place_of_synthetic_ones(real, synthetic, tmp_path):
+    labelled = _discs(tmp_path / "labelled", images={"u": 2, "v": 3}, blue=100, seed=2)
     samples = MixedSamples(real, synthetic, 0.5, PX, 0, labelled)
-    blue = np.array([samples[index]["picture"][0, -1, 2] for index in range(2000)])
+    blue = np.array([samples[index]["image"][0, -1, 2] for index in range(2000)])
     shares = [(blue == value).mean() for value in (10, 200, 100)]
     assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.04)
-    # Without synthetic pictures they take all of it, and without them nothing changes.
+    # Without synthetic images they take all of it, and without them nothing changes.
     alone = MixedSamples(real, None, 0.5, PX, 0, labelled)
-    assert np.mean([alone[index]["picture"][0, -1, 2] == 100 for index in range(200)]) == pytest.approx(0.5, abs=0.1)
+    assert np.mean([alone[index]["image"][0, -1, 2] == 100 for index in range(200)]) == pytest.approx(0.5, abs=0.1)
 
 
 def test_self_training_needs_labels(real, tmp_path):

@@ -1,4 +1,4 @@
-"""Aggregation: one style vector from any number of pictures; padding without effect; order where it is said to."""
+"""Aggregation: one style vector from any number of images; padding without effect; order where it is said to."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ DIM, SLOTS, SIDE = 8, 20, 16
 
 def make_block(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    return AGGREGATIONS[name](DIM, n_pictures=SLOTS, picture_px=SIDE).eval()
+    return AGGREGATIONS[name](DIM, n_images=SLOTS, image_px=SIDE).eval()
 
 
 BLOCKS = {name: make_block(name) for name in AGGREGATIONS}
@@ -21,8 +21,8 @@ names = pytest.mark.parametrize("name", sorted(AGGREGATIONS))
 
 
 def what_it_reads(block: torch.nn.Module, n: int, seed: int) -> torch.Tensor:
-    """Vectors or pictures of two samples with n pictures each."""
-    shape = (2, n, 3, SIDE, SIDE) if block.reads_pictures else (2, n, DIM)
+    """Vectors or images of two samples with n images each."""
+    shape = (2, n, 3, SIDE, SIDE) if block.reads_images else (2, n, DIM)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -56,19 +56,19 @@ def test_order_matters_only_where_it_is_said_to(name, n, seed):
 
 @names
 @pytest.mark.parametrize("n", range(1, SLOTS + 1))
-def test_every_number_of_pictures_up_to_that_of_training(name, n):
+def test_every_number_of_images_up_to_that_of_training(name, n):
     block = BLOCKS[name]
     assert torch.isfinite(block(what_it_reads(block, n, 0), torch.ones(2, n, dtype=torch.bool))).all()
 
 
 @names
-def test_more_pictures_than_in_training(name):
+def test_more_images_than_in_training(name):
     block, n = BLOCKS[name], SLOTS + 12
     values, present = what_it_reads(block, n, 0), torch.ones(2, n, dtype=torch.bool)
     if block.any_number:
         assert torch.isfinite(block(values, present)).all()
     else:
-        with pytest.raises(StedmError, match=f"{n} style pictures, but this model's aggregation takes {SLOTS}"):
+        with pytest.raises(StedmError, match=f"{n} style images, but this model's aggregation takes {SLOTS}"):
             block(values, present)
 
 
@@ -82,7 +82,7 @@ def test_one_sample_does_not_see_another(name):
 
 
 @names
-def test_every_picture_counts_and_every_weight_gets_a_gradient(name):
+def test_every_image_counts_and_every_weight_gets_a_gradient(name):
     block = make_block(name)
     values = what_it_reads(block, 3, 0).requires_grad_()
     generator = torch.Generator().manual_seed(1)
@@ -94,7 +94,7 @@ def test_every_picture_counts_and_every_weight_gets_a_gradient(name):
 
 
 def test_a_row_of_padding_alone_stays_finite():
-    """Style dropout removes all pictures of a sample; its result is replaced, but must not spoil the gradients."""
+    """Style dropout removes all images of a sample; its result is replaced, but must not spoil the gradients."""
     for block in BLOCKS.values():
         present = torch.tensor([[True, True], [False, False]])
         style = block(what_it_reads(block, 2, 0), present)
@@ -107,14 +107,14 @@ def test_values_by_hand():
     assert AGGREGATIONS["mean"](2)(vectors, present).tolist() == [[2.0, 2.0]]
     assert AGGREGATIONS["max"](2)(vectors, present).tolist() == [[3.0, 4.0]]
     assert AGGREGATIONS["none"](2)(vectors, present).tolist() == [[0.0, 0.0]]
-    linear = AGGREGATIONS["linear"](2, n_pictures=3)
+    linear = AGGREGATIONS["linear"](2, n_images=3)
     first_slot_minus_last = torch.tensor([[1.0, 0, 0, 0, -1, 0], [0, 1.0, 0, 0, 0, -1]])
     linear.project.weight.data, linear.project.bias.data = first_slot_minus_last, torch.zeros(2)
-    # The third slot holds the first picture again.
+    # The third slot holds the first image again.
     assert linear(vectors, present).tolist() == [[0.0, 0.0]]
 
 
-def test_slots_are_filled_with_the_present_pictures_in_their_order():
+def test_slots_are_filled_with_the_present_images_in_their_order():
     values = torch.tensor([[10.0, 11, 12, 13], [20, 21, 22, 23]])
     present = torch.tensor([[False, True, False, True], [True, False, False, False]])
     assert fill_slots(values, present, 3).tolist() == [[11, 13, 11], [20, 20, 20]]

@@ -1,4 +1,4 @@
-"""Deformed pictures keep the look and lose the arrangement."""
+"""Deformed images keep the look and lose the arrangement."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def _blobs(i: int, side_px: int = 32) -> np.ndarray:
 
 
 def _readable(views: list[np.ndarray], layouts: list[np.ndarray]) -> float:
-    """Correlation, on held-out pictures, of the layout with what ridge regression reads of it from the view."""
+    """Correlation, on held-out images, of the layout with what ridge regression reads of it from the view."""
     x, y = (np.stack([zoom(a[..., 0] / 255, 0.25, order=1).ravel() for a in arrays]) for arrays in (views, layouts))
     x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
     half = len(x) // 2
@@ -23,37 +23,35 @@ def _readable(views: list[np.ndarray], layouts: list[np.ndarray]) -> float:
     return float(np.corrcoef((x[half:] @ weights).ravel(), y[half:].ravel())[0, 1])
 
 
-def test_the_layout_cannot_be_read_from_a_deformed_picture():
-    pictures = [_blobs(i) for i in range(600)]
-    views = [deformed(picture, numpy_generator(1, i)) for i, picture in enumerate(pictures)]
-    assert _readable(pictures, pictures) > 0.95
-    assert abs(_readable(views, pictures)) < 0.1
+def test_the_layout_cannot_be_read_from_a_deformed_image():
+    images = [_blobs(i) for i in range(600)]
+    views = [deformed(image, numpy_generator(1, i)) for i, image in enumerate(images)]
+    assert _readable(images, images) > 0.95
+    assert abs(_readable(views, images)) < 0.1
 
 
-def test_a_deformed_picture_has_the_colours_and_the_scale_of_the_picture():
-    pictures = [_blobs(i) for i in range(200)]
-    views = [deformed(picture, numpy_generator(1, i)) for i, picture in enumerate(pictures)]
-    assert all(
-        view.dtype == np.uint8 and view.shape == picture.shape for view, picture in zip(views, pictures, strict=True)
-    )
-    np.testing.assert_allclose(np.mean(views, axis=(0, 1, 2)), np.mean(pictures, axis=(0, 1, 2)), atol=6)
-    np.testing.assert_allclose(np.std(views, axis=(0, 1, 2)), np.std(pictures, axis=(0, 1, 2)), rtol=0.1)
+def test_a_deformed_image_has_the_colours_and_the_scale_of_the_image():
+    images = [_blobs(i) for i in range(200)]
+    views = [deformed(image, numpy_generator(1, i)) for i, image in enumerate(images)]
+    assert all(view.dtype == np.uint8 and view.shape == image.shape for view, image in zip(views, images, strict=True))
+    np.testing.assert_allclose(np.mean(views, axis=(0, 1, 2)), np.mean(images, axis=(0, 1, 2)), atol=6)
+    np.testing.assert_allclose(np.std(views, axis=(0, 1, 2)), np.std(images, axis=(0, 1, 2)), rtol=0.1)
     # Texture scale: as many steps between bright and dark, within a factor, not half as many as in an enlarged piece.
-    edges, edges_before = (np.abs(np.diff(np.float32(arrays), axis=2)).mean() for arrays in (views, pictures))
+    edges, edges_before = (np.abs(np.diff(np.float32(arrays), axis=2)).mean() for arrays in (views, images))
     assert 0.8 < edges / edges_before < 1.5
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 16), (20, 33), (33, 20)])
-def test_any_shape_and_nothing_from_outside_the_picture(shape):
-    picture = np.full((*shape, 3), 200, np.uint8)
+def test_any_shape_and_nothing_from_outside_the_image(shape):
+    image = np.full((*shape, 3), 200, np.uint8)
     for i in range(30):
-        assert (deformed(picture, numpy_generator(i)) == 200).all()
+        assert (deformed(image, numpy_generator(i)) == 200).all()
 
 
 def test_draws_are_a_function_of_the_generator():
-    picture = _blobs(0)
+    image = _blobs(0)
     for draw in (deformed, random_patch):
-        first, again, other = (draw(picture, numpy_generator(seed)) for seed in (1, 1, 2))
+        first, again, other = (draw(image, numpy_generator(seed)) for seed in (1, 1, 2))
         assert np.array_equal(first, again)
         assert not np.array_equal(first, other)
 

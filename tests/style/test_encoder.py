@@ -1,4 +1,4 @@
-"""The style encoder sees how a picture looks, hardly where things are."""
+"""The style encoder sees how an image looks, hardly where things are."""
 
 import pytest
 import timm
@@ -9,25 +9,25 @@ from stedm.errors import StedmError
 from stedm.style.encoder import ConvStyleEncoder, TimmStyleEncoder
 
 
-def test_turned_pictures_keep_their_style_and_other_colours_change_it():
+def test_turned_images_keep_their_style_and_other_colours_change_it():
     torch.manual_seed(0)
     encoder = ConvStyleEncoder([8, 16], dim=32).eval()
-    picture = torch.rand(1, 3, 32, 32) * 2 - 1
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
     # A rearrangement of the same pieces against the same pieces in another colour.
-    rearranged = torch.roll(picture, shifts=(16, 16), dims=(2, 3))
-    recoloured = (picture * torch.tensor([1.0, 0.4, 0.7]).view(1, 3, 1, 1) - 0.3).clamp(-1, 1)
+    rearranged = torch.roll(image, shifts=(16, 16), dims=(2, 3))
+    recoloured = (image * torch.tensor([1.0, 0.4, 0.7]).view(1, 3, 1, 1) - 0.3).clamp(-1, 1)
     with torch.no_grad():
-        style, same, other = encoder(picture), encoder(rearranged), encoder(recoloured)
+        style, same, other = encoder(image), encoder(rearranged), encoder(recoloured)
     assert (style - same).norm() < 0.25 * (style - other).norm()
 
 
-def test_any_picture_size_gives_a_vector():
+def test_any_image_size_gives_a_vector():
     encoder = ConvStyleEncoder([8, 16], dim=32)
     assert encoder(torch.zeros(2, 3, 48, 20)).shape == (2, 32)
 
 
 def test_measuring_the_cohort_brings_out_what_differs_between_its_patients():
-    """Pictures that are nearly alike on the absolute scale must not get nearly the same vector."""
+    """Images that are nearly alike on the absolute scale must not get nearly the same vector."""
     torch.manual_seed(0)
     tints = 0.6 + 0.04 * torch.randn(16, 3, 1, 1)
     cohort = (tints + 0.02 * torch.randn(16, 3, 16, 16)).clamp(-1, 1)
@@ -42,8 +42,8 @@ def test_measuring_the_cohort_brings_out_what_differs_between_its_patients():
 
 @pytest.mark.parametrize("pooling", ["statistics", "head"])
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit2"])
-def test_any_timm_backbone_gives_vectors_at_any_picture_size(name, pooling):
-    encoder = TimmStyleEncoder(name, dim=12, pooling=pooling, picture_px=32)
+def test_any_timm_backbone_gives_vectors_at_any_image_size(name, pooling):
+    encoder = TimmStyleEncoder(name, dim=12, pooling=pooling, image_px=32)
     assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, 12)
     assert encoder(torch.zeros(2, 3, 40, 24)).shape == (2, 12)
 
@@ -51,10 +51,10 @@ def test_any_timm_backbone_gives_vectors_at_any_picture_size(name, pooling):
 def test_statistics_of_a_backbone_hardly_see_where_things_are():
     torch.manual_seed(0)
     encoder = TimmStyleEncoder("test_resnet", dim=32).eval()
-    picture = torch.rand(1, 3, 64, 64) * 2 - 1
-    recoloured = (picture * torch.tensor([1.0, 0.4, 0.7]).view(1, 3, 1, 1) - 0.3).clamp(-1, 1)
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    recoloured = (image * torch.tensor([1.0, 0.4, 0.7]).view(1, 3, 1, 1) - 0.3).clamp(-1, 1)
     with torch.no_grad():
-        style, same, other = encoder(picture), encoder(torch.roll(picture, (32, 32), (2, 3))), encoder(recoloured)
+        style, same, other = encoder(image), encoder(torch.roll(image, (32, 32), (2, 3))), encoder(recoloured)
     assert (style - same).norm() < 0.25 * (style - other).norm()
 
 

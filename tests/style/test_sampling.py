@@ -1,6 +1,6 @@
 """Style sampling: the right patient and slide, never the target itself, a pure function of the generator.
 
-Every picture of the datasets here is of one colour of its own, so that a style picture tells where it comes from.
+Every image of the datasets here is of one colour of its own, so that a style image tells where it comes from.
 """
 
 from pathlib import Path
@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from stedm.config import DiffusionConfig, StyleConfig
+from stedm.data.cache import ImageCache
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.diffusion.train import DiffusionSamples
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
@@ -27,10 +27,10 @@ def _colour(row: int) -> tuple[int, int, int]:
     return 10 + 5 * row, 60, 30
 
 
-def _folder(root: Path, rows: list[dict], picture_px: int = PX) -> Path:
+def _folder(root: Path, rows: list[dict], image_px: int = PX) -> Path:
     for row in range(len(rows)):
-        write_png(root / f"images/{row}.png", np.full((picture_px, picture_px, 3), _colour(row), np.uint8))
-        write_png(root / f"masks/{row}.png", np.zeros((picture_px, picture_px), np.uint8))
+        write_png(root / f"images/{row}.png", np.full((image_px, image_px, 3), _colour(row), np.uint8))
+        write_png(root / f"masks/{row}.png", np.zeros((image_px, image_px), np.uint8))
     table = pd.DataFrame(rows)
     table["image_file_name"] = [f"images/{row}.png" for row in range(len(rows))]
     table["mask_file_name"] = [f"masks/{row}.png" for row in range(len(rows))]
@@ -41,21 +41,21 @@ def _folder(root: Path, rows: list[dict], picture_px: int = PX) -> Path:
 
 @pytest.fixture
 def cache(tmp_path):
-    """Function: metadata rows to a picture cache."""
-    return lambda rows, **options: PictureCache(DatasetFolder.open(_folder(tmp_path / "d", rows, **options)), PX)
+    """Function: metadata rows to an image cache."""
+    return lambda rows, **options: ImageCache(DatasetFolder.open(_folder(tmp_path / "d", rows, **options)), PX)
 
 
 def _shown_rows(sampler: StyleSampler, row: int, *seed: int) -> list[int]:
-    """From which rows the style pictures are; checks present, padding, shape and type on the way."""
+    """From which rows the style images are; checks present, padding, shape and type on the way."""
     shown, present = sampler(row, numpy_generator(0, row, *seed))
-    assert shown.shape == (sampler.n_pictures, PX, PX, 3)
+    assert shown.shape == (sampler.n_images, PX, PX, 3)
     assert (shown.dtype, present.dtype) == (np.uint8, bool)
     n = int(present.sum())
-    assert present.tolist() == [True] * n + [False] * (sampler.n_pictures - n)
+    assert present.tolist() == [True] * n + [False] * (sampler.n_images - n)
     assert (shown[n:] == 0).all()
     rows = (shown[:n, 0, 0, 0].astype(int) - 10) // 5
-    for picture, origin in zip(shown[:n], rows, strict=True):
-        assert (picture == _colour(origin)).all()
+    for image, origin in zip(shown[:n], rows, strict=True):
+        assert (image == _colour(origin)).all()
     return rows.tolist()
 
 
@@ -94,22 +94,22 @@ def _allowed(kind: str, row: int, positions: bool, slides: bool) -> set[int]:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
 @pytest.mark.parametrize(("positions", "slides"), [(True, True), (True, False), (False, True), (False, False)])
 def test_styles_come_from_where_they_may_and_from_everywhere_there(cache, kind, positions, slides):
-    pictures = cache(_cohort(positions, slides))
-    sampler = StyleSampler(pictures, kind, 20)
+    images = cache(_cohort(positions, slides))
+    sampler = StyleSampler(images, kind, 20)
     for row in (0, 4, 13, 35):
         seen = {origin for seed in range(10) for origin in _shown_rows(sampler, row, seed)}
         assert seen == _allowed(kind, row, positions, slides)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_number_of_style_pictures(cache, kind):
-    pictures = cache(_cohort())
+def test_any_number_of_style_images(cache, kind):
+    images = cache(_cohort())
     available = {"none": 0, "nearby": 3, "cohort": 17}
     for n in range(1, 21):
-        shown = _shown_rows(StyleSampler(pictures, kind, n), 0)
+        shown = _shown_rows(StyleSampler(images, kind, n), 0)
         assert len(shown) == min(n, available.get(kind, n))
         if kind in available:
-            assert len(set(shown)) == len(shown), "a picture twice although there are others"
+            assert len(set(shown)) == len(shown), "an image twice although there are others"
 
 
 @pytest.mark.parametrize("kind", ["nearby", "multi-patch", "cohort"])
@@ -122,7 +122,7 @@ def test_tiles_that_overlap_the_target_are_left_out(cache, kind):
     assert {origin for seed in range(9) for origin in _shown_rows(sampler, 2, seed)} == expected
 
 
-def test_nearby_falls_back_to_the_slide_and_then_to_the_picture_itself(cache):
+def test_nearby_falls_back_to_the_slide_and_then_to_the_image_itself(cache):
     place = {"x": 0, "y": 0}
     rows = [
         {"patient_id": "P", "slide_id": "far", **place},
@@ -134,23 +134,23 @@ def test_nearby_falls_back_to_the_slide_and_then_to_the_picture_itself(cache):
         {"patient_id": "P", "slide_id": "alone but for an overlap", "x": 1, "y": 1},
         {"patient_id": "Q", "slide_id": "far", "x": PX, "y": 0},
     ]
-    pictures = cache(rows)
+    images = cache(rows)
     for kind in ("nearby", "multi-patch"):
-        sampler = StyleSampler(pictures, kind, 3)
+        sampler = StyleSampler(images, kind, 3)
         assert [set(_shown_rows(sampler, row)) for row in range(8)] == [{1}, {0}, {3}, {2}, {4}, {5}, {6}, {7}]
 
 
 def test_tiles_are_near_by_their_side_on_the_slide_not_in_training(cache):
     """Stored at 16 px and 1.0 microns from a slide of 0.25 microns: tiles are 64 level-0 pixels wide."""
     rows = [{"patient_id": "P", "slide_id": "s", "x": 64 * i, "y": 0, "mpp": 1.0, "slide_mpp": 0.25} for i in range(4)]
-    sampler = StyleSampler(cache(rows, picture_px=16), "nearby", 5)
+    sampler = StyleSampler(cache(rows, image_px=16), "nearby", 5)
     assert [set(_shown_rows(sampler, row)) for row in range(4)] == [{1}, {0, 2}, {1, 3}, {2}]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_draw_is_a_function_of_the_generator(tiny_dataset, kind):
-    pictures = PictureCache(DatasetFolder.open(tiny_dataset(pictures=5)), 32)
-    sampler, again = StyleSampler(pictures, kind, 2), StyleSampler(pictures, kind, 2)
+    images = ImageCache(DatasetFolder.open(tiny_dataset(images=5)), 32)
+    sampler, again = StyleSampler(images, kind, 2), StyleSampler(images, kind, 2)
     again(1, numpy_generator(5))
     first, same, other = (s(3, numpy_generator(seed))[0] for s, seed in ((sampler, 1), (again, 1), (sampler, 2)))
     assert np.array_equal(first, same)
@@ -158,29 +158,29 @@ def test_a_draw_is_a_function_of_the_generator(tiny_dataset, kind):
 
 
 @pytest.mark.parametrize("kind", ["augmented", "nearby", "multi-patch", "cohort"])
-def test_a_single_picture_is_never_shown_as_it_is(tiny_dataset, kind):
-    pictures = PictureCache(DatasetFolder.open(tiny_dataset(pictures=1)), 32)
-    shown, present = StyleSampler(pictures, kind, 3)(0, numpy_generator(0))
+def test_a_single_image_is_never_shown_as_it_is(tiny_dataset, kind):
+    images = ImageCache(DatasetFolder.open(tiny_dataset(images=1)), 32)
+    shown, present = StyleSampler(images, kind, 3)(0, numpy_generator(0))
     assert present.all()
-    target = pictures.picture(0)
-    assert not any(np.array_equal(symmetry(target, k), picture) for picture in shown for k in range(N_SYMMETRIES))
+    target = images.image(0)
+    assert not any(np.array_equal(symmetry(target, k), image) for image in shown for k in range(N_SYMMETRIES))
     # The colours are the target's own, the arrangement isn't.
     assert abs(shown.mean(axis=(0, 1, 2)) - target.mean(axis=(0, 1))).max() < 60
 
 
-def test_views_of_a_users_picture_are_those_of_training(cache):
-    pictures = cache([{"patient_id": "P"}])
-    shown, _ = StyleSampler(pictures, "augmented", 3)(0, numpy_generator(4))
-    assert np.array_equal(shown, style_views(pictures.picture(0), 3, numpy_generator(4)))
+def test_views_of_a_users_image_are_those_of_training(cache):
+    images = cache([{"patient_id": "P"}])
+    shown, _ = StyleSampler(images, "augmented", 3)(0, numpy_generator(4))
+    assert np.array_equal(shown, style_views(images.image(0), 3, numpy_generator(4)))
 
 
 @pytest.mark.parametrize("kind", ["nearby", "multi-patch"])
 def test_kinds_that_need_slides_refuse_data_without(tmp_path, kind):
     config = DiffusionConfig(style=StyleConfig(sampling=kind))
     bare = DatasetFolder.open(_folder(tmp_path / "bare", [{"patient_id": "P"}, {"patient_id": "Q"}]))
-    with pytest.raises(StedmError, match=f"{kind} needs several pictures of a slide.*add slide_id or set"):
+    with pytest.raises(StedmError, match=f"{kind} needs several images of a slide.*add slide_id or set"):
         DiffusionSamples(config, bare, bare, PX, seed=0)
-    # Two pictures of a patient, or a slide_id, are enough.
+    # Two images of a patient, or a slide_id, are enough.
     several = DatasetFolder.open(_folder(tmp_path / "several", [{"patient_id": "P"}, {"patient_id": "P"}]))
     named = DatasetFolder.open(_folder(tmp_path / "named", [{"patient_id": "P", "slide_id": "s"}]))
     for dataset in (several, named):
@@ -208,13 +208,13 @@ def test_slides_annotated_in_part_show_all_their_tissue_as_style(tmp_path, kind)
     dataset, annotated = _annotated_in_part(tmp_path / "d")
     others = unannotated_tissue(dataset, annotated)
     assert set(others.table["patient_id"]) == {"P"}
-    config = DiffusionConfig(style=StyleConfig(sampling=kind, dropout=0.0, n_pictures=20), unlabeled_fraction=0.0)
+    config = DiffusionConfig(style=StyleConfig(sampling=kind, dropout=0.0, n_images=20), unlabeled_fraction=0.0)
     samples, again = (DiffusionSamples(config, annotated, None, PX, 0, style_sources=others) for _ in range(2))
     seen: dict[int, set[int]] = {4: set(), 9: set()}
     for i in range(40):
         item, same = samples[i], again[i]
         assert all(bool((item[key] == same[key]).all()) for key in item)
-        target, shown = (int(item["picture"][0, 0, 0]) - 10) // 5, item["style"][item["present"]][:, 0, 0, 0].int()
+        target, shown = (int(item["image"][0, 0, 0]) - 10) // 5, item["style"][item["present"]][:, 0, 0, 0].int()
         assert (item["layout"] < 2).all() or (item["layout"] == 2).all()
         seen[target] |= set(((shown - 10) // 5).tolist())
     first, second = set(range(1, 9)) - {4}, set(range(10, 18))
@@ -224,9 +224,9 @@ def test_slides_annotated_in_part_show_all_their_tissue_as_style(tmp_path, kind)
         "cohort": {4: first | second | {9}, 9: first | second | {4}},
     }
     assert seen == expected[kind]
-    # They are shown, but no training pictures, and the table of names is that of the training pictures.
+    # They are shown, but no training images, and the table of names is that of the training images.
     assert samples.names == ["images/4.png", "images/9.png"]
-    assert samples.some_pictures(9).shape[0] == 2
+    assert samples.some_images(9).shape[0] == 2
     assert {int(samples[i]["row"]) for i in range(20)} == {0, 1}
 
 
@@ -240,10 +240,10 @@ def test_rows_of_unannotated_patients_are_numbered_behind_the_annotated_ones(tmp
     )
     item = samples[0]
     name = samples.names[int(item["row"])]
-    assert name == f"images/{(int(item['picture'][0, 0, 0]) - 10) // 5}.png"
+    assert name == f"images/{(int(item['image'][0, 0, 0]) - 10) // 5}.png"
 
 
-def test_style_sources_are_pictures_of_train_without_a_mask(tiny_dataset):
+def test_style_sources_are_images_of_train_without_a_mask(tiny_dataset):
     root = tiny_dataset()
     table = pd.read_csv(root / "metadata.csv")
     table.loc[table.index % 3 > 0, "mask_file_name"] = ""

@@ -10,7 +10,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.layout.measures import class_fractions
 from stedm.layout.recipe import KINDS
-from stedm.style.bank import StyleBank
+from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import (
     ADDED_COLUMNS,
     COLUMNS,
@@ -23,7 +23,7 @@ from stedm.synthesis.plan import (
     read_plan,
     write_plan,
 )
-from stedm.synthesis.run import synthesize
+from stedm.synthesis.style_bank import StyleBank
 
 MIXTURE = dict.fromkeys(KINDS, 1.0)
 
@@ -34,8 +34,8 @@ def dataset(tiny_dataset):
 
 
 def _plan(dataset, n=30, **settings) -> pd.DataFrame:
-    config = SynthesisConfig(n_pictures=n, **settings)
-    return make_plan(config, dataset.split("train"), dataset.split("unlabeled"), picture_px=32)
+    config = SynthesisConfig(n_images=n, **settings)
+    return make_plan(config, dataset.split("train"), dataset.split("unlabeled"), image_px=32)
 
 
 def test_sources_come_from_the_right_patients(dataset):
@@ -68,7 +68,7 @@ def test_a_longer_plan_begins_with_the_shorter_one(dataset):
 @pytest.mark.parametrize(("layouts", "styles"), [("val", "unlabeled"), ("train", "test"), ("unlabeled", "unlabeled")])
 def test_held_out_patients_are_refused(dataset, layouts, styles):
     with pytest.raises(StedmError, match="may not come from split"):
-        make_plan(SynthesisConfig(n_pictures=2), dataset.split(layouts), dataset.split(styles))
+        make_plan(SynthesisConfig(n_images=2), dataset.split(layouts), dataset.split(styles))
 
 
 @pytest.mark.parametrize("column", ["layout_image_file_name", "style_image_file_names"])
@@ -97,7 +97,7 @@ def test_written_plans_read_back_and_other_files_are_refused(dataset, tmp_path):
         read_plan(tmp_path / "short.parquet")
 
 
-def test_pictures_spread_evenly_over_categories_where_asked(dataset):
+def test_images_spread_evenly_over_categories_where_asked(dataset):
     # Of three unannotated patients two are of category a and one of b.
     plan = _plan(dataset, 40, spread="categories")
     counts = plan["style_patient_id"].value_counts().to_dict()
@@ -129,25 +129,25 @@ def test_plans_from_before_the_guidance_columns_read_as_what_they_were(dataset, 
     assert plan_fingerprint(other) != plan_fingerprint(plan)
 
 
-def test_styles_chosen_for_coverage_begin_with_patients_and_pictures_far_from_each_other(tiny_dataset):
-    dataset = DatasetFolder.open(tiny_dataset(patients={"train": 2, "unlabeled": 6}, pictures=6))
+def test_styles_chosen_for_coverage_begin_with_patients_and_images_far_from_each_other(tiny_dataset):
+    dataset = DatasetFolder.open(tiny_dataset(patients={"train": 2, "unlabeled": 6}, images=6))
     unlabeled = dataset.split("unlabeled")
-    # Patients on a line at 0, 1, 2 ... 5; a patient's pictures within 0.5 of it.
+    # Patients on a line at 0, 1, 2 ... 5; a patient's images within 0.5 of it.
     table = unlabeled.table[["image_file_name", "patient_id", "category"]]
     patients = unlabeled.patients()
     place = table["patient_id"].map(patients.index) + table["image_file_name"].str.extract(r"-(\d)")[0].astype(int) / 10
     bank = StyleBank(table, place.to_numpy(np.float32)[:, None], patients, np.arange(6.0)[:, None], "model")
-    config = SynthesisConfig(n_pictures=60, style_choice="k-centre", style_pictures=2)
+    config = SynthesisConfig(n_images=60, style_choice="k-centre", style_images=2)
     plan = make_plan(config, dataset.split("train"), unlabeled, bank=bank)
     numbers = plan["style_patient_id"].map(patients.index).tolist()
     assert sorted(numbers[:6]) == list(range(6))
     assert numbers[1] in (0, 5)
     assert abs(numbers[1] - numbers[0]) >= 3
     pairs = [[int(name[-5]) for name in names.split(LIST_SEPARATOR)] for names in plan["style_image_file_names"]]
-    # The second picture is one of the two that lie at the patient's ends, the first may be any.
+    # The second image is one of the two that lie at the patient's ends, the first may be any.
     assert all(b in (0, 5) and abs(a - b) >= 3 for a, b in pairs)
     assert len({a for a, _ in pairs}) > 3
-    shorter = make_plan(config.model_copy(update={"n_pictures": 7}), dataset.split("train"), unlabeled, bank=bank)
+    shorter = make_plan(config.model_copy(update={"n_images": 7}), dataset.split("train"), unlabeled, bank=bank)
     pd.testing.assert_frame_equal(plan.iloc[:7], shorter)
     with pytest.raises(StedmError, match="needs a trained model"):
         make_plan(config, dataset.split("train"), unlabeled)
@@ -224,7 +224,7 @@ def test_known_fractions_choose_the_layouts(dataset):
     assert plain[plain["category"] == "a"]["layout_image_file_name"].map(fraction_of).min() < low
     with pytest.raises(StedmError, match="no annotated layout is within category_fractions of 'a'"):
         _plan(dataset, category_fractions={"a": {"disc": [0.95, 1.0]}})
-    with pytest.raises(StedmError, match="'c', which no picture has"):
+    with pytest.raises(StedmError, match="'c', which no image has"):
         _plan(dataset, category_fractions={"c": {"disc": [0.0, 1.0]}})
     with pytest.raises(StedmError, match="no class 'ring'"):
         _plan(dataset, category_fractions={"a": {"ring": [0.0, 1.0]}})
@@ -249,10 +249,10 @@ def predicted(dataset, predicted_ones, tmp_path):
     return predicted_ones(dataset.split("unlabeled"), tmp_path / "predicted")
 
 
-def test_predicted_layouts_are_of_a_picture_of_the_style_patient(dataset, predicted):
-    config = SynthesisConfig(n_pictures=60, layouts={"predicted": 1, "warp": 1}, start=0.8)
+def test_predicted_layouts_are_of_a_image_of_the_style_patient(dataset, predicted):
+    config = SynthesisConfig(n_images=60, layouts={"predicted": 1, "warp": 1}, start=0.8)
     sources = dataset.split("train"), dataset.split("unlabeled")
-    plan = make_plan(config, *sources, picture_px=32, predicted=predicted)
+    plan = make_plan(config, *sources, image_px=32, predicted=predicted)
     rows = plan[plan["layout_kind"] == "predicted"]
     assert 15 < len(rows) < 45
     table = dataset.table.set_index("image_file_name")
@@ -263,7 +263,7 @@ def test_predicted_layouts_are_of_a_picture_of_the_style_patient(dataset, predic
     assert set(rows["start"]) == {0.8}
     assert set(plan.loc[plan["layout_kind"] == "warp", "start"]) == {1.0}
     checked_sources(plan, dataset)
-    # A plan that takes what was predicted for an annotated picture, or in one of test, is refused.
+    # A plan that takes what was predicted for an annotated image, or in one of test, is refused.
     for split in ("train", "test"):
         plan.loc[rows.index[0], "layout_image_file_name"] = table.index[table["split"] == split][0]
         with pytest.raises(StedmError, match=f"is of split {split}"):
@@ -275,22 +275,22 @@ def test_patients_without_predicted_layouts_get_the_other_kinds(dataset, predict
     without = sources[1].patients()[0]
     some = predicted.select((predicted.table["patient_id"] != without).to_numpy())
     for layouts, other in (({"predicted": 3, "recombine": 1}, "recombine"), ("predicted", "warp")):
-        config = SynthesisConfig(n_pictures=60, layouts=layouts)
-        plan = make_plan(config, *sources, picture_px=32, predicted=some)
+        config = SynthesisConfig(n_images=60, layouts=layouts)
+        plan = make_plan(config, *sources, image_px=32, predicted=some)
         kinds = plan.groupby("style_patient_id")["layout_kind"].agg(set)
         assert kinds.pop(without) == {other}
         assert all("predicted" in found for found in kinds)
         # The rows of the others are those of a plan with all layouts.
-        whole = make_plan(config, *sources, picture_px=32, predicted=predicted)
+        whole = make_plan(config, *sources, image_px=32, predicted=predicted)
         others = plan["style_patient_id"] != without
         pd.testing.assert_frame_equal(plan[others], whole[others])
 
 
-def test_the_only_picture_of_a_patient_is_its_own_style(dataset, predicted):
+def test_the_only_image_of_a_patient_is_its_own_style(dataset, predicted):
     unlabeled = dataset.split("unlabeled")
     alone = unlabeled.select(~unlabeled.table["patient_id"].duplicated())
-    config = SynthesisConfig(n_pictures=3, layouts="predicted")
-    plan = make_plan(config, dataset.split("train"), alone, picture_px=32, predicted=predicted)
+    config = SynthesisConfig(n_images=3, layouts="predicted")
+    plan = make_plan(config, dataset.split("train"), alone, image_px=32, predicted=predicted)
     assert (plan["style_image_file_names"] == plan["layout_image_file_name"]).all()
 
 

@@ -8,27 +8,27 @@ from stedm.bench.measure import Turns
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting, channels_first
 from stedm.config import KLCodecConfig, VQCodecConfig
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec
 from stedm.diffusion.codec_train import build_autoencoder
-from stedm.diffusion.cost import flops_of
-from stedm.precision import autocast
+from stedm.experiment.cost import flops_of
 from stedm.seeds import seed_for
+from stedm.training.precision import autocast
 
 _BATCH = 8
 
 
 def run(setting: Setting, effort: Effort) -> Result:
     """Encode and decode a batch with each codec, all in turns."""
-    pictures = to_signed(channels_first(setting.pictures(_BATCH))).to(setting.device)
+    images = to_signed(channels_first(setting.images(_BATCH))).to(setting.device)
     actions, flops = {}, {}
-    codecs = {name: codec for name, codec in _codecs(setting).items() if setting.picture_px % codec.factor == 0}
+    codecs = {name: codec for name, codec in _codecs(setting).items() if setting.image_px % codec.factor == 0}
     for name, codec in codecs.items():
         with torch.no_grad():
-            latents = codec.encode(pictures)
-            flops[f"{name} encode"] = flops_of(lambda codec=codec: codec.encode(pictures))
+            latents = codec.encode(images)
+            flops[f"{name} encode"] = flops_of(lambda codec=codec: codec.encode(images))
             flops[f"{name} decode"] = flops_of(lambda codec=codec, latents=latents: codec.decode(latents))
-        actions[f"{name} encode"] = _in_precision(setting, codec.encode, pictures)
+        actions[f"{name} encode"] = _in_precision(setting, codec.encode, images)
         actions[f"{name} decode"] = _in_precision(setting, codec.decode, latents)
     peak = MatmulPeak(setting.device, setting.precision, effort.matmul_n)
     turns = Turns(actions, effort.repeats, setting.device, peak)
@@ -36,10 +36,10 @@ def run(setting: Setting, effort: Effort) -> Result:
         {
             "codec": name,
             "direction": direction,
-            "latent": "x".join(map(str, _latent_shape(codec, setting.picture_px))),
-            "ms_per_picture": 1e3 * turns.median(f"{name} {direction}") / _BATCH,
+            "latent": "x".join(map(str, _latent_shape(codec, setting.image_px))),
+            "ms_per_image": 1e3 * turns.median(f"{name} {direction}") / _BATCH,
             "ratio_to_configured": turns.ratio(f"{name} {direction}", f"configured {direction}"),
-            "gflop_per_picture": flops[f"{name} {direction}"] / _BATCH / 1e9,
+            "gflop_per_image": flops[f"{name} {direction}"] / _BATCH / 1e9,
             "share_of_matmul_peak": turns.share_of_peak(f"{name} {direction}", flops[f"{name} {direction}"]),
         }
         for name, codec in codecs.items()
@@ -72,5 +72,5 @@ def _in_precision(setting: Setting, function, value: torch.Tensor):
     return call
 
 
-def _latent_shape(codec: Codec, picture_px: int) -> tuple[int, int, int]:
-    return codec.latent_channels, picture_px // codec.factor, picture_px // codec.factor
+def _latent_shape(codec: Codec, image_px: int) -> tuple[int, int, int]:
+    return codec.latent_channels, image_px // codec.factor, image_px // codec.factor

@@ -10,7 +10,7 @@ from stedm.bench.measure import Turns
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting, few
 from stedm.config import StyleConfig
-from stedm.data.samples import PictureCache
+from stedm.data.cache import ImageCache
 from stedm.diffusion.train import DiffusionSamples
 from stedm.errors import StedmError
 from stedm.seeds import torch_generator
@@ -28,12 +28,12 @@ def run(setting: Setting, effort: Effort) -> Result:
     recolour = config.recolour.model_copy(update={"probability": 1.0})
 
     def recoloured() -> None:
-        recolour_together(together["picture"], together["style"], recolour, torch_generator(0, "bench recolour"))
+        recolour_together(together["image"], together["style"], recolour, torch_generator(0, "bench recolour"))
 
     some = few(setting.annotated)
     parts = {
-        "read from files": lambda: _read(PictureCache(some, setting.picture_px), batch),
-        "samples, pictures in memory": lambda: [samples[i] for i in range(batch)],
+        "read from files": lambda: _read(ImageCache(some, setting.image_px), batch),
+        "samples, images in memory": lambda: [samples[i] for i in range(batch)],
         "collate": lambda: default_collate(items),
         "recolour, all samples": recoloured,
     }
@@ -42,7 +42,7 @@ def run(setting: Setting, effort: Effort) -> Result:
         f"style sampling {name}": (lambda s=stream: [s[i] for i in range(batch)]) for name, stream in kinds.items()
     }
     turns = Turns({**parts, **styles}, effort.repeats, torch.device("cpu"))
-    stream_s = turns.median("samples, pictures in memory") + turns.median("collate")
+    stream_s = turns.median("samples, images in memory") + turns.median("collate")
     rows: list[Row] = [
         {"part": name, "ms_per_batch": 1e3 * turns.median(name), "ratio_to_samples": turns.ratio(name, _SAMPLES)}
         for name in parts
@@ -57,36 +57,36 @@ def run(setting: Setting, effort: Effort) -> Result:
     ]
     figures = {
         "batch": batch,
-        "style_pictures": config.style.n_pictures,
-        "picture_px": setting.picture_px,
+        "style_images": config.style.n_images,
+        "image_px": setting.image_px,
         "samples_per_s": batch / stream_s,
         "style_sampling": config.style.sampling,
     }
-    notes = [f"ratio_to_samples: against `{_SAMPLES}`, the stream as configured. read from files: pictures and masks."]
+    notes = [f"ratio_to_samples: against `{_SAMPLES}`, the stream as configured. read from files: images and masks."]
     return Result("data", figures, {"parts": rows, "style sampling": kind_rows}, notes)
 
 
-_SAMPLES = "samples, pictures in memory"
+_SAMPLES = "samples, images in memory"
 
 
 def _samples(setting: Setting, sampling: str) -> DiffusionSamples:
     config = setting.config.diffusion
     config = config.model_copy(update={"style": config.style.model_copy(update={"sampling": sampling})})
-    samples = DiffusionSamples(config, few(setting.annotated), few(setting.unlabeled), setting.picture_px, seed=0)
+    samples = DiffusionSamples(config, few(setting.annotated), few(setting.unlabeled), setting.image_px, seed=0)
     for i in range(32):
         samples[i]  # decodes
     return samples
 
 
 def _stream(setting: Setting, sampling: str) -> DiffusionSamples | None:
-    """None where the pictures can't be sampled in this way."""
+    """None where the images can't be sampled in this way."""
     try:
         return _samples(setting, sampling)
     except StedmError:
         return None
 
 
-def _read(cache: PictureCache, n: int) -> None:
+def _read(cache: ImageCache, n: int) -> None:
     for row in range(n):
-        cache.picture(row % len(cache))
+        cache.image(row % len(cache))
         cache.mask(row % len(cache))

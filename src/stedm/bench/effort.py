@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 GROWTH_SIZES: dict[str, tuple[int, ...]] = {
-    "style pictures": (1, 2, 4, 8, 16, 32),
-    "planned pictures": (100, 300, 1000, 3000, 10_000),
+    "style images": (1, 2, 4, 8, 16, 32),
+    "planned images": (100, 300, 1000, 3000, 10_000),
     "patients": (10, 30, 100, 300, 1000),
     "classes": (2, 4, 8, 16, 32),
-    "picture size": (32, 64, 128, 256, 512),
+    "image size": (32, 64, 128, 256, 512),
 }
 
 
@@ -22,8 +22,8 @@ class Effort:
     warm_up_steps: int = 6
     profiled_steps: int = 3
     """Training steps under torch.profiler, after the measured ones."""
-    pictures: int = 1000
-    """Pictures of the plan that is executed."""
+    images: int = 1000
+    """Images of the plan that is executed."""
     matmul_n: int | None = None
     """Side of the matrices of the peak; None = large enough for the device."""
     growth_sizes: dict[str, tuple[int, ...]] = field(default_factory=lambda: dict(GROWTH_SIZES))

@@ -25,11 +25,11 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import DiffusionSamples, make_denoiser
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.stats import summarise
-from stedm.precision import autocast
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import build_segmenter
 from stedm.segmentation.predict import predict_masks
 from stedm.synthesis.plan import make_plan
+from stedm.training.precision import autocast
 
 _BATCH = 4
 _REPEATS = 3
@@ -92,13 +92,13 @@ def _measure(
 
 def _curves(setting: Setting) -> dict[str, dict[str, tuple[Prepare, float]]]:
     """Axis to what is measured along it, with the exponent that the work asks for."""
-    px = setting.picture_px
+    px = setting.image_px
     return {
-        "style pictures": {
+        "style images": {
             "style vectors of 4 patients": (lambda n: _style_vectors(setting, n), 1.0),
-            "training step": (lambda n: _training_step(setting, px, style_pictures=n), 1.0),
+            "training step": (lambda n: _training_step(setting, px, style_images=n), 1.0),
         },
-        "planned pictures": {"make_plan": (lambda n: _plan(setting.annotated, setting.unlabeled, n, px), 1.0)},
+        "planned images": {"make_plan": (lambda n: _plan(setting.annotated, setting.unlabeled, n, px), 1.0)},
         "patients": {
             "open the folder": (lambda n: _open(setting, n), 1.0),
             "begin a stream, 32 samples": (lambda n: _stream(setting, n), 1.0),
@@ -109,7 +109,7 @@ def _curves(setting: Setting) -> dict[str, dict[str, tuple[Prepare, float]]]:
             "training step": (lambda n: _training_step(setting, px, classes=n), 1.0),
             "counts of 16 masks": (lambda n: _counts(n, px), 1.0),
         },
-        "picture size": {
+        "image size": {
             "training step": (lambda n: _training_step(setting, n), 2.0),
             "one sampling step": (lambda n: _sampling_step(setting, n), 2.0),
             "masks": (lambda n: _masks(setting, n), 2.0),
@@ -122,37 +122,37 @@ def _curves(setting: Setting) -> dict[str, dict[str, tuple[Prepare, float]]]:
 
 def _style_vectors(setting: Setting, n: int) -> Callable[[], object]:
     model = _model(setting, n)
-    styles = [list(setting.pictures(n))] * _BATCH
+    styles = [list(setting.images(n))] * _BATCH
     return lambda: model.style_vectors(styles)
 
 
-def _model(setting: Setting, style_pictures: int | None = None, px: int | None = None) -> StyleDiffusion:
+def _model(setting: Setting, style_images: int | None = None, px: int | None = None) -> StyleDiffusion:
     classes = setting.dataset.info.classes
-    denoiser = _denoiser(setting, px or setting.picture_px, len(classes), style_pictures)
+    denoiser = _denoiser(setting, px or setting.image_px, len(classes), style_images)
     model = StyleDiffusion(
         denoiser,
         setting.codec,
         objective=setting.config.diffusion.objective,
         classes=classes,
-        picture_px=px or setting.picture_px,
+        image_px=px or setting.image_px,
     )
     model.precision = setting.precision
     return model
 
 
-def _denoiser(setting: Setting, px: int, classes: int, style_pictures: int | None) -> StyleDenoiser:
+def _denoiser(setting: Setting, px: int, classes: int, style_images: int | None) -> StyleDenoiser:
     config = setting.config.diffusion
-    style = config.style.model_copy(update={"n_pictures": style_pictures or config.style.n_pictures, "weights": None})
+    style = config.style.model_copy(update={"n_images": style_images or config.style.n_images, "weights": None})
     config = config.model_copy(update={"style": style})
     return make_denoiser(config, setting.codec, classes, 0, px).to(setting.device, memory_format=torch.channels_last)
 
 
 def _training_step(
-    setting: Setting, px: int, classes: int | None = None, style_pictures: int | None = None
+    setting: Setting, px: int, classes: int | None = None, style_images: int | None = None
 ) -> Callable[[], object]:
-    """Forward and backward pass of one picture."""
+    """Forward and backward pass of one image."""
     config = setting.config.diffusion
-    n, k = style_pictures or config.style.n_pictures, classes or len(setting.dataset.info.classes)
+    n, k = style_images or config.style.n_images, classes or len(setting.dataset.info.classes)
     denoiser = _denoiser(setting, px, k, n).train()
     side = px // setting.codec.factor
     generator = torch.Generator().manual_seed(0)
@@ -181,15 +181,15 @@ def _sampling_step(setting: Setting, px: int) -> Callable[[], object]:
 
 def _masks(setting: Setting, px: int) -> Callable[[], object]:
     network = build_segmenter(setting.config.segmentation, len(setting.dataset.info.classes)).to(setting.device).eval()
-    pictures = np.zeros((_BATCH, px, px, 3), np.uint8)
-    return lambda: predict_masks(network, pictures)
+    images = np.zeros((_BATCH, px, px, 3), np.uint8)
+    return lambda: predict_masks(network, images)
 
 
 # ---- plans, cohorts, statistics -----------------------------------------------------------------------------------
 
 
 def _plan(annotated: DatasetFolder, unlabeled: DatasetFolder, n: int, px: int) -> Callable[[], pd.DataFrame]:
-    return lambda: make_plan(SynthesisConfig(n_pictures=n), annotated, unlabeled, picture_px=px)
+    return lambda: make_plan(SynthesisConfig(n_images=n), annotated, unlabeled, image_px=px)
 
 
 def _plan_of_cohort(setting: Setting, patients: int) -> Callable[[], pd.DataFrame]:
@@ -216,21 +216,21 @@ def _stream(setting: Setting, patients: int) -> Callable[[], object]:
 
 
 _COHORT_PX = 8
-_COHORT_PICTURES = 3
+_COHORT_IMAGES = 3
 
 
 def _cohort(folder: Path, patients: int) -> Path:
-    """A dataset folder of so many patients, half of them annotated, whose pictures are all the same two files."""
+    """A dataset folder of so many patients, half of them annotated, whose images are all the same two files."""
     root = folder / f"cohort-{patients}"
     if not (root / "metadata.csv").is_file():
         generator = numpy_generator(0, "bench cohort")
         shape = (_COHORT_PX, _COHORT_PX)
-        picture, mask = generator.integers(0, 256, (*shape, 3), np.uint8), generator.integers(0, 2, shape, np.uint8)
+        image, mask = generator.integers(0, 256, (*shape, 3), np.uint8), generator.integers(0, 2, shape, np.uint8)
         rows = []
         for patient in range(patients):
-            for number in range(_COHORT_PICTURES):
+            for number in range(_COHORT_IMAGES):
                 name = f"p{patient:04d}-{number}.png"
-                write_png(root / "images" / name, picture)
+                write_png(root / "images" / name, image)
                 if patient % 2:
                     write_png(root / "masks" / name, mask)
                 rows.append(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from stedm import __version__
-from stedm.precision import resolve_precision
+from stedm.training.precision import resolve_precision
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

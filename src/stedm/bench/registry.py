@@ -10,12 +10,12 @@ from stedm.errors import StedmError
 
 TARGETS = {
     "train": "a training step of the diffusion model: data, forward, backward, optimiser, operators",
-    "sampling": "samplers, guidance and batch sizes: time and network calls a picture",
+    "sampling": "samplers, guidance and batch sizes: time and network calls an image",
     "codec": "encoding and decoding of the first stage",
     "data": "reading, style sampling, recolouring, batches",
     "synthesis": "execution of a plan: what is spent outside of the network",
     "segmentation": "prediction of masks",
-    "growth": "time and memory against style pictures, planned pictures, patients, classes, picture size",
+    "growth": "time and memory against style images, planned images, patients, classes, image size",
 }
 """Name to what it measures; the function `run(setting, effort)` of stedm.bench.NAME returns a `Result`."""
 

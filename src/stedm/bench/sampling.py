@@ -1,4 +1,4 @@
-"""Drawing pictures: samplers, guidance and batch sizes."""
+"""Drawing images: samplers, guidance and batch sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from stedm.bench.measure import PhaseClock, Turns, counted_as, replaced
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting
 from stedm.config import Guidance
-from stedm.diffusion.cost import flops_of
 from stedm.diffusion.sampler import SAMPLERS
+from stedm.experiment.cost import flops_of
 
 _STEPS = 6
 _BATCH = 8
@@ -26,7 +26,7 @@ GUIDANCES = {
 
 
 def run(setting: Setting, effort: Effort) -> Result:
-    """Time a picture under each sampler, guidance and batch size, all in turns."""
+    """Time an image under each sampler, guidance and batch size, all in turns."""
     base = _variant("dpm++", "style", _BATCH)
     settings = [(sampler, "style", _BATCH) for sampler in SAMPLERS[setting.config.diffusion.objective]]
     settings += [("dpm++", guidance, _BATCH) for guidance in GUIDANCES]
@@ -45,19 +45,19 @@ def run(setting: Setting, effort: Effort) -> Result:
                 "guidance": guidance,
                 "batch": batch,
                 "network_calls": calls,
-                "ms_per_picture": 1e3 * turns.median(name) / batch,
-                "ms_per_call_and_picture": 1e3 * turns.median(name) / batch / calls,
+                "ms_per_image": 1e3 * turns.median(name) / batch,
+                "ms_per_call_and_image": 1e3 * turns.median(name) / batch / calls,
                 "ratio_to_base": turns.ratio(name, base) * _BATCH / batch,
                 "share_of_matmul_peak": turns.share_of_peak(name, flops_per_call * calls * batch),
             }
         )
     figures = {
         "steps": _STEPS,
-        "gflop_per_call_and_picture": flops_per_call / 1e9,
+        "gflop_per_call_and_image": flops_per_call / 1e9,
         "gflop_per_s_matmul_peak": peak.flop_per_s / 1e9,
         "share_outside_network": _share_outside(setting, variants[base], effort.repeats),
     }
-    notes = [f"ratio_to_base: time a picture against {base}. Style vectors and decoding are part of every time."]
+    notes = [f"ratio_to_base: time an image against {base}. Style vectors and decoding are part of every time."]
     return Result("sampling", figures, {"samplers": rows}, notes)
 
 
@@ -67,7 +67,7 @@ def _variant(sampler: str, guidance: str, batch: int) -> str:
 
 def _draw(setting: Setting, sampler: str, guidance: str, batch: int) -> Callable[[], Any]:
     layouts = setting.layouts(batch)
-    style = list(setting.pictures(setting.config.synthesis.style_pictures))
+    style = list(setting.images(setting.config.synthesis.style_images))
     if setting.model.largest_style_set is not None:
         style = style[: setting.model.largest_style_set]
     return lambda: setting.model.generate(
@@ -87,10 +87,10 @@ def _share_outside(setting: Setting, draw: Callable[[], Any], repeats: int) -> f
 
 
 def flops_of_call(setting: Setting) -> int:
-    """FLOPs of one network call for one picture."""
-    model, side = setting.model, setting.picture_px // setting.codec.factor
+    """FLOPs of one network call for one image."""
+    model, side = setting.model, setting.image_px // setting.codec.factor
     noisy = torch.zeros(1, setting.codec.latent_channels, side, side, device=setting.device)
-    layout = torch.zeros(1, setting.picture_px, setting.picture_px, dtype=torch.long, device=setting.device)
+    layout = torch.zeros(1, setting.image_px, setting.image_px, dtype=torch.long, device=setting.device)
     timestep = torch.zeros(1, device=setting.device)
     style = model.denoiser.null_style.detach()[None]
     # Training mode: the fused layers of inference are invisible to the counter.

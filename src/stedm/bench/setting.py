@@ -12,18 +12,18 @@ import torch
 
 from stedm.config import PhantomConfig, RunConfig, load_config
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec, trained_codec_folder
 from stedm.diffusion.codec_train import build_autoencoder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
-from stedm.experiment import annotated_part
+from stedm.experiment.experiment import annotated_part
+from stedm.phantom.patients import make_phantom
 from stedm.seeds import seed_for
 
 _MOST_PATIENTS = {"train": 4, "unlabeled": 8, "val": 2, "test": 0}
-_MOST_PICTURES = 6
+_MOST_IMAGES = 6
 
 
 class Setting:
@@ -42,8 +42,8 @@ class Setting:
         return self.config.diffusion.precision
 
     @property
-    def picture_px(self) -> int:
-        return self.config.data.picture_px
+    def image_px(self) -> int:
+        return self.config.data.image_px
 
     @cached_property
     def dataset(self) -> DatasetFolder:
@@ -62,12 +62,12 @@ class Setting:
         part = annotated_part(self.dataset, self.config) if self.config.data.phantom is None else None
         chosen = part or self.dataset.select(rows.to_numpy())
         if len(chosen) == 0:
-            raise StedmError(f"{self.dataset.root}: no annotated picture to measure with")
+            raise StedmError(f"{self.dataset.root}: no annotated image to measure with")
         return chosen
 
     @cached_property
     def unlabeled(self) -> DatasetFolder:
-        """Unannotated pictures, or the annotated ones where there are none."""
+        """Unannotated images, or the annotated ones where there are none."""
         part = self.dataset.split("unlabeled")
         return part if len(part) else self.annotated
 
@@ -80,7 +80,7 @@ class Setting:
                 torch.manual_seed(seed_for(0, "bench codec"))
                 codec = AutoencoderCodec(build_autoencoder(config.codec))  # type: ignore[arg-type]
             codec.save_pretrained(trained_codec_folder(self.run))
-        return open_codec(config.codec, self.run, to_signed(channels_first(self.pictures(16)))).to(self.device).eval()
+        return open_codec(config.codec, self.run, to_signed(channels_first(self.images(16)))).to(self.device).eval()
 
     @property
     def run(self) -> Path:
@@ -92,35 +92,35 @@ class Setting:
         """An untrained model, read from disk as `stedm synthesize` reads it."""
         folder = self.folder / "model"
         classes = self.dataset.info.classes
-        denoiser = make_denoiser(self.config.diffusion, self.codec, len(classes), 0, self.picture_px)
+        denoiser = make_denoiser(self.config.diffusion, self.codec, len(classes), 0, self.image_px)
         StyleDiffusion(
             denoiser,
             self.codec,
             objective=self.config.diffusion.objective,
             classes=classes,
-            picture_px=self.picture_px,
+            image_px=self.image_px,
             style_sampling=self.config.diffusion.style.sampling,
         ).save_pretrained(folder)
         model = StyleDiffusion.from_pretrained(folder).to(self.device)
         model.precision = self.precision
         return model
 
-    def pictures(self, n: int) -> np.ndarray:
-        """uint8 RGB (n, px, px, 3): pictures of the dataset, over again where it has fewer."""
+    def images(self, n: int) -> np.ndarray:
+        """uint8 RGB (n, px, px, 3): images of the dataset, over again where it has fewer."""
         rows = np.arange(n) % min(len(self.unlabeled), 32)
-        read = {row: self.unlabeled.read_picture(row, self.picture_px) for row in map(int, np.unique(rows))}
+        read = {row: self.unlabeled.read_image(row, self.image_px) for row in map(int, np.unique(rows))}
         return np.stack([read[int(row)] for row in rows])
 
     def layouts(self, n: int) -> np.ndarray:
         """uint8 (n, px, px): annotated layouts, over again where there are fewer."""
         rows = np.arange(n) % min(len(self.annotated), 32)
-        read = {row: self.annotated.read_mask(row, self.picture_px) for row in map(int, np.unique(rows))}
+        read = {row: self.annotated.read_mask(row, self.image_px) for row in map(int, np.unique(rows))}
         return np.stack([read[int(row)] for row in rows])
 
 
-def channels_first(pictures: np.ndarray) -> torch.Tensor:
+def channels_first(images: np.ndarray) -> torch.Tensor:
     """(n, h, w, 3) to (n, 3, h, w)."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures, -1, 1)))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
 
 
 @contextlib.contextmanager
@@ -131,12 +131,12 @@ def open_setting(config: Path | None, overrides: Sequence[str] | None = None) ->
         yield Setting(load_config(path, list(overrides or [])), Path(folder))
 
 
-def few(dataset: DatasetFolder, patients: int = 4, pictures: int = 4) -> DatasetFolder:
-    """Some pictures of some patients."""
+def few(dataset: DatasetFolder, patients: int = 4, images: int = 4) -> DatasetFolder:
+    """Some images of some patients."""
     table = dataset.table
     chosen = table["patient_id"].isin(dataset.patients()[:patients])
     number = table.groupby("patient_id").cumcount()
-    return dataset.select((chosen & (number < pictures)).to_numpy())
+    return dataset.select((chosen & (number < images)).to_numpy())
 
 
 def _few(phantom: PhantomConfig) -> PhantomConfig:
@@ -146,6 +146,6 @@ def _few(phantom: PhantomConfig) -> PhantomConfig:
         update={
             "patients": patients,
             "train_categories": categories[: patients.get("train", 0)] if categories else None,
-            "pictures_per_patient": min(phantom.pictures_per_patient, _MOST_PICTURES),
+            "images_per_patient": min(phantom.images_per_patient, _MOST_IMAGES),
         }
     )

@@ -1,7 +1,7 @@
 """A training step of the diffusion model: where its time goes, and what it reaches of the machine's matrix products.
 
 The loop that is measured is `stedm.diffusion.train.train_diffusion` itself, watched at the seams of its engine. A
-handful of pictures is used, so that after the steps that warm up all of them are decoded, as after the first pass over
+handful of images is used, so that after the steps that warm up all of them are decoded, as after the first pass over
 the data of a real run; checkpoints are left out.
 """
 
@@ -21,7 +21,7 @@ from stedm.bench.measure import PhaseClock, profiler, replaced
 from stedm.bench.result import Result, Row
 from stedm.bench.setting import Setting, few
 from stedm.diffusion.train import train_diffusion
-from stedm.engine import Engine
+from stedm.training.trainer import Engine
 
 PHASES = {
     "data": "data stream (waiting for the next batch)",
@@ -43,9 +43,7 @@ def run(setting: Setting, effort: Effort) -> Result:
         _ = setting.codec  # left in the run folder, untrained
     watch = _Watch(setting, effort)
     with watch.watching():
-        train_diffusion(
-            config, few(setting.annotated), few(setting.unlabeled), setting.run, picture_px=setting.picture_px
-        )
+        train_diffusion(config, few(setting.annotated), few(setting.unlabeled), setting.run, image_px=setting.image_px)
     return watch.result(config.batch)
 
 
@@ -154,7 +152,7 @@ class _Watch:
             "batch": batch,
             "steps_measured": len(self.steps),
             "step_ms": 1e3 * statistics.median(totals),
-            "pictures_per_s": batch / statistics.median(totals),
+            "images_per_s": batch / statistics.median(totals),
             "share_forward_and_backward": (seconds["forward"] + seconds["backward"]) / total,
             "gflop_forward_and_backward": flops / 1e9,
             "gflop_per_s_forward_and_backward": flops / statistics.median(network) / 1e9,

@@ -18,7 +18,7 @@ class Part(BaseModel):
 
 
 class TrainingConfig(Part):
-    """What every training loop needs (see stedm.engine)."""
+    """What every training loop needs (see stedm.training.trainer)."""
 
     steps: Positive
     batch: Positive = 16
@@ -30,7 +30,7 @@ class TrainingConfig(Part):
     precision: Precision = "auto"
     """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
     accumulate: Positive = 1
-    """Parts that a batch is divided into, whose gradients are added up: the memory of `batch / accumulate` pictures."""
+    """Parts that a batch is divided into, whose gradients are added up: the memory of `batch / accumulate` images."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read samples ahead; null = none on a CPU, which the network needs, a few beside a GPU. Samples
     are the same with any number."""
@@ -40,7 +40,7 @@ class TrainingConfig(Part):
     @model_validator(mode="after")
     def _equal_parts(self) -> "TrainingConfig":
         if self.batch % self.accumulate:
-            raise ValueError(f"accumulate: {self.batch} pictures can't be divided into {self.accumulate} equal parts")
+            raise ValueError(f"accumulate: {self.batch} images can't be divided into {self.accumulate} equal parts")
         return self
 
 

@@ -34,10 +34,10 @@ class AutoencoderCodecConfig(Part):
 
 
 class TrainedCodecConfig(TrainingConfig):
-    """An autoencoder that the run trains first, on annotated and unannotated pictures together (RUN/codec)."""
+    """An autoencoder that the run trains first, on annotated and unannotated images together (RUN/codec)."""
 
     channels: list[Positive] = [32, 64, 128]
-    """Widths of the levels, a multiple of `norm_groups` each; every level but the last halves the picture."""
+    """Widths of the levels, a multiple of `norm_groups` each; every level but the last halves the image."""
     latent_channels: Positive
     blocks_per_level: Positive = 1
     norm_groups: Positive = 16
@@ -58,7 +58,7 @@ class TrainedCodecConfig(TrainingConfig):
 
     @property
     def factor(self) -> int:
-        """Side of a picture / side of its latent."""
+        """Side of an image / side of its latent."""
         return 2 ** (len(self.channels) - 1)
 
     @model_validator(mode="after")
@@ -76,8 +76,8 @@ class KLCodecConfig(TrainedCodecConfig):
     kind: Literal["kl"]
     latent_channels: Positive = 4
     kl_weight: Annotated[float, Field(ge=0)] = 1e-6
-    """Weight of the Kullback-Leibler divergence of a picture against the L1 error of a picture, both as sums over the
-    picture (Rombach et al. 2022)."""
+    """Weight of the Kullback-Leibler divergence of an image against the L1 error of an image, both as sums over the
+    image (Rombach et al. 2022)."""
 
 
 class VQCodecConfig(TrainedCodecConfig):

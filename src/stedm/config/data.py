@@ -9,21 +9,21 @@ from stedm.config.base import Part, Positive
 
 
 class PhantomConfig(Part):
-    """A procedural cohort, made inside the run folder (see stedm.data.phantom)."""
+    """A procedural cohort, made inside the run folder (see stedm.phantom.patients)."""
 
     stain: Literal["her2", "he"] = "her2"
     """`her2`: DAB + haematoxylin, 2 classes, category = score 0..3. `he`: haematoxylin + eosin, 4 classes."""
-    picture_px: Positive = 64
-    """Side of the square pictures in pixels."""
+    image_px: Positive = 64
+    """Side of the square images in pixels."""
     mpp: Annotated[float, Field(gt=0)] = 2.0
-    """Microns per pixel of the pictures."""
+    """Microns per pixel of the images."""
     patients: dict[Literal["train", "unlabeled", "val", "test"], int] = Field(
         default={"train": 4, "unlabeled": 24, "val": 8, "test": 24}
     )
     """Patients in each split."""
     train_categories: list[str] | None = None
     """Categories of the train patients in order, for example ["3", "3", "2", "1"]; null = balanced."""
-    pictures_per_patient: Positive = 12
+    images_per_patient: Positive = 12
     seed: int = 0
 
 
@@ -34,22 +34,22 @@ class DataConfig(Part):
     """Dataset folder; relative paths are relative to the configuration file."""
     phantom: PhantomConfig | None = None
     """Make a phantom cohort instead of reading a folder."""
-    picture_px: Positive = 64
-    """Side of the square pictures that all networks see; pictures are resized (area), masks too (nearest)."""
+    image_px: Positive = 64
+    """Side of the square images that all networks see; images are resized (area), masks too (nearest)."""
     cache_mb: Annotated[float, Field(ge=0)] | None = None
-    """Memory for decoded pictures in megabytes, a process; pictures beyond it are read each time they are needed, with
+    """Memory for decoded images in megabytes, a process; images beyond it are read each time they are needed, with
     equal results. null = half of the machine's memory; 0 = none is kept."""
     annotated_patients: Positive | None = None
     """Label budget: how many patients of the `train` split count as annotated; null = all. The others are left out,
     so that the set of unannotated patients is the same at every budget."""
     annotated_per_category: Positive | None = None
-    """Label budget in pictures instead of patients: so many pictures of each category that has annotations (k-shot,
-    for pictures that belong to nobody, such as photographs); null = no such limit. The others are left out."""
+    """Label budget in images instead of patients: so many images of each category that has annotations (k-shot,
+    for images that belong to nobody, such as photographs); null = no such limit. The others are left out."""
     unseen_categories: list[str] | None = None
-    """Categories nobody annotated: patients of the `train` split with such pictures count as `unlabeled`. Their
-    pictures are style sources, their masks are opened by the arm `upper` alone; in val and test they are scored."""
+    """Categories nobody annotated: patients of the `train` split with such images count as `unlabeled`. Their
+    images are style sources, their masks are opened by the arm `upper` alone; in val and test they are scored."""
     draw: int = 0
-    """Which random choice of annotated patients (they are drawn balanced over categories) or pictures."""
+    """Which random choice of annotated patients (they are drawn balanced over categories) or images."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
@@ -69,8 +69,8 @@ class EvaluationConfig(Part):
 
     split: Literal["val", "test"] = "test"
     unit: Literal["patient", "category"] = "patient"
-    """Whose pixels are pooled before means, spread and tests: a patient's, or those of all pictures of a category
-    (where a picture is a patient of its own)."""
+    """Whose pixels are pooled before means, spread and tests: a patient's, or those of all images of a category
+    (where an image is a patient of its own)."""
     bootstrap: Positive = 2000
     """Resamples of patients for the intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -10,7 +10,7 @@ from stedm.config.style import StyleConfig
 
 
 class RecolourConfig(Part):
-    """Training pictures and their style pictures recoloured alike (see stedm.style.recolour)."""
+    """Training images and their style images recoloured alike (see stedm.style.recolour)."""
 
     probability: Fraction = 0.5
     """Part of the training samples that are recoloured; 0 = off."""
@@ -45,7 +45,7 @@ class FineTuningConfig(Part):
 
 
 class PseudoLabelConfig(Part):
-    """Layouts of unannotated pictures as segmenters of the annotated ones see them (see stedm.segmentation.pseudo).
+    """Layouts of unannotated images as segmenters of the annotated ones see them (stedm.segmentation.pseudo_labels).
 
     The segmenters are the diffusion model's own: it doesn't depend on which arms, seeds and steps are compared later.
     Those of arm self-training are that arm's teachers, of `segmentation.self_training`, trained as long as the arms.
@@ -62,8 +62,8 @@ class PseudoLabelConfig(Part):
     """Pixels in which the mean probability of the winning class is lower stay unknown."""
     every_round: bool = False
     """Train the diffusion model again in each round of `synthesis.rounds` after the first, with labels by the
-    segmenters of that round, which have learned from the pictures of the model before. For patients about whom the
-    segmenters of the annotated pictures are wrong, and with them the first model; each round costs as much as the
+    segmenters of that round, which have learned from the images of the model before. For patients about whom the
+    segmenters of the annotated images are wrong, and with them the first model; each round costs as much as the
     first, but for `fine_tuning` (results/second_model)."""
     fine_tuning: FineTuningConfig | None = None
     """Let each model of `every_round` go on from the weights of the one before; null = each from nothing."""
@@ -85,7 +85,7 @@ class StudentConfig(TrainingConfig):
     """Of the teacher's steps and of the student's own (see `synthesis.time_shift`, which a student ignores)."""
     steps: Positive = 400
     batch: Positive = 4
-    """Pictures that the teacher draws a step; the student learns all its steps, the sum of `calls`, from each."""
+    """Images that the teacher draws a step; the student learns all its steps, the sum of `calls`, from each."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 15
     ema_decay: Fraction = 0.99
@@ -107,7 +107,7 @@ class DiffusionConfig(TrainingConfig):
 
     codec: CodecConfig = PixelCodecConfig()
     cache_latents: bool = False
-    """Encode each training picture once (in each of its 8 symmetries) instead of in every step, into RUN/latents;
+    """Encode each training image once (in each of its 8 symmetries) instead of in every step, into RUN/latents;
     for autoencoders, and with recolouring off."""
     style: StyleConfig = StyleConfig()
     recolour: RecolourConfig = RecolourConfig()
@@ -122,15 +122,15 @@ class DiffusionConfig(TrainingConfig):
     what those steps never come near needn't be learned."""
     weighting: Literal["none", "min-snr"] = "none"
     """Weights of training times in the loss: none, or min-SNR with gamma 5 (Hang et al. 2023)."""
-    balance: Literal["patients", "pictures"] = "patients"
-    """What is drawn uniformly for a sample: a patient and then one of the patient's pictures, so that patients with
-    many pictures don't drown the others; or a picture."""
+    balance: Literal["patients", "images"] = "patients"
+    """What is drawn uniformly for a sample: a patient and then one of the patient's images, so that patients with
+    many images don't drown the others; or an image."""
     layout_dropout: Fraction = 0.1
     """Probability that an annotated sample is shown with its layout unknown."""
     unlabeled_fraction: Fraction = 0.5
-    """Part of the samples that are unannotated pictures, trained under the "layout unknown" channel."""
+    """Part of the samples that are unannotated images, trained under the "layout unknown" channel."""
     pseudo_labels: PseudoLabelConfig | None = None
-    """Show unannotated pictures with the layout that segmenters predict (trained first, on the annotated pictures
+    """Show unannotated images with the layout that segmenters predict (trained first, on the annotated images
     alone), unknown where these are unsure (after You et al. 2023); null = unknown everywhere."""
     steps: Positive = 4000
     batch: Positive = 8

@@ -11,7 +11,7 @@ from stedm.config.diffusion import DiffusionConfig
 from stedm.config.segmentation import SegmentationConfig
 from stedm.config.synthesis import SynthesisConfig
 from stedm.errors import StedmError
-from stedm.files import fingerprint
+from stedm.io.files import fingerprint
 
 
 class RunConfig(Part):
@@ -84,7 +84,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 
 def load_phantom_config(path: str | Path | None, overrides: list[str] | None = None) -> PhantomConfig:
-    """The phantom part of a run configuration, or the default one; overrides are `picture_px=128` and the like."""
+    """The phantom part of a run configuration, or the default one; overrides are `image_px=128` and the like."""
     if path is not None:
         phantom = load_config(path, [f"data.phantom.{text}" for text in overrides or []]).data.phantom
         if phantom is None:

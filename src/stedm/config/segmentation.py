@@ -23,7 +23,7 @@ Arm = Literal[
 
 
 def uses_stain(arm: Arm) -> bool:
-    """Whether the annotated pictures of an arm are colour-augmented.
+    """Whether the annotated images of an arm are colour-augmented.
 
     `ssl` and `self-training` alone mean on top of `real+stain`; a bound should be the best that masks can do, so
     `upper` is augmented too.
@@ -36,12 +36,12 @@ def uses_synthetic(arm: Arm) -> bool:
 
 
 def uses_ssl(arm: Arm) -> bool:
-    """Whether an arm is trained for consistency on pictures of the unlabeled patients, without their masks."""
+    """Whether an arm is trained for consistency on images of the unlabeled patients, without their masks."""
     return "ssl" in arm.split("+")
 
 
 def uses_self_training(arm: Arm) -> bool:
-    """Whether an arm trains on pictures of the unlabeled patients under the labels of teachers."""
+    """Whether an arm trains on images of the unlabeled patients under the labels of teachers."""
     return "self-training" in arm.split("+")
 
 
@@ -55,9 +55,9 @@ class StainAugmentConfig(Part):
 
     kind: Literal["hed", "randstainna", "both"] = "hed"
     """`hed`: jitter of the stains; `randstainna`: colours of a random virtual template, drawn from the statistics of
-    annotated and unannotated pictures (Shen et al. 2022); `both`: the template, then the jitter."""
+    annotated and unannotated images (Shen et al. 2022); `both`: the template, then the jitter."""
     template_sd: Annotated[float, Field(ge=0)] = 1.0
-    """Spread of the virtual templates, in standard deviations between the pictures of the cohort."""
+    """Spread of the virtual templates, in standard deviations between the images of the cohort."""
     hed_sigma: Annotated[float, Field(ge=0)] = 0.2
     """Strength of the haematoxylin-eosin-DAB jitter: each stain is scaled by 1 +- sigma (Tellez et al. 2018)."""
     hed_bias: Annotated[float, Field(ge=0)] = 0.02
@@ -74,13 +74,13 @@ class StainAugmentConfig(Part):
 
 
 class SslConfig(Part):
-    """How the `ssl` arms learn from pictures without masks: a teacher labels weak views for strong ones while both are
-    trained (stedm.segmentation.baselines)."""
+    """How the `ssl` arms learn from images without masks: a teacher labels weak views for strong ones while both are
+    trained (stedm.segmentation.consistency)."""
 
     confidence: Fraction = 0.95
     """Pixels whose most probable class has a lower probability, by the teacher, teach nothing."""
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the loss on unannotated pictures, that on annotated ones being 1."""
+    """Weight of the loss on unannotated images, that on annotated ones being 1."""
     ramp_up: Fraction = 0.25
     """The weight rises from almost 0 in this part of the steps."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -88,13 +88,13 @@ class SslConfig(Part):
     strong_factor: Annotated[float, Field(ge=0)] = 1.5
     """The strong views' colour changes and blur, in strengths of `stain`."""
     cutmix: Fraction = 0.5
-    """Part of the strong views that get a rectangle of another picture."""
+    """Part of the strong views that get a rectangle of another image."""
     feature_dropout: Fraction = 0.5
-    """Part of the unannotated pictures of which each strong view loses one half of the encoder's channels."""
+    """Part of the unannotated images of which each strong view loses one half of the encoder's channels."""
 
 
 class SelfTrainingConfig(Part):
-    """How the `self-training` arms learn from pictures without masks: trained teachers label them, every pixel its most
+    """How the `self-training` arms learn from images without masks: trained teachers label them, every pixel its most
     probable class, and a new network learns from them as from annotated ones."""
 
     rounds: Positive = 2
@@ -123,10 +123,10 @@ class SegmentationConfig(TrainingConfig):
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 0.1
     dice_weight: Annotated[float, Field(ge=0)] = 0.9
     synthetic_fraction: Fraction = 0.8
-    """Part of the training samples that are synthetic, in the `+synthetic` arms (paper: 0.8). Unannotated pictures in
+    """Part of the training samples that are synthetic, in the `+synthetic` arms (paper: 0.8). Unannotated images in
     the `self-training` arms count as synthetic."""
     mirror: bool = False
-    """Predict with the mean over each picture and its three mirror images (test-time augmentation, as in nnU-Net),
+    """Predict with the mean over each image and its three mirror images (test-time augmentation, as in nnU-Net),
     in four times the time. Noted in the segmenter's folder, so that it always does."""
     stain: StainAugmentConfig = StainAugmentConfig()
     ssl: SslConfig = SslConfig()

@@ -9,7 +9,7 @@ from stedm.config.base import Fraction, Part, Positive, checked, read_values
 
 
 class TissueConfig(Part):
-    """What counts as tissue (see stedm.data.tissue)."""
+    """What counts as tissue (see stedm.slides.tissue)."""
 
     mpp: Annotated[float, Field(gt=0)] = 8.0
     """Microns per pixel at which tissue is looked for."""
@@ -54,12 +54,12 @@ class TilingConfig(Part):
 
 
 class SlideSegmentationConfig(Part):
-    """`stedm segment` on slides (see stedm.segmentation.slide)."""
+    """`stedm segment` on slides (see stedm.segmentation.whole_slide)."""
 
     mpp: Annotated[float, Field(gt=0)] | None = None
-    """Microns per pixel at which the network looks; null = that of its training pictures."""
+    """Microns per pixel at which the network looks; null = that of its training images."""
     tile_px: Positive | None = None
-    """Side of the tiles that the network sees; null = that of its training pictures."""
+    """Side of the tiles that the network sees; null = that of its training images."""
     overlap: Annotated[float, Field(ge=0, le=0.5)] = 0.25
     """Part of a tile's side that it shares with the next one; there both are blended."""
     batch: Positive = 8

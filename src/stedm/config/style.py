@@ -14,7 +14,7 @@ class StyleConfig(Part):
     encoder: str = "conv"
     """`conv` (small, convolutional, see `channels`), or the name of any timm backbone."""
     channels: list[Positive] = [24, 48, 96]
-    """Widths of the `conv` encoder, each level halves the picture."""
+    """Widths of the `conv` encoder, each level halves the image."""
     pooling: Literal["statistics", "head"] = "statistics"
     """How a timm backbone's features become a vector: `statistics` = mean and standard deviation of the channels of
     all levels; `head` = its pooled output and one linear layer (paper)."""
@@ -25,8 +25,8 @@ class StyleConfig(Part):
     dim: Positive = 256
     """Length of the style vector."""
     aggregation: Literal["none", "mean", "max", "linear", "set-vit", "attention"] = "mean"
-    """How the vectors of several style pictures become one (see stedm.style.aggregation); `linear` and `set-vit` take
-    `n_pictures` at most, also at generation."""
+    """How the vectors of several style images become one (see stedm.style.aggregation); `linear` and `set-vit` take
+    `n_images` at most, also at generation."""
     injection: Literal["mid", "own-block", "all", "cross"] | list[Literal["none", "scale-shift", "cross", "both"]] = (
         "all"
     )
@@ -37,11 +37,11 @@ class StyleConfig(Part):
     tokens: Positive = 8
     """Style tokens for cross-attention, all projected from the style vector."""
     sampling: Literal["none", "augmented", "nearby", "multi-patch", "cohort"] = "cohort"
-    """Which pictures are the query styles in training: `augmented` = the picture itself, strongly deformed; `nearby` =
-    pictures of the same slide within one tile's distance; `multi-patch` = random tissue patches of other pictures of
-    the same slide; `cohort` = other pictures of the same patient. With one picture only all are as `augmented`."""
-    n_pictures: Positive = 4
-    """Style pictures per training sample."""
+    """Which images are the query styles in training: `augmented` = the image itself, strongly deformed; `nearby` =
+    images of the same slide within one tile's distance; `multi-patch` = random tissue patches of other images of
+    the same slide; `cohort` = other images of the same patient. With one image only all are as `augmented`."""
+    n_images: Positive = 4
+    """Style images per training sample."""
     dropout: Fraction = 0.25
     """Probability that a training sample sees the learned null style instead (classifier-free guidance)."""
 

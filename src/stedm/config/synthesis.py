@@ -1,4 +1,4 @@
-"""Guidance, the plan (which layout in whose style) and how its pictures are drawn."""
+"""Guidance, the plan (which layout in whose style) and how its images are drawn."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ Sampler = Literal["ddim", "dpm++", "dpm++3m", "unipc", "euler", "heun", "student
 
 
 class Guidance(Part):
-    """Classifier-free guidance while a picture is drawn (see stedm.diffusion.guidance for the formulas)."""
+    """Classifier-free guidance while an image is drawn (see stedm.diffusion.guidance for the formulas)."""
 
     style: Annotated[float, Field(ge=0)] = 1.5
     """Weight of the style; 1 = no guidance on style, and one network evaluation less a step."""
@@ -38,7 +38,7 @@ class Guidance(Part):
         return self if start <= step < stop else Guidance(style=1.0)
 
     def network_calls(self, steps: int, sampler: Sampler = "dpm++") -> int:
-        """Network evaluations for one picture; those that one pass computes together count one by one.
+        """Network evaluations for one image; those that one pass computes together count one by one.
 
         A step of `heun` evaluates twice, but for the last, which ends at sigma 0. A student holds its guidance: a step
         is one evaluation.
@@ -52,18 +52,18 @@ class Guidance(Part):
 
 
 class Sampling(Part):
-    """How a picture is drawn from noise: the keys of `SynthesisConfig` that say it, as one object."""
+    """How an image is drawn from noise: the keys of `SynthesisConfig` that say it, as one object."""
 
     guidance: Guidance = Guidance()
     sampler: Sampler = "unipc"
     steps: Positive = 8
     time_shift: Annotated[float, Field(gt=0)] = 4.0
     start: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Time at which the way begins: 1 = pure noise; below, a given picture with so much noise (flow only)."""
+    """Time at which the way begins: 1 = pure noise; below, a given image with so much noise (flow only)."""
 
     @property
     def network_calls(self) -> int:
-        """Network evaluations for one picture (a conditional + unconditional pair counts as two)."""
+        """Network evaluations for one image (a conditional + unconditional pair counts as two)."""
         return self.guidance.network_calls(self.steps, self.sampler)
 
 
@@ -72,49 +72,49 @@ _DEFAULT_GUIDANCE = _DEFAULT.guidance
 
 
 class SynthesisConfig(Part):
-    """The plan (which layout in whose style) and how its pictures are drawn."""
+    """The plan (which layout in whose style) and how its images are drawn."""
 
-    n_pictures: Positive = 768
-    style_pictures: Positive = 4
-    """Style pictures per synthetic picture, all of the same unannotated patient (fewer where the patient has fewer)."""
+    n_images: Positive = 768
+    style_images: Positive = 4
+    """Style images per synthetic image, all of the same unannotated patient (fewer where the patient has fewer)."""
     match_category: bool = True
     """Prior knowledge: a patient of category c gets layouts of annotated patients of category c, where there are
     any, and of all annotated patients otherwise."""
     spread: Literal["patients", "categories"] = "patients"
-    """Over what the pictures are spread evenly: unannotated patients, or their categories and in each its patients (for
+    """Over what the images are spread evenly: unannotated patients, or their categories and in each its patients (for
     categories of very different size)."""
     style_choice: Literal["random", "k-centre"] = "random"
-    """`k-centre`: patients, and the style pictures of each, are taken so that they cover the cohort's style vectors
+    """`k-centre`: patients, and the style images of each, are taken so that they cover the cohort's style vectors
     (greedy farthest-point choice in the style bank of the run's model)."""
     layouts: Layouts = "resample"
     """Where layouts come from (stedm.layout.prior): `resample` = annotated ones as they are; `warp` = deformed ones;
     `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and
-    structure sizes; `predicted` = what segmenters see in a picture of the style patient (see `predictors`); or a
+    structure sizes; `predicted` = what segmenters see in an image of the style patient (see `predictors`); or a
     mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
     start: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.start
-    """Where the drawing of `predicted` layouts begins: 1 = at noise; 0.8 = at the picture that the layout was predicted
+    """Where the drawing of `predicted` layouts begins: 1 = at noise; 0.8 = at the image that the layout was predicted
     in, with noise up to time 0.8 (SDEdit, Meng et al. 2022), so that what layout and style don't contradict stays. Flow
     only."""
     rounds: Positive = 1
-    """How often the synthetic set is drawn. From the second round on, segmenters that have learned from the pictures of
-    the round before (arm real+stain+synthetic) label the unannotated pictures for `predicted` layouts, and for the
+    """How often the synthetic set is drawn. From the second round on, segmenters that have learned from the images of
+    the round before (arm real+stain+synthetic) label the unannotated images for `predicted` layouts, and for the
     diffusion model where `diffusion.pseudo_labels.every_round` says so."""
     first_layouts: Layouts | None = None
     """Layouts of the first of several rounds; null: those of `layouts` but `predicted` ones (`warp` if there are no
-    others). What segmenters predict that have learned from annotated pictures alone may be wrong wherever the patients
-    nobody annotated look different, and pictures painted to it teach the same error
+    others). What segmenters predict that have learned from annotated images alone may be wrong wherever the patients
+    nobody annotated look different, and images painted to it teach the same error
     (results/predicted_layouts)."""
     agreement: Fraction = 0.8
     """From the second round on: the least agreement, for each patient, of what the segmenters see with what those of
-    the annotated pictures are sure of (mean IoU over the foreground; stedm.segmentation.agreement). Where it is lower
-    the two contradict each other, and the patient's pictures get no predicted layouts, nor labels for the diffusion
+    the annotated images are sure of (mean IoU over the foreground; stedm.experiment.agreement). Where it is lower
+    the two contradict each other, and the patient's images get no predicted layouts, nor labels for the diffusion
     model; 0 = every patient's do."""
     predictors: Positive = 3
     """Segmenters that vote for predicted layouts, trained for this alone, as `segmentation` says; of arm real+stain
     where the first round has such layouts."""
     category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
     """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
-    class takes that part of the picture (`predicted` ones are as they are seen). Categories without annotated layouts
+    class takes that part of the image (`predicted` ones are as they are seen). Categories without annotated layouts
     can be described in this way."""
     guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.style
     """Classifier-free guidance on style; 1 = none."""
@@ -144,7 +144,7 @@ class SynthesisConfig(Part):
         if self.category_fractions and not self.match_category:
             raise ValueError("category_fractions needs match_category: true")
         if self.start < 1 and "predicted" not in self.layout_weights:
-            raise ValueError("start: only predicted layouts have a picture to begin at; set it to 1")
+            raise ValueError("start: only predicted layouts have an image to begin at; set it to 1")
         if self.first_layouts is not None and self.rounds == 1:
             raise ValueError("first_layouts: needs rounds of 2 or more; the layouts of a single round are `layouts`")
         return self
@@ -172,7 +172,7 @@ class SynthesisConfig(Part):
 
     @property
     def network_calls(self) -> int:
-        """Network evaluations for one picture (a conditional + unconditional pair counts as two)."""
+        """Network evaluations for one image (a conditional + unconditional pair counts as two)."""
         return self.sampling.network_calls
 
     @property

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from stedm.data.folder import DatasetInfo, hold_back, info_and_problems, read_table, table_problems
-from stedm.data.pictures import read_mask_file, read_picture_file
 from stedm.data.regions import holds_regions, region_problems
 from stedm.errors import StedmError
+from stedm.io.images import read_image_file, read_mask_file
 
 
 def check_dataset(
@@ -36,7 +36,7 @@ def check_dataset(
         table = hold_back(table, unseen_categories or ())
     problems += _annotation_problems(table)
     problems += _file_problems(root, info, table, read_unlabeled_masks)
-    # The same line can come from the table and from the file, and from each picture that shares a mask.
+    # The same line can come from the table and from the file, and from each image that shares a mask.
     return list(dict.fromkeys(problems))
 
 
@@ -54,7 +54,7 @@ def _annotation_problems(table: pd.DataFrame) -> list[str]:
         for row in bare[["image_file_name", "split"]].itertuples()
     ]
     if not ((table["split"] == "train") & (table["mask_file_name"] != "")).any():
-        problems.append("metadata: no annotated picture in split train; nothing can be learned from this dataset")
+        problems.append("metadata: no annotated image in split train; nothing can be learned from this dataset")
     return problems
 
 
@@ -77,14 +77,14 @@ def _file_problems(root: Path, info: DatasetInfo | None, table: pd.DataFrame, un
 
 def _pair_problems(root: Path, info: DatasetInfo | None, image_name: str, mask_name: str) -> list[str]:
     problems: list[str] = []
-    picture = _read(read_picture_file, root, image_name, problems)
+    image = _read(read_image_file, root, image_name, problems)
     mask = _read(read_mask_file, root, mask_name, problems)
     if mask is not None and info is not None and (problem := info.mask_problem(mask)):
         problems.append(f"{mask_name}: {problem}")
-    if picture is not None and mask is not None and picture.shape[:2] != mask.shape:
-        (height, width), (mask_height, mask_width) = picture.shape[:2], mask.shape
+    if image is not None and mask is not None and image.shape[:2] != mask.shape:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
         problems.append(
-            f"{mask_name}: is {mask_width} x {mask_height} px but its picture {image_name} is {width} x {height} px; "
+            f"{mask_name}: is {mask_width} x {mask_height} px but its image {image_name} is {width} x {height} px; "
             "make them the same size"
         )
     return problems

@@ -1,6 +1,6 @@
-"""The dataset folder: `metadata.csv` (or .parquet), pictures, masks, `dataset.yaml`.
+"""The dataset folder: `metadata.csv` (or .parquet), images, masks, `dataset.yaml`.
 
-A Hugging Face ImageFolder with a few rules on top: a row a picture, an empty `mask_file_name` = not annotated, each
+A Hugging Face ImageFolder with a few rules on top: a row an image, an empty `mask_file_name` = not annotated, each
 patient in one split. `stedm.data.check` verifies a folder file by file; opening one reads only the two small files.
 """
 
@@ -15,11 +15,11 @@ import yaml
 from PIL import Image
 
 from stedm.data.memory import CacheBudget, common_budget
-from stedm.data.pictures import leaves_folder, picture_size, read_mask_file, read_picture_file, resized, write_png
 from stedm.data.regions import SlideRegions
-from stedm.data.tables import SPLITS, patient_problems, read_csv
 from stedm.errors import StedmError
-from stedm.files import fingerprint, replacing, write_text
+from stedm.io.files import fingerprint, replacing, write_text
+from stedm.io.images import image_size, leaves_folder, read_image_file, read_mask_file, resized, write_png
+from stedm.io.tables import SPLITS, patient_problems, read_csv
 from stedm.seeds import numpy_generator
 
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
@@ -29,7 +29,7 @@ __all__ = [
     "DatasetFolder",
     "DatasetInfo",
     "choose_annotated",
-    "choose_annotated_pictures",
+    "choose_annotated_images",
     "hold_back",
     "write_metadata",
     "write_png",
@@ -56,7 +56,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True, eq=False)
 class DatasetFolder:
-    """Table of a dataset folder (or of some rows of it) and access to its pictures and masks.
+    """Table of a dataset folder (or of some rows of it) and access to its images and masks.
 
     `table` has index 0..n-1 and the columns image_file_name, mask_file_name, patient_id, slide_id, split, category as
     text ("" where absent), plus whatever other columns the metadata has. `unseen_categories` are the categories whose
@@ -69,9 +69,9 @@ class DatasetFolder:
     allow_unlabeled_masks: bool = False
     unseen_categories: tuple[str, ...] = ()
     regions: SlideRegions | None = None
-    """Where pictures and masks come from if the rows are regions of slides (the folder has a `slides.csv`)."""
+    """Where images and masks come from if the rows are regions of slides (the folder has a `slides.csv`)."""
     memory: CacheBudget = field(default_factory=common_budget)
-    """What caches of its pictures may hold, those of all parts of the folder together."""
+    """What caches of its images may hold, those of all parts of the folder together."""
 
     @classmethod
     def open(
@@ -82,11 +82,11 @@ class DatasetFolder:
         unseen_categories: Sequence[str] | None = None,
         memory: CacheBudget | None = None,
     ) -> "DatasetFolder":
-        """Read `dataset.yaml` and the table; no picture is opened.
+        """Read `dataset.yaml` and the table; no image is opened.
 
         With `allow_unlabeled_masks=False` the masks of split `unlabeled` cannot be read: that is the leakage guard of
         a semi-supervised run. `train` patients of `unseen_categories` are moved to `unlabeled`, so that the guard
-        covers them. Caches of its pictures keep within `memory` (None = what all other folders share).
+        covers them. Caches of its images keep within `memory` (None = what all other folders share).
         Raises `StedmError` with the first problem of the table, and for a category that isn't there.
         """
         root = Path(root)
@@ -97,7 +97,7 @@ class DatasetFolder:
             raise StedmError(f"{root}: {problems[0]}{more}")
         unseen = tuple(unseen_categories or ())
         if unknown := sorted(set(unseen) - set(table["category"])):
-            raise StedmError(f"{root}: no picture of category {', '.join(unknown)}; correct data.unseen_categories")
+            raise StedmError(f"{root}: no image of category {', '.join(unknown)}; correct data.unseen_categories")
         regions = SlideRegions.of(root, info.classes, info.ignore_index)
         memory = common_budget() if memory is None else memory
         return cls(root, info, hold_back(table, unseen), allow_unlabeled_masks, unseen, regions, memory)
@@ -112,8 +112,8 @@ class DatasetFolder:
 
     @property
     def size(self) -> str:
-        """In words: `6 patients (55 pictures)`."""
-        return f"{len(self.patients())} patients ({len(self)} pictures)"
+        """In words: `6 patients (55 images)`."""
+        return f"{len(self.patients())} patients ({len(self)} images)"
 
     @property
     def has_readable_masks(self) -> bool:
@@ -143,22 +143,22 @@ class DatasetFolder:
             raise StedmError(f"unknown split {name!r}: use one of {', '.join(SPLITS)}")
         return self.select(self.table["split"] == name)
 
-    def read_picture(self, row: int, picture_px: int | None = None) -> np.ndarray:
-        """uint8 RGB (H, W, 3); with `picture_px` resized to that square by area averaging."""
+    def read_image(self, row: int, image_px: int | None = None) -> np.ndarray:
+        """uint8 RGB (H, W, 3); with `image_px` resized to that square by area averaging."""
         if self.regions is None:
-            return read_picture_file(self.root, self.table["image_file_name"].iloc[row], picture_px)
-        return resized(self.regions.picture(*self._place(row)), picture_px)
+            return read_image_file(self.root, self.table["image_file_name"].iloc[row], image_px)
+        return resized(self.regions.image(*self._place(row)), image_px)
 
-    def picture_size(self, row: int) -> tuple[int, int]:
-        """(width, height) of a picture as stored; of a picture file only the head is read."""
+    def image_size(self, row: int) -> tuple[int, int]:
+        """(width, height) of an image as stored; of an image file only the head is read."""
         if self.regions is None:
-            return picture_size(self.root, self.table["image_file_name"].iloc[row])
+            return image_size(self.root, self.table["image_file_name"].iloc[row])
         return (int(self.table["tile_px"].iloc[row]),) * 2
 
-    def common_mpp(self, picture_px: int) -> float | None:
-        """Microns per pixel of all pictures when resized to `picture_px`; None where they differ or don't say.
+    def common_mpp(self, image_px: int) -> float | None:
+        """Microns per pixel of all images when resized to `image_px`; None where they differ or don't say.
 
-        From the column `mpp` and the pictures' own size; two percent are forgiven.
+        From the column `mpp` and the images' own size; two percent are forgiven.
         """
         if "mpp" not in self.table or not len(self):
             return None
@@ -168,14 +168,14 @@ class DatasetFolder:
         if "tile_px" in self.table:
             sides = pd.to_numeric(self.table["tile_px"], errors="coerce").to_numpy(float)[None]
         else:
-            sides = np.asarray([self.picture_size(row) for row in range(len(self))], float).T
-        resized_mpp = mpp * sides / picture_px
+            sides = np.asarray([self.image_size(row) for row in range(len(self))], float).T
+        resized_mpp = mpp * sides / image_px
         found = float(np.median(resized_mpp))
-        # Not: all equal. Pictures of 0.2527 and 0.25 are of one resolution.
+        # Not: all equal. Images of 0.2527 and 0.25 are of one resolution.
         return round(found, 6) if (abs(resized_mpp / found - 1) <= 0.02).all() else None
 
-    def read_mask(self, row: int, picture_px: int | None = None) -> np.ndarray:
-        """uint8 (H, W) of class indices, `ignore_index` kept; with `picture_px` resized by nearest neighbour.
+    def read_mask(self, row: int, image_px: int | None = None) -> np.ndarray:
+        """uint8 (H, W) of class indices, `ignore_index` kept; with `image_px` resized by nearest neighbour.
 
         Raises `StedmError` where there is no mask, where an index is out of range, and for rows of split `unlabeled`
         unless the folder was opened with `allow_unlabeled_masks=True`.
@@ -183,27 +183,27 @@ class DatasetFolder:
         row_of = self.table.iloc[row]
         if row_of["split"] == "unlabeled" and not self.allow_unlabeled_masks:
             raise StedmError(
-                f"{row_of['image_file_name']}: the mask of an unlabeled picture was asked for; open the dataset with "
+                f"{row_of['image_file_name']}: the mask of an unlabeled image was asked for; open the dataset with "
                 "allow_unlabeled_masks=True only for an upper bound"
             )
         if not row_of["mask_file_name"]:
-            raise StedmError(f"{row_of['image_file_name']}: this picture has no mask; select annotated rows")
+            raise StedmError(f"{row_of['image_file_name']}: this image has no mask; select annotated rows")
         if self.regions is None:
             mask = read_mask_file(self.root, row_of["mask_file_name"])
         else:
             mask = self.regions.mask(*self._place(row))
         if problem := self.info.mask_problem(mask):
             raise StedmError(f"{row_of['mask_file_name']}: {problem}")
-        if picture_px is None or mask.shape == (picture_px, picture_px):
+        if image_px is None or mask.shape == (image_px, image_px):
             return mask
-        return np.array(Image.fromarray(mask).resize((picture_px, picture_px), Image.Resampling.NEAREST))
+        return np.array(Image.fromarray(mask).resize((image_px, image_px), Image.Resampling.NEAREST))
 
     def _place(self, row: int) -> tuple:
         return tuple(self.table.at[int(row), column] for column in ("slide_id", "x", "y", "tile_px", "mpp"))
 
     @property
     def fingerprint(self) -> str:
-        """Names the content of `dataset.yaml` and of the table (the rows at hand, in order), not of the pictures."""
+        """Names the content of `dataset.yaml` and of the table (the rows at hand, in order), not of the images."""
         return fingerprint({"info": asdict(self.info), "table": self.table.to_csv(index=False)})
 
 
@@ -318,7 +318,7 @@ def _numbers_if_all_are(column: pd.Series) -> pd.Series:
 def table_problems(table: pd.DataFrame) -> list[str]:
     """What is wrong in the table itself, one line each; needs no file of the folder."""
     if table.empty:
-        return ["metadata: no rows; a dataset needs at least one picture"]
+        return ["metadata: no rows; a dataset needs at least one image"]
     problems = [f"metadata: column {name} is missing; add it" for name in REQUIRED_COLUMNS if name not in table]
     if "image_file_name" in table:
         names = table["image_file_name"]
@@ -358,7 +358,7 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> 
 def hold_back(table: pd.DataFrame, unseen_categories: Sequence[str]) -> pd.DataFrame:
     """The table with the `train` patients of `unseen_categories` in split `unlabeled`, as if nobody annotated them.
 
-    A patient moves whole if any of its pictures is of such a category, because a patient is in one split.
+    A patient moves whole if any of its images is of such a category, because a patient is in one split.
     """
     train = table["split"] == "train"
     unseen = set(table.loc[train & table["category"].isin(list(unseen_categories)), "patient_id"])
@@ -389,12 +389,12 @@ def choose_annotated(dataset: DatasetFolder, n_patients: int | None, draw: int) 
     return order[:n_patients]
 
 
-def choose_annotated_pictures(dataset: DatasetFolder, n_per_category: int, draw: int) -> np.ndarray:
-    """Rows of the pictures of split train that count as annotated: `n_per_category` of each category, at random.
+def choose_annotated_images(dataset: DatasetFolder, n_per_category: int, draw: int) -> np.ndarray:
+    """Rows of the images of split train that count as annotated: `n_per_category` of each category, at random.
 
-    The k-shot budget of the paper's natural-image experiment, where a picture is a patient of its own. A pure function
-    of `draw`, and nested: the choice for k pictures is part of the choice for k + 1.
-    Raises `StedmError` where a category has fewer annotated pictures.
+    The k-shot budget of the paper's natural-image experiment, where an image is a patient of its own. A pure function
+    of `draw`, and nested: the choice for k images is part of the choice for k + 1.
+    Raises `StedmError` where a category has fewer annotated images.
     """
     table = dataset.table
     candidates = table[(table["split"] == "train") & (table["mask_file_name"] != "")].sort_values("image_file_name")
@@ -402,7 +402,7 @@ def choose_annotated_pictures(dataset: DatasetFolder, n_per_category: int, draw:
     for category, rows in candidates.groupby("category"):
         if len(rows) < n_per_category:
             raise StedmError(
-                f"{dataset.root}: {n_per_category} annotated pictures a category asked for, {category!r} has "
+                f"{dataset.root}: {n_per_category} annotated images a category asked for, {category!r} has "
                 f"{len(rows)}; lower annotated_per_category"
             )
         order = numpy_generator(draw, "annotated pictures", category).permutation(rows.index.to_numpy())

@@ -1,6 +1,6 @@
-"""How much memory decoded pictures may take.
+"""How much memory decoded images may take.
 
-A cohort may be larger than the memory of the machine: caches of pictures (stedm.data.samples) ask here how much they
+A cohort may be larger than the memory of the machine: caches of images (stedm.data.cache) ask here how much they
 may hold, and read the rest from files or slides each time it is needed. Nothing but speed depends on it.
 """
 

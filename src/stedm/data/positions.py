@@ -1,9 +1,9 @@
-"""Where the pictures of a dataset folder lie on their slides: which overlap, which are neighbours.
+"""Where the images of a dataset folder lie on their slides: which overlap, which are neighbours.
 
-Optional columns of the metadata, all of them numbers: `x`, `y` = top left corner of the picture in pixels of the
-slide's level 0 (its full resolution); `mpp` = microns per pixel of the stored picture; `slide_mpp` = microns per pixel
-of level 0. The side of a picture on its slide is its stored side times `mpp / slide_mpp`; where one of the two is not
-known the picture counts as taken from level 0. A row without both `x` and `y` has no known position.
+Optional columns of the metadata, all of them numbers: `x`, `y` = top left corner of the image in pixels of the
+slide's level 0 (its full resolution); `mpp` = microns per pixel of the stored image; `slide_mpp` = microns per pixel
+of level 0. The side of an image on its slide is its stored side times `mpp / slide_mpp`; where one of the two is not
+known the image counts as taken from level 0. A row without both `x` and `y` has no known position.
 """
 
 import numpy as np
@@ -13,9 +13,9 @@ from stedm.data.folder import DatasetFolder
 
 
 class SlidePositions:
-    """Rectangles of pictures on their slides.
+    """Rectangles of images on their slides.
 
-    The size of a stored picture is read from the head of its file when it is first asked for, and only for rows whose
+    The size of a stored image is read from the head of its file when it is first asked for, and only for rows whose
     position is known. Comparing rows of different slides means nothing; callers compare rows of one slide.
     """
 
@@ -28,7 +28,7 @@ class SlidePositions:
         self._size = np.full_like(self._corner, np.nan)
 
     def known(self, row: int) -> bool:
-        """Whether the metadata says where the picture lies."""
+        """Whether the metadata says where the image lies."""
         return not np.isnan(self._corner[row, 0])
 
     def overlapping(self, row: int, others: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ class SlidePositions:
     def _side(self, rows: np.ndarray) -> np.ndarray:
         """Width and height `(k, 2)` in level-0 pixels."""
         for row in rows[np.isnan(self._size[rows, 0]) & ~np.isnan(self._corner[rows, 0])]:
-            self._size[row] = self._dataset.picture_size(int(row))
+            self._size[row] = self._dataset.image_size(int(row))
         return self._size[rows] * self._scale[rows, None]
 
     def _rounding(self, row: int) -> float:

@@ -1,6 +1,6 @@
-"""Dataset folders whose pictures are regions of slides, read when they are needed.
+"""Dataset folders whose images are regions of slides, read when they are needed.
 
-Such a folder has no pictures but, beside `metadata.csv` and `dataset.yaml`, a `slides.csv` (where the slides lie now)
+Such a folder has no images but, beside `metadata.csv` and `dataset.yaml`, a `slides.csv` (where the slides lie now)
 and a `tiling.yaml`. A row is read at its `x`, `y` (level 0), `tile_px` and `mpp` from the slide of its `slide_id`, its
 mask from the slide's annotation. Its file names are those that the written tile would have: they name the row, in plans
 for example.
@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from stedm.data.slide_table import read_slides
-from stedm.data.slides import Slide
 from stedm.errors import StedmError
+from stedm.slides.slide import Slide
+from stedm.slides.table import read_slides
 
 REGION_COLUMNS = ("slide_id", "x", "y", "tile_px", "mpp", "slide_mpp")
 _MOST_ANNOTATIONS = 16
 
 
 class Annotation(Protocol):
-    """What a slide's annotation must be able to do (see stedm.data.annotations)."""
+    """What a slide's annotation must be able to do (see stedm.slides.annotations)."""
 
     def rasterise(self, x: float, y: float, tile_px: int, downsample: float) -> np.ndarray:
         """uint8 `(tile_px, tile_px)` of class indices and `ignore_index`; `x`, `y` in level-0 pixels."""
@@ -37,10 +37,10 @@ AnnotationReader = Callable[[Path, Slide], Annotation]
 
 
 def annotation_reader(classes: list[str], ignore_index: int, class_mapping: dict[str, Any] | None) -> AnnotationReader:
-    """The reader of stedm.data.annotations for these classes."""
+    """The reader of stedm.slides.annotations for these classes."""
 
     def read(path: Path, slide: Slide) -> Annotation:
-        from stedm.data.annotations import read_annotation
+        from stedm.slides.annotations import read_annotation
 
         return read_annotation(
             path,
@@ -60,7 +60,7 @@ def holds_regions(root: Path) -> bool:
 
 
 class SlideRegions:
-    """Pictures and masks of rows that are regions of slides; can be pickled and shared by threads.
+    """Images and masks of rows that are regions of slides; can be pickled and shared by threads.
 
     Args:
         root: folder with `slides.csv`.
@@ -75,7 +75,7 @@ class SlideRegions:
 
     @classmethod
     def of(cls, root: Path, classes: list[str], ignore_index: int) -> "SlideRegions | None":
-        """Those of a dataset folder; None if it has picture files."""
+        """Those of a dataset folder; None if it has image files."""
         if not holds_regions(root):
             return None
         return cls(root, _ReaderOfFolder(classes, ignore_index, read_class_mapping(root)))
@@ -102,7 +102,7 @@ class SlideRegions:
                 self._annotations.popitem(last=False)
             return self._annotations[slide_id]
 
-    def picture(self, slide_id: str, x: float, y: float, tile_px: int, mpp: float) -> np.ndarray:
+    def image(self, slide_id: str, x: float, y: float, tile_px: int, mpp: float) -> np.ndarray:
         """uint8 RGB `(tile_px, tile_px, 3)`."""
         return self.slide(slide_id).read(x, y, int(tile_px), mpp)
 

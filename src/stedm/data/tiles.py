@@ -1,4 +1,4 @@
-"""`stedm tile`: from a table of slides to a dataset folder, of picture files or of regions that are read when needed.
+"""`stedm tile`: from a table of slides to a dataset folder, of image files or of regions that are read when needed.
 
 First the tissue of every slide is found and its grid of tiles written down (one small table a slide), then, unless only
 the table is asked for, the tiles are written. Both are done by worker processes and can be interrupted: finished pieces
@@ -19,17 +19,17 @@ import yaml
 from stedm.config import TilingConfig
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
-from stedm.data.slide_table import read_slides
-from stedm.data.slides import Slide
-from stedm.data.tissue import TissueMask
 from stedm.errors import StedmError
-from stedm.files import claim, fingerprint, replacing, write_text
+from stedm.io.files import claim, fingerprint, replacing, write_text
 from stedm.progress import Reporter
-from stedm.scale.engine import Engine, Job, LocalEngine, Work, check_shared
+from stedm.slides.slide import Slide
+from stedm.slides.table import read_slides
+from stedm.slides.tissue import TissueMask
+from stedm.workers.pool import Engine, Job, LocalEngine, Work, check_shared
 
 _TILES_A_JOB = 32
 _COMPRESS_LEVEL = 1
-"""Compression of pictures: files of tissue grow by a tenth and are written in a third of the time."""
+"""Compression of images: files of tissue grow by a tenth and are written in a third of the time."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def write_tiles(
     root: Path,
     read_annotation: AnnotationReader | None = None,
 ) -> int:
-    """Write the pictures and masks of some tiles of a slide; files that are there are left as they are."""
+    """Write the images and masks of some tiles of a slide; files that are there are left as they are."""
     slide = Slide.open(row["image"], None if np.isnan(row["mpp"]) else row["mpp"])
     annotation = None
     for tile in tiles.itertuples():
@@ -143,13 +143,13 @@ def tile_slides(
 ) -> TilingResult:
     """Make a dataset folder of the tiles of all slides; call it again to go on.
 
-    With `table_only` no picture is written: the folder gets `slides.csv` and `tiling.yaml`, and its rows are read from
+    With `table_only` no image is written: the folder gets `slides.csv` and `tiling.yaml`, and its rows are read from
     the slides (see stedm.data.regions). A slide that can't be read is in `failures` and not in the dataset; the next
     call tries it again.
 
     Args:
         workers: processes, where no engine is given.
-        engine: who does the work (see stedm.scale.engine); it is not closed.
+        engine: who does the work (see stedm.workers.pool); it is not closed.
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `metadata.csv`.
 

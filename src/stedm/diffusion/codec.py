@@ -1,6 +1,6 @@
-"""The first stage: pictures to latents of unit variance and back.
+"""The first stage: images to latents of unit variance and back.
 
-Both codecs have `moments`, `sample`, `encode`, `decode`, `latent_channels`, `factor` (picture side / latent side),
+Both codecs have `moments`, `sample`, `encode`, `decode`, `latent_channels`, `factor` (image side / latent side),
 `measured` and the diffusers folder format. Latents are normalised by measured per-channel mean and standard deviation.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from stedm.config import AutoencoderCodecConfig, CodecConfig, PixelCodecConfig
 from stedm.errors import StedmError
-from stedm.files import write_json
+from stedm.io.files import write_json
 
 _AT_ONCE = 16
 
@@ -49,25 +49,25 @@ class PixelCodec(ModelMixin, ConfigMixin):
     def latent_channels(self) -> int:
         return 3 * self.factor**2
 
-    def measured(self, pictures: Tensor) -> "PixelCodec":
-        """The same codec with mean and standard deviation of `pictures (n, 3, H, W)` in [-1, 1]."""
-        mean, std = pictures.mean(dim=(0, 2, 3)), pictures.std(dim=(0, 2, 3)).clamp(min=0.05)
-        return PixelCodec(self.factor, tuple(mean.tolist()), tuple(std.tolist())).to(pictures.device)
+    def measured(self, images: Tensor) -> "PixelCodec":
+        """The same codec with mean and standard deviation of `images (n, 3, H, W)` in [-1, 1]."""
+        mean, std = images.mean(dim=(0, 2, 3)), images.std(dim=(0, 2, 3)).clamp(min=0.05)
+        return PixelCodec(self.factor, tuple(mean.tolist()), tuple(std.tolist())).to(images.device)
 
-    def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents `(b, 3 s^2, H/s, W/s)` of pictures `(b, 3, H, W)` in [-1, 1]."""
-        return F.pixel_unshuffle((pictures - self.pixel_mean) / self.pixel_std, self.factor)
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents `(b, 3 s^2, H/s, W/s)` of images `(b, 3, H, W)` in [-1, 1]."""
+        return F.pixel_unshuffle((images - self.pixel_mean) / self.pixel_std, self.factor)
 
-    def moments(self, pictures: Tensor) -> Tensor:
+    def moments(self, images: Tensor) -> Tensor:
         """The latents: nothing here is drawn."""
-        return self.encode(pictures)
+        return self.encode(images)
 
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """The latents: nothing here is drawn."""
         return moments
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures `(b, 3, H, W)` in [-1, 1]."""
+        """Images `(b, 3, H, W)` in [-1, 1]."""
         return (F.pixel_shuffle(latents, self.factor) * self.pixel_std + self.pixel_mean).clamp(-1.0, 1.0)
 
 
@@ -112,18 +112,18 @@ class AutoencoderCodec(torch.nn.Module):
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
-    def measured(self, pictures: Tensor) -> "AutoencoderCodec":
-        """The same codec with mean and standard deviation of the latents of `pictures (n, 3, H, W)`."""
-        parts = [self.moments(part)[:, : self.latent_channels] for part in pictures.split(_AT_ONCE)]
+    def measured(self, images: Tensor) -> "AutoencoderCodec":
+        """The same codec with mean and standard deviation of the latents of `images (n, 3, H, W)`."""
+        parts = [self.moments(part)[:, : self.latent_channels] for part in images.split(_AT_ONCE)]
         raw = torch.cat(parts)
         mean, std = raw.mean(dim=(0, 2, 3)), raw.std(dim=(0, 2, 3)).clamp(min=1e-3)
-        return AutoencoderCodec(self.autoencoder, mean.tolist(), std.tolist()).to(pictures.device)
+        return AutoencoderCodec(self.autoencoder, mean.tolist(), std.tolist()).to(images.device)
 
     @torch.no_grad()
-    def moments(self, pictures: Tensor) -> Tensor:
-        """What the encoder says of pictures `(b, 3, H, W)` in [-1, 1], before normalisation: the latent
+    def moments(self, images: Tensor) -> Tensor:
+        """What the encoder says of images `(b, 3, H, W)` in [-1, 1], before normalisation: the latent
         `(b, z, H/f, W/f)`, and for a distribution its mean and standard deviation, `(b, 2 z, H/f, W/f)`."""
-        encoded = self.autoencoder.encode(pictures)
+        encoded = self.autoencoder.encode(images)
         if hasattr(encoded, "latent_dist"):
             return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1)
         return encoded.latents if hasattr(encoded, "latents") else encoded.latent
@@ -137,13 +137,13 @@ class AutoencoderCodec(torch.nn.Module):
             raw = raw + spread[0] * noise
         return (raw - self.mean) / self.std
 
-    def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Normalised latents `(b, z, H/f, W/f)` of pictures `(b, 3, H, W)` in [-1, 1]; see `sample`."""
-        return self.sample(self.moments(pictures), noise)
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Normalised latents `(b, z, H/f, W/f)` of images `(b, 3, H, W)` in [-1, 1]; see `sample`."""
+        return self.sample(self.moments(images), noise)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures `(b, 3, H, W)` in [-1, 1]."""
+        """Images `(b, 3, H, W)` in [-1, 1]."""
         return self.autoencoder.decode(latents * self.std + self.mean).sample.clamp(-1.0, 1.0)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -188,8 +188,8 @@ def load_codec(folder: Path) -> Codec:
     return PixelCodec.from_pretrained(str(folder)) if name == "PixelCodec" else AutoencoderCodec.from_pretrained(folder)
 
 
-def open_codec(config: CodecConfig, run: Path, pictures: Tensor) -> Codec:
-    """The first stage of a configuration; its latents are measured on `pictures (n, 3, H, W)` in [-1, 1] where the
+def open_codec(config: CodecConfig, run: Path, images: Tensor) -> Codec:
+    """The first stage of a configuration; its latents are measured on `images (n, 3, H, W)` in [-1, 1] where the
     folder has no statistics of its own.
 
     Args:
@@ -203,7 +203,7 @@ def open_codec(config: CodecConfig, run: Path, pictures: Tensor) -> Codec:
         codec = AutoencoderCodec.from_pretrained(trained_codec_folder(run))
     else:
         raise StedmError(f"{trained_codec_folder(run)}: no codec yet; run `stedm train codec` first")
-    return codec if codec.is_measured else codec.measured(pictures)
+    return codec if codec.is_measured else codec.measured(images)
 
 
 def trained_codec_folder(run: Path) -> Path:

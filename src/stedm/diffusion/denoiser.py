@@ -18,7 +18,7 @@ from stedm.style.encoder import make_style_encoder
 
 
 class StyleDenoiser(ModelMixin, ConfigMixin):
-    """Predict noise, velocity or flow of a noisy latent, given a layout and style pictures.
+    """Predict noise, velocity or flow of a noisy latent, given a layout and style images.
 
     The style is one vector, which enters the U-Net at the levels and in the way that `injection` says (see
     stedm.diffusion.unet); the embedded layout is concatenated to the noisy latent.
@@ -26,7 +26,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
     Args:
         n_classes: classes of the layout (without "unknown").
         latent_channels: channels of the latent.
-        layout_factor: picture side divided by latent side.
+        layout_factor: image side divided by latent side.
         channels: U-Net widths per level.
         attention: self-attention per level (the mid block always has it).
         skip: add the linear prediction of the flow (see `_flow_skip`) to the U-Net's.
@@ -35,8 +35,8 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         injection: `mid`, `own-block`, `all`, `cross`, or one of none, scale-shift, cross, both for each level and the
             mid block.
         style_tokens: tokens for cross-attention.
-        style_pictures: most style pictures that an aggregation of fixed size takes.
-        style_picture_px: side of the style pictures in training.
+        style_images: most style images that an aggregation of fixed size takes.
+        style_image_px: side of the style images in training.
         step_size: a student (stedm.diffusion.distill): `denoise` is told how long its step is, and predicts the mean
             velocity over it. The embedding of the step begins at zero: the network then is what it was without.
     """
@@ -60,19 +60,19 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         aggregation: str = "mean",
         injection: str | tuple[str, ...] = "all",
         style_tokens: int = 8,
-        style_pictures: int = 4,
-        style_picture_px: int = 64,
+        style_images: int = 4,
+        style_image_px: int = 64,
         step_size: bool = False,
     ):
         super().__init__()
         attention = tuple(attention or [False] * len(channels))
         self.injected = injection_per_level(injection, len(channels))
-        self.aggregate = AGGREGATIONS[aggregation](style_dim, style_pictures, style_picture_px)
-        # Aggregations that read pictures take the encoder's place; an idle one would be trained by nothing.
+        self.aggregate = AGGREGATIONS[aggregation](style_dim, style_images, style_image_px)
+        # Aggregations that read images take the encoder's place; an idle one would be trained by nothing.
         self.style_encoder = (
             None
-            if self.aggregate.reads_pictures
-            else make_style_encoder(style_backbone, style_dim, list(style_channels), pooling, style_picture_px)
+            if self.aggregate.reads_images
+            else make_style_encoder(style_backbone, style_dim, list(style_channels), pooling, style_image_px)
         )
         self.null_style = nn.Parameter(torch.randn(style_dim))
         self.layout_embedding = LayoutEmbedding(n_classes, layout_channels, layout_factor)
@@ -101,10 +101,10 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         """Class index of "layout unknown"."""
         return self.layout_embedding.unknown
 
-    def measure(self, pictures: torch.Tensor) -> None:
-        """Fit the normalisation of style pictures to pictures `(n, 3, height, width)` in [-1, 1]; before training."""
+    def measure(self, images: torch.Tensor) -> None:
+        """Fit the normalisation of style images to images `(n, 3, height, width)` in [-1, 1]; before training."""
         if self.style_encoder is not None:
-            self.style_encoder.measure(pictures)
+            self.style_encoder.measure(images)
 
     def checkpoint_activations(self) -> None:
         """Compute the activations of the U-Net's blocks and of a timm style encoder again in the backward pass."""
@@ -114,7 +114,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
             backbone.set_grad_checkpointing()
 
     def compile(self, *args, **kwargs) -> None:
-        """Compile `denoise` in place: names of the weights stay. The style encoder's part has as many pictures as are
+        """Compile `denoise` in place: names of the weights stay. The style encoder's part has as many images as are
         shown, another number in each batch, and is small."""
         self.denoise = torch.compile(self.denoise, *args, **kwargs)
 
@@ -123,34 +123,34 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         noisy: torch.Tensor,
         timestep: torch.Tensor,
         layout: torch.Tensor,
-        style_pictures: torch.Tensor,
+        style_images: torch.Tensor,
         present: torch.Tensor,
     ) -> torch.Tensor:
-        """Predict from style pictures, in one call (what training and data parallelism need).
+        """Predict from style images, in one call (what training and data parallelism need).
 
         Args:
             noisy: `(b, latent_channels, h, w)`.
             timestep: `(b,)` in 0..1000.
             layout: class indices `(b, height, width)` in 0..n_classes; n_classes = unknown.
-            style_pictures: `(b, n, 3, height, width)` in [-1, 1].
-            present: `(b, n)`, False at padding; a row without any present picture gets the null style.
+            style_images: `(b, n, 3, height, width)` in [-1, 1].
+            present: `(b, n)`, False at padding; a row without any present image gets the null style.
         """
-        return self.denoise(noisy, timestep, layout, self.encode_style(style_pictures, present))
+        return self.denoise(noisy, timestep, layout, self.encode_style(style_images, present))
 
-    def encode_style(self, style_pictures: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """Style vectors `(b, style_dim)`; the learned null style where no picture is present."""
+    def encode_style(self, style_images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Style vectors `(b, style_dim)`; the learned null style where no image is present."""
         if self.style_encoder is None:
-            style = self.aggregate(style_pictures, present)
+            style = self.aggregate(style_images, present)
         else:
-            style = self.aggregate(self._encode_present(style_pictures, present), present)
+            style = self.aggregate(self._encode_present(style_images, present), present)
         return torch.where(present.any(dim=1, keepdim=True), style.float(), self.null_style)
 
-    def _encode_present(self, style_pictures: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def _encode_present(self, style_images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Vectors `(b, n, style_dim)`, zeros at padding, which costs nothing and enters no batch statistics."""
         shown = present.clone()
-        # At least one picture always, so that every step uses every parameter (data parallelism counts on it).
+        # At least one image always, so that every step uses every parameter (data parallelism counts on it).
         shown[0, 0] |= ~present.any()
-        encoded = self.style_encoder(style_pictures[shown]).float()
+        encoded = self.style_encoder(style_images[shown]).float()
         vectors = encoded.new_zeros(*present.shape, encoded.shape[-1])
         vectors[shown] = encoded
         return vectors

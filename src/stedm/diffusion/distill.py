@@ -11,7 +11,7 @@ so that each step also takes back what the one before has missed. The parts are 
 that a step is one call (Meng et al. 2023, On distillation of guided diffusion models); pieces of the time axis (Yan et
 al. 2024, PeRFlow); the length of the step as a condition, so that one student serves every k (Frans et al. 2024, One
 step diffusion via shortcut models); the mean velocity as prediction (Geng et al. 2025, Mean flows); training on the way
-that sampling takes, from pure noise, instead of on noised pictures (Ke et al. 2025, FlowSteer, blame those for what
+that sampling takes, from pure noise, instead of on noised images (Ke et al. 2025, FlowSteer, blame those for what
 PeRFlow loses). Why this and not another: docs/fewstep.md.
 """
 
@@ -34,11 +34,11 @@ from stedm.diffusion.path import guided_path
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.student import STUDENT_SAMPLER, Student, step_times, student_states
 from stedm.diffusion.train import DiffusionSamples
-from stedm.engine import Engine, Progress
 from stedm.errors import StedmError
-from stedm.files import write_json
+from stedm.io.files import write_json
 from stedm.seeds import seed_for, torch_generator
 from stedm.style.recolour import recoloured, stain_factors
+from stedm.training.trainer import Engine, Progress
 
 Denoise = Callable[..., Tensor]
 
@@ -74,7 +74,7 @@ def train_student(
     _claim(folder, config.student, teacher, way)
     if (folder / "model" / "model_index.json").is_file():
         return StyleDiffusion.from_pretrained(folder / "model")
-    samples = DiffusionSamples(config, annotated, unlabeled, teacher.picture_px, seed)
+    samples = DiffusionSamples(config, annotated, unlabeled, teacher.image_px, seed)
     learner = _Learner(student_of(teacher.denoiser, seed))
     if config.activation_checkpointing:
         learner.denoiser.checkpoint_activations()
@@ -104,7 +104,7 @@ def train_student(
             teacher.codec,
             objective=teacher.objective,
             classes=teacher.classes,
-            picture_px=teacher.picture_px,
+            image_px=teacher.image_px,
             sampler=STUDENT_SAMPLER,
             style_sampling=teacher.style_sampling,
             student=student,
@@ -149,9 +149,9 @@ def teacher_states(
     teacher: StyleDiffusion, batch: dict[str, Tensor], layout: Tensor, way: Sampling
 ) -> tuple[Tensor, list[Tensor]]:
     """Style vectors `(b, style_dim)`, and the noise and the latent after each step of the teacher."""
-    # Pictures are there to be recoloured together with their styles; here there is none.
-    _, style_pictures = recoloured(batch["style"][:, 0], batch["style"], batch["stain_factors"])
-    style = teacher.denoiser.encode_style(style_pictures, batch["present"])
+    # Images are there to be recoloured together with their styles; here there is none.
+    _, style_images = recoloured(batch["style"][:, 0], batch["style"], batch["stain_factors"])
+    style = teacher.denoiser.encode_style(style_images, batch["present"])
     path = guided_path(teacher.denoiser, batch["noise"], layout, style, way, objective=teacher.objective)
     return style, [batch["noise"], *path]
 
@@ -183,10 +183,10 @@ def lessons(
 
 
 class StudentSamples(Dataset):
-    """What the teacher is asked to draw, as synthesis will ask the student: the layout of an annotated picture, the
+    """What the teacher is asked to draw, as synthesis will ask the student: the layout of an annotated image, the
     style of any patient. Sample i is a pure function of (seed, i).
 
-    As `DiffusionSamples.request`, with `stain_factors` (3,) for the style pictures and `noise` of `latent_shape`.
+    As `DiffusionSamples.request`, with `stain_factors` (3,) for the style images and `noise` of `latent_shape`.
     """
 
     def __init__(self, samples: DiffusionSamples, config: StudentConfig, latent_shape: tuple[int, int, int]):
@@ -219,7 +219,7 @@ class _Learner(nn.Module):
 
 
 def _latent_shape(model: StyleDiffusion) -> tuple[int, int, int]:
-    side = model.picture_px // model.codec.factor
+    side = model.image_px // model.codec.factor
     return model.codec.latent_channels, side, side
 
 

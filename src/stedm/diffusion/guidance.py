@@ -7,9 +7,9 @@ Read as scores, it samples p(x | s, c) p(s | x, c)^(style - 1) p(c | x, s)^(layo
 while the other is held. All predictions of a step are one batched pass, and one whose weight is 1 is not computed.
 
 InstructPix2Pix (Brooks et al. 2023, eq. 3) drops the conditions one after the other: its layout term would be
-D(0, c) - D(0, 0). With us the layout is known for annotated pictures alone, so that this difference also holds what
-annotated pictures look like beside the others; with the style held at s (as in Liu et al. 2022, each condition against
-its own absence) the difference is the layout's alone, and D(s, 0) is what unannotated pictures train.
+D(0, c) - D(0, 0). With us the layout is known for annotated images alone, so that this difference also holds what
+annotated images look like beside the others; with the style held at s (as in Liu et al. 2022, each condition against
+its own absence) the difference is the layout's alone, and D(s, 0) is what unannotated images train.
 """
 
 import torch
@@ -17,7 +17,7 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 
 from stedm.config import Guidance, checked
 from stedm.diffusion.denoiser import StyleDenoiser
-from stedm.diffusion.objective import clean_picture_weights
+from stedm.diffusion.objective import clean_image_weights
 
 __all__ = ["Guidance", "as_guidance", "guided_prediction"]
 
@@ -76,14 +76,14 @@ def _rescaled(
     amount: float,
     objective: str,
 ) -> torch.Tensor:
-    """Bring the spread of the guided clean picture back to that of the conditional one (Lin et al. 2024, section 3.4).
+    """Bring the spread of the guided clean image back to that of the conditional one (Lin et al. 2024, section 3.4).
 
     diffusers' pipelines rescale whatever the network predicts. Lin et al. predict v, which at the pure-noise end of
-    their schedule is the clean picture but for its sign. A flow (noise - picture) holds the noise as well: shrinking
-    it by r would leave a part (1 - r) of the noise in the picture. So the clean pictures that the predictions imply
-    are rescaled, which means the same for every objective: the picture keeps the contrast of the conditional one.
+    their schedule is the clean image but for its sign. A flow (noise - image) holds the noise as well: shrinking
+    it by r would leave a part (1 - r) of the noise in the image. So the clean images that the predictions imply
+    are rescaled, which means the same for every objective: the image keeps the contrast of the conditional one.
     """
-    of_noisy, of_prediction = clean_picture_weights(objective, timestep)
+    of_noisy, of_prediction = clean_image_weights(objective, timestep)
     clean, clean_conditional = (
         of_noisy * noisy + of_prediction * prediction.float() for prediction in (guided, conditional)
     )

@@ -1,10 +1,10 @@
-"""Latents of the training pictures, encoded once instead of in every step.
+"""Latents of the training images, encoded once instead of in every step.
 
-RUN/latents/moments.npy   float16 (pictures, 8 symmetries, C, h, w), memory-mapped; C as in `AutoencoderCodec.moments`
-RUN/latents/present.npy   bool (pictures, 8): which of them have been encoded
-RUN/latents/index.json    fingerprint of the autoencoder, side of the pictures, file names in order of the rows
+RUN/latents/moments.npy   float16 (images, 8 symmetries, C, h, w), memory-mapped; C as in `AutoencoderCodec.moments`
+RUN/latents/present.npy   bool (images, 8): which of them have been encoded
+RUN/latents/index.json    fingerprint of the autoencoder, side of the images, file names in order of the rows
 
-An autoencoder doesn't commute with turning the picture, so each of the 8 symmetries is encoded by itself, when it is
+An autoencoder doesn't commute with turning the image, so each of the 8 symmetries is encoded by itself, when it is
 first drawn. The file is sparse until then. For a distribution mean and standard deviation are kept, so that training
 still draws from it.
 """
@@ -17,42 +17,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stedm.data.transforms import N_SYMMETRIES
+from stedm.data.symmetry import N_SYMMETRIES
 from stedm.diffusion.codec import AutoencoderCodec
-from stedm.files import replacing, write_json
+from stedm.io.files import replacing, write_json
 
 
 class LatentCache:
-    """Give the moments of training pictures, from disk where they have been encoded before.
+    """Give the moments of training images, from disk where they have been encoded before.
 
-    A cache of another autoencoder, other pictures or another size at `folder` is thrown away.
+    A cache of another autoencoder, other images or another size at `folder` is thrown away.
 
     Args:
         folder: of the cache.
         codec: encodes what is missing, on its own device.
-        names: file names of the pictures, by row.
-        picture_px: side of the pictures.
+        names: file names of the images, by row.
+        image_px: side of the images.
     """
 
-    def __init__(self, folder: Path, codec: AutoencoderCodec, names: list[str], picture_px: int):
+    def __init__(self, folder: Path, codec: AutoencoderCodec, names: list[str], image_px: int):
         self.codec = codec
-        index = {"autoencoder": codec.fingerprint, "picture_px": picture_px, "pictures": names}
+        index = {"autoencoder": codec.fingerprint, "image_px": image_px, "images": names}
         if not _holds(folder, index):
-            _make(folder, index, codec, picture_px)
+            _make(folder, index, codec, image_px)
         self._moments = np.load(folder / "moments.npy", mmap_mode="r+")
         self._present = np.load(folder / "present.npy", mmap_mode="r+")
 
-    def __call__(self, pictures: Tensor, row: Tensor, turn: Tensor) -> Tensor:
-        """Moments `(b, C, h, w)` of pictures `(b, 3, H, W)` in [-1, 1], which are the rows `row (b,)` of the data under
+    def __call__(self, images: Tensor, row: Tensor, turn: Tensor) -> Tensor:
+        """Moments `(b, C, h, w)` of images `(b, 3, H, W)` in [-1, 1], which are the rows `row (b,)` of the data under
         the symmetries `turn (b,)`. Rounded to float16 the first time too, so that a resumed run sees equal numbers."""
         rows, turns = row.cpu().numpy(), turn.cpu().numpy()
         missing = np.flatnonzero(~self._present[rows, turns])
         if len(missing):
-            encoded = self.codec.moments(pictures[torch.from_numpy(missing).to(pictures.device)])
+            encoded = self.codec.moments(images[torch.from_numpy(missing).to(images.device)])
             self._moments[rows[missing], turns[missing]] = encoded.cpu().numpy().astype(np.float16)
             # After the numbers themselves: a process killed in between encodes again.
             self._present[rows[missing], turns[missing]] = True
-        return torch.from_numpy(self._moments[rows, turns]).to(pictures.device).float()
+        return torch.from_numpy(self._moments[rows, turns]).to(images.device).float()
 
 
 def _holds(folder: Path, index: dict) -> bool:
@@ -60,11 +60,11 @@ def _holds(folder: Path, index: dict) -> bool:
     return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == index
 
 
-def _make(folder: Path, index: dict, codec: AutoencoderCodec, picture_px: int) -> None:
+def _make(folder: Path, index: dict, codec: AutoencoderCodec, image_px: int) -> None:
     """An empty cache."""
     shutil.rmtree(folder, ignore_errors=True)
-    shape = codec.moments(torch.zeros(1, 3, picture_px, picture_px, device=codec.mean.device)).shape[1:]
-    size = (len(index["pictures"]), N_SYMMETRIES)
+    shape = codec.moments(torch.zeros(1, 3, image_px, image_px, device=codec.mean.device)).shape[1:]
+    size = (len(index["images"]), N_SYMMETRIES)
     with replacing(folder) as temporary:
         temporary.mkdir()
         np.lib.format.open_memmap(temporary / "moments.npy", "w+", np.float16, (*size, *shape)).flush()

@@ -1,6 +1,6 @@
 """First-stage checkpoints of CompVis' latent-diffusion (Rombach et al. 2022), converted to diffusers' VQModel.
 
-The paper starts from its VQ-f4: 8192 codes, latents of 3 x 128 x 128 for pictures of 512 px. This conversion is the
+The paper starts from its VQ-f4: 8192 codes, latents of 3 x 128 x 128 for images of 512 px. This conversion is the
 one place where a file that isn't safetensors is read, with torch's `weights_only` reader, which runs no code of the
 file.
 """
@@ -14,7 +14,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
 from stedm.errors import StedmError
-from stedm.weights import read_weights
+from stedm.io.weights import read_weights
 
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 _CODES = "quantize.embedding.weight"

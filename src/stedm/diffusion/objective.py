@@ -27,9 +27,9 @@ class Objective:
     """Forward process and target.
 
     kind: `eps` (noise, Ho et al. 2020), `v` (velocity, Salimans & Ho 2022) or `flow` (rectified flow, Liu et al.
-    2022: the straight path from picture to noise). loss: `l1` (the paper's) or `l2`. timesteps: `uniform` or
+    2022: the straight path from image to noise). loss: `l1` (the paper's) or `l2`. timesteps: `uniform` or
     `logit-normal` (Esser et al. 2024). weighting: of the times in the loss, `none` or `min-snr` (Hang et al. 2023,
-    gamma 5: the error of the clean picture that the prediction implies counts by the signal-to-noise ratio, 5 at most).
+    gamma 5: the error of the clean image that the prediction implies counts by the signal-to-noise ratio, 5 at most).
     time_shift: of the training times (see `shifted`).
     """
 
@@ -69,7 +69,7 @@ class Objective:
     def weights(self, timestep: torch.Tensor) -> torch.Tensor:
         """Min-SNR weight of each time `(b,)`, for this objective's own error (squared)."""
         if self.kind == "flow":
-            # The implied clean picture is noisy - t * prediction, so that its error is t times the prediction's.
+            # The implied clean image is noisy - t * prediction, so that its error is t times the prediction's.
             t = (timestep / TRAIN_TIMESTEPS).clamp(1e-3, 1.0)
             return (((1.0 - t) / t) ** 2).clamp(max=_MIN_SNR_GAMMA) * t**2
         alpha_squared = _scheduler().alphas_cumprod.to(timestep.device)[timestep]
@@ -78,13 +78,13 @@ class Objective:
 
 
 def shifted(times: torch.Tensor, shift: float) -> torch.Tensor:
-    """Times in [0, 1], 1 = noise, moved towards noise by shift > 1: noise to picture in the ratio t / (1 - t) becomes
+    """Times in [0, 1], 1 = noise, moved towards noise by shift > 1: noise to image in the ratio t / (1 - t) becomes
     `shift` times as much (Esser et al. 2024, section 5.3.2)."""
     return shift * times / (1.0 + (shift - 1.0) * times)
 
 
-def clean_picture_weights(kind: str, timestep: float) -> tuple[float, float]:
-    """(a, b) such that a * noisy + b * prediction is the clean picture that a prediction of objective `kind` implies.
+def clean_image_weights(kind: str, timestep: float) -> tuple[float, float]:
+    """(a, b) such that a * noisy + b * prediction is the clean image that a prediction of objective `kind` implies.
 
     timestep: as the denoiser is told, 0..1000.
     """

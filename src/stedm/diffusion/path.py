@@ -1,4 +1,4 @@
-"""The way from noise to a latent picture that a sampler and guidance take."""
+"""The way from noise to a latent image that a sampler and guidance take."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def guided_path(
     objective: str,
     clean: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Yield the latent `(b, latent_channels, h, w)` after each of `sampling.steps` steps; the last one is the picture.
+    """Yield the latent `(b, latent_channels, h, w)` after each of `sampling.steps` steps; the last one is the image.
 
     Args:
         noise: standard normal `(b, latent_channels, h, w)`: all samplers start from unit noise and leave the network's
@@ -28,7 +28,7 @@ def guided_path(
         layout: class indices `(b, height, width)`; `denoiser.unknown` = unknown.
         style: `(b, style_dim)`.
         objective: `eps`, `v` or `flow`.
-        clean: like `noise`; latents of the pictures that the way begins at where `sampling.start` is below 1.
+        clean: like `noise`; latents of the images that the way begins at where `sampling.start` is below 1.
     """
     guidance, steps = sampling.guidance, sampling.steps
     scheduler = make_sampler(sampling.sampler, objective, steps, sampling.time_shift, sampling.start)

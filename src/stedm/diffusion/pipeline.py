@@ -1,4 +1,4 @@
-"""`StyleDiffusion`: a trained model that paints a layout in the style of given pictures."""
+"""`StyleDiffusion`: a trained model that paints a layout in the style of given images."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from stedm import __version__
 from stedm.config import Sampling, checked
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import Codec, load_codec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.guidance import Guidance, as_guidance
@@ -20,12 +20,12 @@ from stedm.diffusion.path import guided_path
 from stedm.diffusion.sampler import SAMPLERS
 from stedm.diffusion.student import STUDENT_SAMPLER, Student, student_steps
 from stedm.errors import StedmError
-from stedm.files import replacing, write_json
-from stedm.precision import autocast
+from stedm.io.files import replacing, write_json
 from stedm.seeds import torch_generator
+from stedm.training.precision import autocast
 
 ENCODED_AT_ONCE = 256
-"""Style pictures that the encoder sees in one pass."""
+"""Style images that the encoder sees in one pass."""
 
 
 _DEFAULT = Sampling()
@@ -36,16 +36,16 @@ class StyleDiffusion:
 
     Args:
         denoiser: the trained network.
-        codec: pictures to latents and back.
+        codec: images to latents and back.
         objective: `eps`, `v` or `flow`, as trained.
         classes: names of the layout's classes, by index.
-        picture_px: side of the pictures it was trained on.
+        image_px: side of the images it was trained on.
         sampler: default sampler.
-        style_sampling: which pictures it was shown as style in training (see stedm.style.sampling).
+        style_sampling: which images it was shown as style in training (see stedm.style.sampling).
         student: of a student: the steps and the guidance that it was distilled for; None = an ordinary model.
 
     Attributes:
-        precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.precision).
+        precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.training.precision).
     """
 
     precision: str = "auto"
@@ -57,14 +57,14 @@ class StyleDiffusion:
         *,
         objective: str,
         classes: list[str],
-        picture_px: int,
+        image_px: int,
         sampler: str = _DEFAULT.sampler,
         style_sampling: str = "cohort",
         student: Student | None = None,
     ):
         self.denoiser = denoiser.eval()
         self.codec = codec.eval()
-        self.objective, self.classes, self.picture_px, self.sampler = objective, list(classes), picture_px, sampler
+        self.objective, self.classes, self.image_px, self.sampler = objective, list(classes), image_px, sampler
         self.style_sampling, self.student = style_sampling, student
 
     @property
@@ -73,8 +73,8 @@ class StyleDiffusion:
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights and settings: equal for models that draw equal pictures."""
-        settings = f"{self.objective}/{self.classes}/{self.picture_px}"
+        """Names the weights and settings: equal for models that draw equal images."""
+        settings = f"{self.objective}/{self.classes}/{self.image_px}"
         if self.student is not None:
             settings += f"/{self.student.model_dump_json()}"
         digest = hashlib.sha256(settings.encode())
@@ -107,7 +107,7 @@ class StyleDiffusion:
         time_shift: float | None = None,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
-        start_pictures: np.ndarray | None = None,
+        start_images: np.ndarray | None = None,
         start: float = 1.0,
         batch: int = 32,
         on_progress: Callable[[int], None] | None = None,
@@ -117,8 +117,8 @@ class StyleDiffusion:
         Args:
             layouts: class indices, uint8 `(n, H, W)` or `(H, W)`; any index that is not a class (such as 255) means
                 "unknown here".
-            style: style pictures, uint8 RGB `(h, w, 3)`, for all layouts; or one such list for each layout.
-            style_vectors: instead of style pictures, a style vector `(style_dim,)` for all layouts, or one for each
+            style: style images, uint8 RGB `(h, w, 3)`, for all layouts; or one such list for each layout.
+            style_vectors: instead of style images, a style vector `(style_dim,)` for all layouts, or one for each
                 `(n, style_dim)`, as `style_vectors()` or a style bank give them.
             guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout;
                 None = the default one, of a student that which it holds.
@@ -126,28 +126,28 @@ class StyleDiffusion:
                 the most that it was distilled for.
             time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.objective.shifted); None =
                 the default one; nothing to a student, whose steps are where they were distilled.
-            seed: one seed for the call, or one for each picture (picture i then doesn't depend on the others).
-            start_pictures: uint8 RGB `(n, H, W, 3)`: pictures to paint anew. Noise is put on them up to time `start`;
+            seed: one seed for the call, or one for each image (image i then doesn't depend on the others).
+            start_images: uint8 RGB `(n, H, W, 3)`: images to paint anew. Noise is put on them up to time `start`;
                 what stands out from it and doesn't contradict layout and style stays (SDEdit, Meng et al. 2022).
-            batch: pictures drawn at once.
-            on_progress: called with the number of pictures done.
+            batch: images drawn at once.
+            on_progress: called with the number of images done.
 
         Returns:
             uint8 RGB `(n, H, W, 3)`.
 
         Raises:
-            StedmError: layouts, style pictures or style vectors of a wrong shape or type; a student is asked for what
+            StedmError: layouts, style images or style vectors of a wrong shape or type; a student is asked for what
                 it wasn't distilled for.
         """
         layouts = self._checked_layouts(layouts)
         settings = self._checked_sampling(guidance, steps, time_shift, sampler)
-        if start_pictures is not None or start != 1.0:
-            settings = self._checked_start(settings, start_pictures, start, layouts.shape)
+        if start_images is not None or start != 1.0:
+            settings = self._checked_start(settings, start_images, start, layouts.shape)
         if (style is None) == (style_vectors is None):
-            raise StedmError("generate: give either style pictures or style_vectors")
+            raise StedmError("generate: give either style images or style_vectors")
         styles = _checked_styles(style, len(layouts)) if style is not None else []
         vectors = self._checked_vectors(style_vectors, len(layouts)) if style_vectors is not None else None
-        seeds = list(seed) if isinstance(seed, Sequence) else [_picture_seed(seed, i) for i in range(len(layouts))]
+        seeds = list(seed) if isinstance(seed, Sequence) else [_image_seed(seed, i) for i in range(len(layouts))]
         if len(seeds) != len(layouts):
             raise StedmError(f"generate: {len(seeds)} seeds for {len(layouts)} layouts; give one seed or one for each")
         done = []
@@ -155,7 +155,7 @@ class StyleDiffusion:
             part = slice(start, start + batch)
             with autocast(self.precision, self.device):
                 chosen = self.style_vectors(styles[part]) if vectors is None else vectors[part]
-                begun = None if start_pictures is None else start_pictures[part]
+                begun = None if start_images is None else start_images[part]
                 done.append(self._draw(layouts[part], chosen, seeds[part], settings, begun))
             if on_progress:
                 on_progress(min(start + batch, len(layouts)))
@@ -163,22 +163,22 @@ class StyleDiffusion:
 
     @torch.inference_mode()
     def style_vectors(self, styles: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
-        """Style vectors `(n, style_dim)`, one for each list of style pictures (uint8 RGB, of any and unequal sizes)."""
-        flat = [picture for pictures in styles for picture in pictures]
-        ends = np.cumsum([len(pictures) for pictures in styles])
-        members = [list(range(end - len(pictures), end)) for pictures, end in zip(styles, ends, strict=True)]
-        return self.aggregate_encoded(self.encode_pictures(flat), members)
+        """Style vectors `(n, style_dim)`, one for each list of style images (uint8 RGB, of any and unequal sizes)."""
+        flat = [image for images in styles for image in images]
+        ends = np.cumsum([len(images) for images in styles])
+        members = [list(range(end - len(images), end)) for images, end in zip(styles, ends, strict=True)]
+        return self.aggregate_encoded(self.encode_images(flat), members)
 
     @torch.inference_mode()
-    def encode_pictures(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-        """What the aggregation reads of style pictures: a vector each `(m, dim)`, or the pictures themselves."""
-        flat = [_rgb(picture) for picture in pictures]
+    def encode_images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """What the aggregation reads of style images: a vector each `(m, dim)`, or the images themselves."""
+        flat = [_rgb(image) for image in images]
         encoder = self.denoiser.style_encoder
         if encoder is None:
-            return torch.stack([self._at_training_size(picture) for picture in flat])
+            return torch.stack([self._at_training_size(image) for image in flat])
         values = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
-        for shape in {picture.shape for picture in flat}:
-            alike = [i for i, picture in enumerate(flat) if picture.shape == shape]
+        for shape in {image.shape for image in flat}:
+            alike = [i for i, image in enumerate(flat) if image.shape == shape]
             for start in range(0, len(alike), ENCODED_AT_ONCE):
                 chosen = alike[start : start + ENCODED_AT_ONCE]
                 pixels = torch.from_numpy(np.stack([flat[i] for i in chosen])).to(self.device)
@@ -187,7 +187,7 @@ class StyleDiffusion:
 
     @torch.inference_mode()
     def aggregate_encoded(self, encoded: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Style vectors `(n, style_dim)` of sets of pictures, given by their places in `encode_pictures`' result."""
+        """Style vectors `(n, style_dim)` of sets of images, given by their places in `encode_images`' result."""
         counts = torch.tensor([len(group) for group in members], device=self.device)
         present = torch.arange(int(counts.max()), device=self.device) < counts.unsqueeze(1)
         padded = encoded.new_zeros(*present.shape, *encoded.shape[1:])
@@ -196,13 +196,13 @@ class StyleDiffusion:
 
     @property
     def largest_style_set(self) -> int | None:
-        """The most style pictures that the aggregation takes; None = any number."""
-        return None if self.denoiser.aggregate.any_number else self.denoiser.aggregate.n_pictures
+        """The most style images that the aggregation takes; None = any number."""
+        return None if self.denoiser.aggregate.any_number else self.denoiser.aggregate.n_images
 
-    def _at_training_size(self, picture: np.ndarray) -> torch.Tensor:
+    def _at_training_size(self, image: np.ndarray) -> torch.Tensor:
         """uint8 `(3, h, w)` to floats in [-1, 1] with the sides that the model was trained on."""
-        side = (self.picture_px, self.picture_px)
-        signed = to_signed(torch.from_numpy(picture).to(self.device)).unsqueeze(0)
+        side = (self.image_px, self.image_px)
+        signed = to_signed(torch.from_numpy(image).to(self.device)).unsqueeze(0)
         return F.interpolate(signed, side, mode="bilinear", antialias=True)[0]
 
     def _draw(
@@ -211,37 +211,37 @@ class StyleDiffusion:
         style: torch.Tensor,
         seeds: Sequence[int],
         settings: Sampling,
-        start_pictures: np.ndarray | None = None,
+        start_images: np.ndarray | None = None,
     ) -> np.ndarray:
         height, width = layouts.shape[1:]
         shape = (self.codec.latent_channels, height // self.codec.factor, width // self.codec.factor)
-        # One generator a picture: the same seed gives the same noise alone or in any batch.
+        # One generator an image: the same seed gives the same noise alone or in any batch.
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
         latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
         if self.student is not None:
             latents = student_steps(self.denoiser, latents, layout, style, settings)
         else:
-            clean = None if start_pictures is None else self._latents(start_pictures)
+            clean = None if start_images is None else self._latents(start_images)
             *_, latents = guided_path(
                 self.denoiser, latents, layout, style, settings, objective=self.objective, clean=clean
             )
-        pictures = self.codec.decode(latents)
-        return ((pictures + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        images = self.codec.decode(latents)
+        return ((images + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def _latents(self, pictures: np.ndarray) -> torch.Tensor:
+    def _latents(self, images: np.ndarray) -> torch.Tensor:
         """Latents of uint8 RGB `(n, H, W, 3)`."""
-        return self.codec.encode(to_signed(torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)))
+        return self.codec.encode(to_signed(torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)))
 
     def _checked_start(
-        self, settings: Sampling, pictures: np.ndarray | None, start: float, shape: tuple[int, ...]
+        self, settings: Sampling, images: np.ndarray | None, start: float, shape: tuple[int, ...]
     ) -> Sampling:
-        """Settings that begin at pictures, for layouts of `shape`."""
-        if pictures is None or not 0 < start < 1:
-            raise StedmError(f"generate: start {start} needs start_pictures, and they a start between 0 and 1")
-        if pictures.shape != (*shape, 3) or pictures.dtype != np.uint8:
+        """Settings that begin at images, for layouts of `shape`."""
+        if images is None or not 0 < start < 1:
+            raise StedmError(f"generate: start {start} needs start_images, and they a start between 0 and 1")
+        if images.shape != (*shape, 3) or images.dtype != np.uint8:
             raise StedmError(
-                f"generate: start_pictures: uint8 RGB {(*shape, 3)} expected, got {pictures.dtype} {pictures.shape}"
+                f"generate: start_images: uint8 RGB {(*shape, 3)} expected, got {images.dtype} {images.shape}"
             )
         if self.student is not None:
             raise StedmError("generate: a student draws from noise only; use the model that it was distilled from")
@@ -300,7 +300,7 @@ class StyleDiffusion:
                 "sampler": self.sampler,
                 "style_sampling": self.style_sampling,
                 "classes": self.classes,
-                "picture_px": self.picture_px,
+                "image_px": self.image_px,
                 **({"student": self.student.model_dump(mode="json")} if self.student else {}),
                 "provenance": provenance or {},
             }
@@ -327,32 +327,32 @@ class StyleDiffusion:
             denoiser = StyleDenoiser.from_pretrained(str(folder / "denoiser"))
         except OSError as error:
             raise StedmError(f"{folder / 'denoiser'}: can't be read ({' '.join(str(error).split())})") from error
-        keys = ("objective", "classes", "picture_px", "sampler")
+        keys = ("objective", "classes", "image_px", "sampler")
         keys += ("style_sampling",) if "style_sampling" in index else ()
         student = checked(Student, index["student"], f"{index_path}: student") if "student" in index else None
         return cls(denoiser, load_codec(folder / "codec"), student=student, **{key: index[key] for key in keys})
 
 
-def _picture_seed(seed: int, index: int) -> int:
+def _image_seed(seed: int, index: int) -> int:
     return torch_generator(seed, "picture", index).initial_seed()
 
 
-def _rgb(picture: np.ndarray) -> np.ndarray:
+def _rgb(image: np.ndarray) -> np.ndarray:
     """(h, w, 3) to (3, h, w)."""
-    picture = np.asarray(picture)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise StedmError(f"style: uint8 RGB pictures (h, w, 3) expected, got {picture.dtype} {picture.shape}")
-    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise StedmError(f"style: uint8 RGB images (h, w, 3) expected, got {image.dtype} {image.shape}")
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def _checked_styles(style: Sequence, n: int) -> list[list[np.ndarray]]:
     style = list(style)
     if not style:
-        raise StedmError("style: give at least one style picture")
+        raise StedmError("style: give at least one style image")
     if isinstance(style[0], np.ndarray) and style[0].ndim <= 3:
         return [style] * n
     if len(style) != n:
-        raise StedmError(f"style: {len(style)} lists of style pictures for {n} layouts; give one list, or one for each")
-    if any(len(pictures) == 0 for pictures in style):
-        raise StedmError("style: a list of style pictures is empty")
-    return [list(pictures) for pictures in style]
+        raise StedmError(f"style: {len(style)} lists of style images for {n} layouts; give one list, or one for each")
+    if any(len(images) == 0 for images in style):
+        raise StedmError("style: a list of style images is empty")
+    return [list(images) for images in style]

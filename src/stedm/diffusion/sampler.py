@@ -59,7 +59,7 @@ def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0, star
             scheduler.sigmas, scheduler.timesteps = start * scheduler.sigmas, start * scheduler.timesteps
         return scheduler
     if start != 1.0:
-        raise StedmError(f"start {start}: drawing can begin at a picture for the objective flow only; set it to 1")
+        raise StedmError(f"start {start}: drawing can begin at an image for the objective flow only; set it to 1")
     return _noise_sampler(name, objective, steps, shift)
 
 

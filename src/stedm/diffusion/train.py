@@ -1,7 +1,7 @@
-"""Training of the style-extracting diffusion model, semi-supervised: unannotated pictures train it too.
+"""Training of the style-extracting diffusion model, semi-supervised: unannotated images train it too.
 
-An unannotated picture is a sample whose layout is unknown everywhere. Its style is then learned, not extrapolated,
-which the paper's training on annotated pictures alone can't do.
+An unannotated image is a sample whose layout is unknown everywhere. Its style is then learned, not extrapolated,
+which the paper's training on annotated images alone can't do.
 """
 
 from pathlib import Path
@@ -11,21 +11,21 @@ import torch
 from torch.utils.data import Dataset
 
 from stedm.config import DiffusionConfig
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry, to_signed
+from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.latent_cache import LatentCache
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.pipeline import StyleDiffusion
-from stedm.engine import Engine, Progress
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.recolour import recoloured, stain_factors
 from stedm.style.sampling import StyleSampler, refuse_impossible_sampling, rows_by_patient
+from stedm.training.trainer import Engine, Progress
 
-_PICTURES_TO_MEASURE = 256
+_IMAGES_TO_MEASURE = 256
 
 
 def train_diffusion(
@@ -34,7 +34,7 @@ def train_diffusion(
     unlabeled: DatasetFolder | None,
     folder: Path,
     *,
-    picture_px: int,
+    image_px: int,
     seed: int = 0,
     pseudo_labels: DatasetFolder | None = None,
     style_sources: DatasetFolder | None = None,
@@ -45,24 +45,24 @@ def train_diffusion(
     """Train, or go on training, in `folder`; the model with its averaged weights is written to `folder/model`.
 
     Args:
-        annotated: pictures with masks.
-        unlabeled: pictures whose masks are never read; None or `unlabeled_fraction` 0 = labelled-only.
-        picture_px: side of the pictures.
+        annotated: images with masks.
+        unlabeled: images whose masks are never read; None or `unlabeled_fraction` 0 = labelled-only.
+        image_px: side of the images.
         seed: of initial weights, samples and noise.
-        pseudo_labels: layouts for the pictures of `unlabeled`, row by row, `ignore_index` = unknown; None = unknown
+        pseudo_labels: layouts for the images of `unlabeled`, row by row, `ignore_index` = unknown; None = unknown
             everywhere.
-        style_sources: pictures of the annotated patients that are shown as style only (see
+        style_sources: images of the annotated patients that are shown as style only (see
             stedm.style.sampling.unannotated_tissue).
         codec_run: run folder with the first stage that was trained for the model; None = `folder`.
         begin_with: a model of the same configuration, whose weights are the initial ones; None = random ones.
     """
-    samples = DiffusionSamples(config, annotated, unlabeled, picture_px, seed, pseudo_labels, style_sources)
-    some_pictures = to_signed(samples.some_pictures(_PICTURES_TO_MEASURE))
-    codec = open_codec(config.codec, codec_run or folder, some_pictures)
-    denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, picture_px)
+    samples = DiffusionSamples(config, annotated, unlabeled, image_px, seed, pseudo_labels, style_sources)
+    some_images = to_signed(samples.some_images(_IMAGES_TO_MEASURE))
+    codec = open_codec(config.codec, codec_run or folder, some_images)
+    denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, image_px)
     if begin_with is not None:
         denoiser.load_state_dict(begin_with.denoiser.state_dict())
-    denoiser.measure(some_pictures)
+    denoiser.measure(some_images)
     objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
     if config.activation_checkpointing:
         denoiser.checkpoint_activations()
@@ -75,13 +75,13 @@ def train_diffusion(
         on_progress=on_progress,
     )
     codec.to(engine.device)
-    cache = open_cache(config, engine, codec, samples, picture_px)
-    for batch in engine.batches(DrawnSamples(samples, objective, codec, picture_px)):
+    cache = open_cache(config, engine, codec, samples, image_px)
+    for batch in engine.batches(DrawnSamples(samples, objective, codec, image_px)):
         if config.recolour.probability > 0:
-            picture, style = recoloured(batch["picture"], batch["style"], batch["stain_factors"])
+            image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
         else:
-            picture, style = to_signed(batch["picture"]), to_signed(batch["style"])
-        moments = cache(picture, batch["row"], batch["turn"]) if cache else codec.moments(picture)
+            image, style = to_signed(batch["image"]), to_signed(batch["style"])
+        moments = cache(image, batch["row"], batch["turn"]) if cache else codec.moments(image)
         latent = codec.sample(moments, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with engine.autocast():
@@ -93,7 +93,7 @@ def train_diffusion(
             codec,
             objective=config.objective,
             classes=annotated.info.classes,
-            picture_px=picture_px,
+            image_px=image_px,
             style_sampling=config.style.sampling,
         )
         if engine.accelerator.is_main_process:
@@ -105,9 +105,9 @@ def train_diffusion(
 class DiffusionSamples(Dataset):
     """The sample stream: sample i is a pure function of (seed, i).
 
-    A sample has `picture` uint8 (3, px, px), `layout` uint8 (px, px) in 0..n_classes with n_classes = unknown, `style`
+    A sample has `image` uint8 (3, px, px), `layout` uint8 (px, px) in 0..n_classes with n_classes = unknown, `style`
     uint8 (n, 3, px, px) and `present` bool (n,), all False where the null style is shown; `row` (in `names`) and `turn`
-    (of the 8 symmetries) tell which picture it is.
+    (of the 8 symmetries) tell which image it is.
     """
 
     def __init__(
@@ -115,22 +115,20 @@ class DiffusionSamples(Dataset):
         config: DiffusionConfig,
         annotated: DatasetFolder,
         unlabeled: DatasetFolder | None,
-        picture_px: int,
+        image_px: int,
         seed: int,
         pseudo_labels: DatasetFolder | None = None,
         style_sources: DatasetFolder | None = None,
     ):
         if len(annotated) == 0:
-            raise StedmError(f"{annotated.root}: no annotated picture to train the diffusion model on")
+            raise StedmError(f"{annotated.root}: no annotated image to train the diffusion model on")
         shown = annotated if style_sources is None else annotated.followed_by(style_sources)
         refuse_impossible_sampling(config.style.sampling, *filter(None, (shown, unlabeled)))
         self.config, self.seed = config, seed
         self.n_classes = len(annotated.info.classes)
-        self._annotated = _Pool(annotated, config, picture_px, annotated, style_sources)
+        self._annotated = _Pool(annotated, config, image_px, annotated, style_sources)
         semi = unlabeled is not None and len(unlabeled) > 0 and config.unlabeled_fraction > 0
-        self._unlabeled = (
-            _Pool(unlabeled, config, picture_px, pseudo_labels) if unlabeled is not None and semi else None
-        )
+        self._unlabeled = _Pool(unlabeled, config, image_px, pseudo_labels) if unlabeled is not None and semi else None
 
     def __len__(self) -> int:
         return self.config.steps * self.config.batch
@@ -140,13 +138,13 @@ class DiffusionSamples(Dataset):
         pool = self._pool(generator)
         row = pool.draw(generator)
         turn = int(generator.integers(N_SYMMETRIES))
-        picture = symmetry(pool.cache.picture(row), turn)
+        image = symmetry(pool.cache.image(row), turn)
         layout = self._layout(pool, row, turn, generator)
         style, present = pool.styles(row, generator)
         if generator.random() < self.config.style.dropout:
             present = np.zeros_like(present)
         return {
-            "picture": _channels_first(picture),
+            "image": _channels_first(image),
             "layout": torch.from_numpy(np.ascontiguousarray(layout)),
             "style": _channels_first(style),
             "present": torch.from_numpy(present),
@@ -155,8 +153,8 @@ class DiffusionSamples(Dataset):
         }
 
     def request(self, index: int) -> dict[str, torch.Tensor]:
-        """What synthesis asks a model for: `layout`, that of an annotated picture, and `style` and `present`, of any
-        other picture, annotated or not. As in `__getitem__`, but a style is always shown."""
+        """What synthesis asks a model for: `layout`, that of an annotated image, and `style` and `present`, of any
+        other image, annotated or not. As in `__getitem__`, but a style is always shown."""
         generator = numpy_generator(self.seed, "diffusion-request", index)
         row, turn = self._annotated.draw(generator), int(generator.integers(N_SYMMETRIES))
         layout = self._layout(self._annotated, row, turn, generator)
@@ -174,7 +172,7 @@ class DiffusionSamples(Dataset):
 
     def _layout(self, pool: "_Pool", row: int, turn: int, generator: np.random.Generator) -> np.ndarray:
         if pool.layouts is None or generator.random() < self.config.layout_dropout:
-            side = pool.cache.picture_px
+            side = pool.cache.image_px
             return np.full((side, side), self.n_classes, np.uint8)
         layout = symmetry(pool.layouts.mask(row), turn)
         # Pixels under the ignore index have no known class.
@@ -183,15 +181,15 @@ class DiffusionSamples(Dataset):
 
     @property
     def names(self) -> list[str]:
-        """File names of all pictures, annotated ones first."""
+        """File names of all images, annotated ones first."""
         pools = [self._annotated] + ([self._unlabeled] if self._unlabeled else [])
         return [name for pool in pools for name in pool.cache.dataset.table["image_file_name"].iloc[: len(pool)]]
 
-    def some_pictures(self, n: int) -> torch.Tensor:
-        """uint8 `(m, 3, px, px)`: m <= n pictures spread over annotated and unannotated ones."""
+    def some_images(self, n: int) -> torch.Tensor:
+        """uint8 `(m, 3, px, px)`: m <= n images spread over annotated and unannotated ones."""
         pools = [self._annotated] + ([self._unlabeled] if self._unlabeled else [])
         chosen = [
-            pool.cache.picture(int(row))
+            pool.cache.image(int(row))
             for pool in pools
             for row in np.linspace(0, len(pool) - 1, min(n // len(pools), len(pool)))
         ]
@@ -206,9 +204,9 @@ class DrawnSamples(Dataset):
     latter is for codecs that give distributions.
     """
 
-    def __init__(self, samples: DiffusionSamples, objective: Objective, codec: Codec, picture_px: int):
+    def __init__(self, samples: DiffusionSamples, objective: Objective, codec: Codec, image_px: int):
         self.samples, self.objective = samples, objective
-        side = picture_px // codec.factor
+        side = image_px // codec.factor
         self.latent_shape = (codec.latent_channels, side, side)
 
     def __len__(self) -> int:
@@ -226,7 +224,7 @@ class DrawnSamples(Dataset):
 
 
 class _Pool:
-    """Pictures of one kind (annotated or not), with their styles and, where there are any, their layouts.
+    """Images of one kind (annotated or not), with their styles and, where there are any, their layouts.
 
     Rows of `style_sources` lie behind those of `dataset` in the cache and are never drawn.
     """
@@ -235,24 +233,24 @@ class _Pool:
         self,
         dataset: DatasetFolder,
         config: DiffusionConfig,
-        picture_px: int,
+        image_px: int,
         layouts: DatasetFolder | None,
         style_sources: DatasetFolder | None = None,
     ):
-        self._n_pictures = len(dataset)
+        self._n_images = len(dataset)
         shown = dataset if style_sources is None else dataset.followed_by(style_sources)
-        self.cache = PictureCache(shown, picture_px)
+        self.cache = ImageCache(shown, image_px)
         self.layouts = None
         if layouts is not None:
             if len(layouts) != len(dataset):
-                raise StedmError(f"{layouts.root}: {len(layouts)} layouts for {len(dataset)} pictures; remove it")
-            self.layouts = self.cache if layouts is dataset else PictureCache(layouts, picture_px)
-        self.styles = StyleSampler(self.cache, config.style.sampling, config.style.n_pictures)
+                raise StedmError(f"{layouts.root}: {len(layouts)} layouts for {len(dataset)} images; remove it")
+            self.layouts = self.cache if layouts is dataset else ImageCache(layouts, image_px)
+        self.styles = StyleSampler(self.cache, config.style.sampling, config.style.n_images)
         by_patient = list(rows_by_patient(dataset.table).values())
         self._rows = by_patient if config.balance == "patients" else [np.arange(len(dataset))]
 
     def __len__(self) -> int:
-        return self._n_pictures
+        return self._n_images
 
     def draw(self, generator: np.random.Generator) -> int:
         rows = self._rows[generator.integers(len(self._rows))]
@@ -260,17 +258,17 @@ class _Pool:
 
 
 def open_cache(
-    config: DiffusionConfig, engine: Engine, codec: Codec, samples: DiffusionSamples, picture_px: int
+    config: DiffusionConfig, engine: Engine, codec: Codec, samples: DiffusionSamples, image_px: int
 ) -> LatentCache | None:
-    """The latents of the training pictures in RUN/latents, where the configuration asks for them."""
+    """The latents of the training images in RUN/latents, where the configuration asks for them."""
     if not (config.cache_latents and isinstance(codec, AutoencoderCodec)):
         return None
     with engine.accelerator.main_process_first():
-        return LatentCache(engine.folder / "latents", codec, samples.names, picture_px)
+        return LatentCache(engine.folder / "latents", codec, samples.names, image_px)
 
 
 def make_denoiser(
-    config: DiffusionConfig, codec: Codec, n_classes: int, seed: int, picture_px: int = 64
+    config: DiffusionConfig, codec: Codec, n_classes: int, seed: int, image_px: int = 64
 ) -> StyleDenoiser:
     """The network with initial weights that are a function of `seed` alone, or the style encoder's given ones."""
     style, unet = config.style, config.denoiser
@@ -294,8 +292,8 @@ def make_denoiser(
             aggregation=style.aggregation,
             injection=style.injection if isinstance(style.injection, str) else tuple(style.injection),
             style_tokens=style.tokens,
-            style_pictures=style.n_pictures,
-            style_picture_px=picture_px,
+            style_images=style.n_images,
+            style_image_px=image_px,
         )
     if style.weights is not None and denoiser.style_encoder is not None:
         denoiser.style_encoder.load_weights(style.weights)
@@ -306,6 +304,6 @@ def make_denoiser(
     return denoiser
 
 
-def _channels_first(pictures: np.ndarray) -> torch.Tensor:
+def _channels_first(images: np.ndarray) -> torch.Tensor:
     """(..., h, w, 3) to (..., 3, h, w)."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures, -1, -3)))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))

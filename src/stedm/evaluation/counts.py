@@ -2,9 +2,9 @@
 
 The table (`counts.parquet`) is tidy, one row per arm, seed, patient and class:
 
-    arm, seed, patient_id, category, class, tp, fp, fn, tn, n_pictures
+    arm, seed, patient_id, category, class, tp, fp, fn, tn, n_images
 
-summed over the patient's pictures, ignored pixels left out. `class` is an ordered categorical in the order of the
+summed over the patient's images, ignored pixels left out. `class` is an ordered categorical in the order of the
 dataset's classes; its first category is the background. Where some of the categories scored were never annotated, a
 column `group` tells annotated from unseen ones.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.errors import StedmError
-from stedm.files import replacing
+from stedm.io.files import replacing
 
 KEYS = ["arm", "seed", "patient_id", "category", "class"]
 CELLS = ["tp", "fp", "fn", "tn"]
@@ -24,7 +24,7 @@ SEEN, UNSEEN = "annotated categories", "unseen categories"
 
 
 def count(prediction: np.ndarray, truth: np.ndarray, n_classes: int, ignore_index: int | None = 255) -> np.ndarray:
-    """Count pixels of one picture, each class against the rest.
+    """Count pixels of one image, each class against the rest.
 
     prediction, truth: class indices 0..n_classes-1, same shape; pixels where truth is `ignore_index` do not count.
     Returns int64 (n_classes, 4): TP, FP, FN, TN. Raises `StedmError` for other shapes or indices out of range.
@@ -51,10 +51,10 @@ def counts_table(
     counts: np.ndarray,
     classes: Sequence[str],
 ) -> pd.DataFrame:
-    """Sum the counts of n pictures per patient, for one arm and one seed; `pandas.concat` joins several.
+    """Sum the counts of n images per patient, for one arm and one seed; `pandas.concat` joins several.
 
-    patient_ids, categories: one per picture. counts: (n, n_classes, 4) from `count`. classes: names, background first.
-    A patient whose pictures carry several categories gets the most frequent one (ties: first in the alphabet), so
+    patient_ids, categories: one per image. counts: (n, n_classes, 4) from `count`. classes: names, background first.
+    A patient whose images carry several categories gets the most frequent one (ties: first in the alphabet), so
     that a patient stays one unit of the statistics.
     """
     counts = np.asarray(counts, dtype=np.int64).reshape(-1, len(classes), len(CELLS))
@@ -63,12 +63,10 @@ def counts_table(
             f"classes {list(classes)}: need a background and at least one other class, names all different"
         )
     if not len(patient_ids) == len(categories) == len(counts):
-        raise StedmError(
-            f"{len(patient_ids)} patients, {len(categories)} categories, {len(counts)} pictures: not equal"
-        )
-    pictures = pd.DataFrame({"patient_id": list(map(str, patient_ids)), "category": list(map(str, categories))})
+        raise StedmError(f"{len(patient_ids)} patients, {len(categories)} categories, {len(counts)} images: not equal")
+    images = pd.DataFrame({"patient_id": list(map(str, patient_ids)), "category": list(map(str, categories))})
     rows = []
-    for patient_id, group in pictures.groupby("patient_id"):
+    for patient_id, group in images.groupby("patient_id"):
         category = group["category"].mode().iloc[0]
         total = counts[group.index.to_numpy()].sum(axis=0)
         for name, cells in zip(classes, total.tolist(), strict=True):
@@ -92,7 +90,7 @@ def pool_units(counts: pd.DataFrame, unit: str) -> pd.DataFrame:
     if unit == "patient":
         return counts
     if (counts["category"] == "").any():
-        raise StedmError("evaluation.unit category: some pictures scored have no category; use unit patient")
+        raise StedmError("evaluation.unit category: some images scored have no category; use unit patient")
     keys = [*(name for name in KEYS if name != "patient_id"), *(["group"] if "group" in counts else [])]
     sums = [*CELLS, *(["n_pictures"] if "n_pictures" in counts else [])]
     pooled = counts.groupby(keys, observed=True, as_index=False)[sums].sum()

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from stedm.evaluation.stats import ordered_arms
-from stedm.files import replacing
+from stedm.io.files import replacing
 
 # Okabe & Ito (2008): told apart with every common colour blindness. Markers repeat what colours say.
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f"]
@@ -53,10 +53,10 @@ class StyleGrid:
 
     A row label may have several lines.
 
-    Pictures are uint8 RGB (H, W, 3), layouts uint8 class maps (H, W).
+    Images are uint8 RGB (H, W, 3), layouts uint8 class maps (H, W).
     """
 
-    style_pictures: list[list[np.ndarray]]
+    style_images: list[list[np.ndarray]]
     layouts: list[np.ndarray]
     generated: list[list[np.ndarray]]
     row_labels: list[str]
@@ -67,7 +67,7 @@ class StyleGrid:
 class StyleStrip:
     """One layout in styles from one patient's to another's: `generated[i]` from left to right.
 
-    `ends` are real pictures of the two patients, `end_labels` their names.
+    `ends` are real images of the two patients, `end_labels` their names.
     """
 
     layout: np.ndarray
@@ -79,10 +79,10 @@ class StyleStrip:
 
 @dataclass(frozen=True)
 class PatientExamples:
-    """Synthetic pictures for one unannotated patient: `synthetic[i]` was generated from `layouts[i]`."""
+    """Synthetic images for one unannotated patient: `synthetic[i]` was generated from `layouts[i]`."""
 
     patient_id: str
-    style_pictures: list[np.ndarray]
+    style_images: list[np.ndarray]
     layouts: list[np.ndarray]
     synthetic: list[np.ndarray]
     category: str = ""
@@ -90,10 +90,10 @@ class PatientExamples:
 
 @dataclass(frozen=True)
 class Overlay:
-    """One picture of a test patient with its truth and what each arm predicted (class maps), and the patient's IoU."""
+    """One image of a test patient with its truth and what each arm predicted (class maps), and the patient's IoU."""
 
     patient_id: str
-    picture: np.ndarray
+    image: np.ndarray
     truth: np.ndarray
     predictions: dict[str, np.ndarray]
     iou: dict[str, float] = field(default_factory=dict)
@@ -217,18 +217,18 @@ def distance_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
 
 
 def style_grid_figure(grid: StyleGrid) -> Figure:
-    """Style pictures on the left, layouts on top, generated pictures at the crossings."""
-    n_styles = max((len(pictures) for pictures in grid.style_pictures), default=0)
+    """Style images on the left, layouts on top, generated images at the crossings."""
+    n_styles = max((len(images) for images in grid.style_images), default=0)
     rows, columns = len(grid.generated), len(grid.layouts)
     with _styled():
         figure, axes = _cells(rows + 1, n_styles + columns, cell=0.92, gap_after_column=n_styles, gap_after_row=1)
         for column, layout in enumerate(grid.layouts):
             _show(axes[0][n_styles + column], colour_layout(layout))
-        for row, (styles, generated) in enumerate(zip(grid.style_pictures, grid.generated, strict=True), start=1):
-            for column, picture in enumerate(styles):
-                _show(axes[row][column], picture)
-            for column, picture in enumerate(generated):
-                _show(axes[row][n_styles + column], picture)
+        for row, (styles, generated) in enumerate(zip(grid.style_images, grid.generated, strict=True), start=1):
+            for column, image in enumerate(styles):
+                _show(axes[row][column], image)
+            for column, image in enumerate(generated):
+                _show(axes[row][n_styles + column], image)
             _row_label(axes[row][0], *grid.row_labels[row - 1].split("\n"))
         if n_styles:
             _heading(axes[0][0], "styles ↓   layouts →")
@@ -236,18 +236,18 @@ def style_grid_figure(grid: StyleGrid) -> Figure:
 
 
 def style_strip_figure(strip: StyleStrip) -> Figure:
-    """Above, real pictures of the two patients and the layout between them; below, the generated pictures."""
+    """Above, real images of the two patients and the layout between them; below, the generated images."""
     first, last = strip.ends
     columns = max(len(strip.generated), len(first) + len(last) + 1)
     with _styled():
         figure, (above, below) = _cells(2, columns, cell=0.92, gap_after_row=1)
-        for column, picture in enumerate(first):
-            _show(above[column], picture)
-        for column, picture in enumerate(last, start=columns - len(last)):
-            _show(above[column], picture)
+        for column, image in enumerate(first):
+            _show(above[column], image)
+        for column, image in enumerate(last, start=columns - len(last)):
+            _show(above[column], image)
         _show(above[columns // 2], colour_layout(strip.layout))
-        for column, picture in enumerate(strip.generated):
-            _show(below[column], picture)
+        for column, image in enumerate(strip.generated):
+            _show(below[column], image)
         for ax, label in ((above[0], strip.end_labels[0]), (above[columns - len(last)], strip.end_labels[1])):
             _heading(ax, _label(label, 28))
         _heading(above[columns // 2], "layout")
@@ -257,17 +257,17 @@ def style_strip_figure(strip: StyleStrip) -> Figure:
 
 
 def patient_examples_figure(examples: Sequence[PatientExamples]) -> Figure:
-    """One row a patient: its real pictures, then pairs of layout and synthetic picture."""
-    n_styles = max(len(example.style_pictures) for example in examples)
+    """One row a patient: its real images, then pairs of layout and synthetic image."""
+    n_styles = max(len(example.style_images) for example in examples)
     n_synthetic = max(len(example.synthetic) for example in examples)
     with _styled():
         figure, axes = _cells(len(examples), n_styles + 2 * n_synthetic, cell=0.92, gap_after_column=n_styles)
         for row, example in zip(axes, examples, strict=True):
-            for ax, picture in zip(row, example.style_pictures, strict=False):
-                _show(ax, picture)
-            for i, (layout, picture) in enumerate(zip(example.layouts, example.synthetic, strict=True)):
+            for ax, image in zip(row, example.style_images, strict=False):
+                _show(ax, image)
+            for i, (layout, image) in enumerate(zip(example.layouts, example.synthetic, strict=True)):
                 _show(row[n_styles + 2 * i], colour_layout(layout))
-                _show(row[n_styles + 2 * i + 1], picture)
+                _show(row[n_styles + 2 * i + 1], image)
             _row_label(row[0], example.patient_id, example.category)
         _heading(axes[0][0], "real")
         _heading(axes[0][n_styles], "layout | synthetic")
@@ -275,18 +275,18 @@ def patient_examples_figure(examples: Sequence[PatientExamples]) -> Figure:
 
 
 def overlays_figure(overlays: Sequence[Overlay]) -> Figure:
-    """One row a picture: plain, with the truth outlined, and with each arm's prediction, wrong pixels tinted."""
+    """One row an image: plain, with the truth outlined, and with each arm's prediction, wrong pixels tinted."""
     arms = ordered_arms({arm for overlay in overlays for arm in overlay.predictions})
     with _styled():
         figure, axes = _cells(len(overlays), 2 + len(arms), cell=1.5, row_gap=0.24)
         for row, overlay in zip(axes, overlays, strict=True):
             for ax in row[:2]:
-                _show(ax, overlay.picture, largest_px=192)
+                _show(ax, overlay.image, largest_px=192)
             _shade(row[1], (overlay.truth > 0) & (overlay.truth < len(OUTLINE_COLOURS)), "white", 0.25)
             _outline(row[1], overlay.truth)
             for ax, arm in zip(row[2:], arms, strict=True):
                 if arm in overlay.predictions:
-                    _show(ax, overlay.picture, largest_px=192)
+                    _show(ax, overlay.image, largest_px=192)
                     wrong = (overlay.predictions[arm] != overlay.truth) & (overlay.truth < len(OUTLINE_COLOURS))
                     _shade(ax, wrong, WRONG_COLOUR, 0.6)
                     _outline(ax, overlay.predictions[arm])
@@ -294,7 +294,7 @@ def overlays_figure(overlays: Sequence[Overlay]) -> Figure:
                 shown = "" if value is None else "IoU –" if value != value else f"IoU {value:.2f}"
                 ax.text(0.5, -0.04, shown, transform=ax.transAxes, ha="center", va="top", fontsize=9, color=INK)
             _row_label(row[0], overlay.patient_id)
-        for ax, heading in zip(axes[0], ["picture", "truth", *arms], strict=True):
+        for ax, heading in zip(axes[0], ["image", "truth", *arms], strict=True):
             _heading(ax, _label(heading), align="center")
     return figure
 
@@ -373,10 +373,10 @@ def _cells(
     return figure, [[place(row, column) for column in range(columns)] for row in range(rows)]
 
 
-def _show(ax: Axes, picture: np.ndarray, largest_px: int = 160) -> None:
-    """Draw a uint8 RGB picture; large ones are made smaller, because the report is one file."""
-    height, width = picture.shape[:2]
-    shown = Image.fromarray(np.ascontiguousarray(picture))
+def _show(ax: Axes, image: np.ndarray, largest_px: int = 160) -> None:
+    """Draw a uint8 RGB image; large ones are made smaller, because the report is one file."""
+    height, width = image.shape[:2]
+    shown = Image.fromarray(np.ascontiguousarray(image))
     if max(height, width) > largest_px:
         scale = largest_px / max(height, width)
         shown = shown.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX)
@@ -388,7 +388,7 @@ def _outline(ax: Axes, mask: np.ndarray) -> None:
     height, width = mask.shape
     x, y = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5
     for index in range(1, len(OUTLINE_COLOURS)):
-        # The border of zeros closes outlines at the edge of the picture.
+        # The border of zeros closes outlines at the edge of the image.
         inside = np.pad(mask == index, 1).astype(float)
         if inside.any():
             for colour, line_width in (("black", 2.6), (OUTLINE_COLOURS[index], 1.5)):

@@ -42,7 +42,7 @@ def per_patient_and_seed(counts: pd.DataFrame) -> pd.DataFrame:
 def per_patient(counts: pd.DataFrame) -> pd.DataFrame:
     """Scores per arm and patient, averaged over seeds: the table behind all statistics (`per_patient.csv`).
 
-    Returns arm, patient_id, category, n_seeds, n_pictures (where the counts have it), iou, iou_seed_sd (SD over seeds,
+    Returns arm, patient_id, category, n_seeds, n_images (where the counts have it), iou, iou_seed_sd (SD over seeds,
     NaN with one), dice, `iou_CLASS`.
     """
     seeds = per_patient_and_seed(counts)

@@ -1,4 +1,4 @@
-"""The pictures of a report: style x layout grid, synthetic examples per patient, worst and best patients."""
+"""The images of a report: style x layout grid, synthetic examples per patient, worst and best patients."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import SynthesisConfig
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_patient
@@ -15,19 +15,19 @@ from stedm.evaluation.report import ReportPanels, worst_and_best
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
-from stedm.style.bank import StyleBank
 from stedm.style.sampling import rows_by_patient
+from stedm.synthesis.style_bank import StyleBank
 
-GRID_STYLES, GRID_LAYOUTS, EXAMPLE_PATIENTS, EXAMPLE_PICTURES, OVERLAY_PATIENTS = 6, 6, 8, 4, 3
-STRIP_PICTURES, STRIP_ENDS = 9, 3
+GRID_STYLES, GRID_LAYOUTS, EXAMPLE_PATIENTS, EXAMPLE_IMAGES, OVERLAY_PATIENTS = 6, 6, 8, 4, 3
+STRIP_IMAGES, STRIP_ENDS = 9, 3
 GRID_SEED = 0
 
 
 def report_panels(
     *,
-    annotated: PictureCache,
-    unlabeled: PictureCache,
-    held_out: PictureCache,
+    annotated: ImageCache,
+    unlabeled: ImageCache,
+    held_out: ImageCache,
     model: StyleDiffusion | None,
     synthetic: DatasetFolder | None,
     segmenters: dict[str, Path],
@@ -49,7 +49,7 @@ def report_panels(
 
 
 def style_grid(
-    model: StyleDiffusion, annotated: PictureCache, unlabeled: PictureCache, synthesis: SynthesisConfig
+    model: StyleDiffusion, annotated: ImageCache, unlabeled: ImageCache, synthesis: SynthesisConfig
 ) -> StyleGrid:
     """The same layouts in the styles of several unannotated patients; one noise per layout, so that rows compare."""
     seen = set(annotated.dataset.table["category"])
@@ -57,9 +57,7 @@ def style_grid(
     rows = rows_by_patient(unlabeled.dataset.table)
     layout_rows = _different_rows(annotated, GRID_LAYOUTS)
     layouts = np.stack([annotated.mask(row) for row in layout_rows])
-    styles = [
-        [unlabeled.picture(int(row)) for row in rows[patient][: synthesis.style_pictures]] for patient in patients
-    ]
+    styles = [[unlabeled.image(int(row)) for row in rows[patient][: synthesis.style_images]] for patient in patients]
     generated = model.generate(
         np.concatenate([layouts] * len(patients)),
         [style for style in styles for _ in layouts],
@@ -72,7 +70,7 @@ def style_grid(
     by_row = generated.reshape(len(patients), len(layouts), *generated.shape[1:])
     table = unlabeled.dataset.table
     return StyleGrid(
-        style_pictures=[style[:3] for style in styles],
+        style_images=[style[:3] for style in styles],
         layouts=list(layouts),
         generated=[list(row) for row in by_row],
         row_labels=[f"{patient}\n{table['category'].iloc[rows[patient][0]]}".strip() for patient in patients],
@@ -83,8 +81,8 @@ def style_grid(
 def style_strip(
     model: StyleDiffusion,
     bank: StyleBank,
-    annotated: PictureCache,
-    unlabeled: PictureCache,
+    annotated: ImageCache,
+    unlabeled: ImageCache,
     synthesis: SynthesisConfig,
 ) -> StyleStrip:
     """One layout in styles between those of the two unannotated patients that are farthest apart in the bank."""
@@ -93,45 +91,45 @@ def style_strip(
     layout_rows = _different_rows(annotated, 3)
     layout = annotated.mask(layout_rows[len(layout_rows) // 2])
     generated = model.generate(
-        np.stack([layout] * STRIP_PICTURES),
-        style_vectors=bank.interpolate(first, last, STRIP_PICTURES),
+        np.stack([layout] * STRIP_IMAGES),
+        style_vectors=bank.interpolate(first, last, STRIP_IMAGES),
         guidance=synthesis.full_guidance,
         steps=synthesis.steps,
         time_shift=synthesis.time_shift,
         sampler=synthesis.sampler,
-        seed=[GRID_SEED] * STRIP_PICTURES,
+        seed=[GRID_SEED] * STRIP_IMAGES,
     )
     return StyleStrip(
         layout=layout,
-        ends=tuple([unlabeled.picture(int(row)) for row in rows[patient][:STRIP_ENDS]] for patient in (first, last)),
+        ends=tuple([unlabeled.image(int(row)) for row in rows[patient][:STRIP_ENDS]] for patient in (first, last)),
         generated=list(generated),
         end_labels=(first, last),
         caption="From one to the other of the two patients nobody annotated whose styles lie farthest apart.",
     )
 
 
-def patient_examples(synthetic: DatasetFolder, unlabeled: PictureCache) -> list[PatientExamples]:
-    """Real pictures of unannotated patients beside what was made in their style."""
+def patient_examples(synthetic: DatasetFolder, unlabeled: ImageCache) -> list[PatientExamples]:
+    """Real images of unannotated patients beside what was made in their style."""
     real_rows, synthetic_rows = rows_by_patient(unlabeled.dataset.table), rows_by_patient(synthetic.table)
     examples = []
-    # With many patients (a picture each) not every one has synthetic pictures.
+    # With many patients (an image each) not every one has synthetic images.
     painted = unlabeled.dataset.select(unlabeled.dataset.table["patient_id"].isin(list(synthetic_rows)))
     for patient in _spread_over_categories(painted, EXAMPLE_PATIENTS):
-        chosen = synthetic_rows[patient][:EXAMPLE_PICTURES]
+        chosen = synthetic_rows[patient][:EXAMPLE_IMAGES]
         examples.append(
             PatientExamples(
                 patient_id=patient,
-                style_pictures=[unlabeled.picture(int(row)) for row in real_rows[patient][:EXAMPLE_PICTURES]],
+                style_images=[unlabeled.image(int(row)) for row in real_rows[patient][:EXAMPLE_IMAGES]],
                 layouts=[synthetic.read_mask(int(row)) for row in chosen],
-                synthetic=[synthetic.read_picture(int(row)) for row in chosen],
+                synthetic=[synthetic.read_image(int(row)) for row in chosen],
                 category=str(unlabeled.dataset.table["category"].iloc[real_rows[patient][0]]),
             )
         )
     return examples
 
 
-def overlays(segmenters: dict[str, Path], held_out: PictureCache, counts: pd.DataFrame) -> list[Overlay]:
-    """One picture of the worst and best patients of the fullest arm with synthetic pictures, every arm's prediction."""
+def overlays(segmenters: dict[str, Path], held_out: ImageCache, counts: pd.DataFrame) -> list[Overlay]:
+    """One image of the worst and best patients of the fullest arm with synthetic images, every arm's prediction."""
     scores = per_patient(counts)
     ours = [arm for arm in segmenters if "synthetic" in arm]
     judged = (ours or list(segmenters))[-1]
@@ -141,16 +139,16 @@ def overlays(segmenters: dict[str, Path], held_out: PictureCache, counts: pd.Dat
     found = []
     for group, patients in ((f"Worst patients of {judged}", worst), (f"Best patients of {judged}", best)):
         for patient in patients:
-            # The patient's picture with the most even mix of classes shows most.
+            # The patient's image with the most even mix of classes shows most.
             row = max((int(r) for r in rows[patient]), key=lambda r: held_out.mask(r).astype(float).std())
-            picture = held_out.picture(row)
+            image = held_out.image(row)
             of_patient = scores[scores["patient_id"] == patient]
             found.append(
                 Overlay(
                     patient_id=patient,
-                    picture=picture,
+                    image=image,
                     truth=held_out.mask(row),
-                    predictions={arm: predict_masks(network, picture[None])[0] for arm, network in networks.items()},
+                    predictions={arm: predict_masks(network, image[None])[0] for arm, network in networks.items()},
                     iou=dict(zip(of_patient["arm"], of_patient["iou"], strict=True)),
                     group=group,
                 )
@@ -169,8 +167,8 @@ def _spread_over_categories(dataset: DatasetFolder, n: int, seen: set[str] | Non
     return [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)][:n]
 
 
-def _different_rows(cache: PictureCache, n: int) -> list[int]:
-    """Up to n annotated pictures spread over the range of foreground fractions."""
+def _different_rows(cache: ImageCache, n: int) -> list[int]:
+    """Up to n annotated images spread over the range of foreground fractions."""
     fractions = np.array([(cache.mask(row) > 0).mean() for row in range(len(cache))])
     order = np.argsort(fractions, kind="stable")
     return [int(order[i]) for i in np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int)]

@@ -1,7 +1,7 @@
 """The report of an experiment: counts, scores per patient, statistics, and one HTML file that works offline.
 
 `write_report` makes the report of one run, `compare_reports` joins the counts of several. Both say in plain words
-what the numbers allow to say, also when synthetic pictures did not help.
+what the numbers allow to say, also when synthetic images did not help.
 """
 
 import json
@@ -16,19 +16,19 @@ from markupsafe import Markup
 
 from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
-from stedm.evaluation import figures, whom
+from stedm.evaluation import figures, stain_distance
 from stedm.evaluation.counts import class_names, pool_units, read_counts, write_counts
 from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_category, per_patient
 from stedm.evaluation.stats import BASELINES, default_pairs, ordered_arms, summarise
-from stedm.files import replacing, write_json, write_text
+from stedm.io.files import replacing, write_json, write_text
 
-# Arms that differ in the synthetic pictures alone: the comparisons the verdict speaks of.
+# Arms that differ in the synthetic images alone: the comparisons the verdict speaks of.
 LIKE_FOR_LIKE = {
-    ("real+synthetic", "real"): "synthetic pictures",
-    ("real+stain+synthetic", "real+stain"): "synthetic pictures on top of stain augmentation",
-    ("real+stain+synthetic+ssl", "ssl"): "synthetic pictures on top of consistency training",
-    ("real+stain+synthetic+self-training", "self-training"): "synthetic pictures on top of self-training",
+    ("real+synthetic", "real"): "synthetic images",
+    ("real+stain+synthetic", "real+stain"): "synthetic images on top of stain augmentation",
+    ("real+stain+synthetic+ssl", "ssl"): "synthetic images on top of consistency training",
+    ("real+stain+synthetic+self-training", "self-training"): "synthetic images on top of self-training",
 }
 # Only arms that differ in one thing alone allow to say that this thing did it.
 CAUSAL_PHRASES = {
@@ -46,7 +46,7 @@ FEW_PATIENTS = 10
 
 @dataclass(frozen=True)
 class ReportPanels:
-    """Pictures to show in a report; each list may be empty."""
+    """Images to show in a report; each list may be empty."""
 
     style_grids: list[StyleGrid] = field(default_factory=list)
     patient_examples: list[PatientExamples] = field(default_factory=list)
@@ -79,7 +79,7 @@ def write_report(
     """Write counts.parquet, per_patient.csv, summary.json and report.html into `folder`; returns the summary.
 
     counts: the table of `stedm.evaluation.counts`, all arms and seeds. notes: short facts shown under the title.
-    provenance: versions and fingerprints. distances: of each patient from the annotated ones (`whom.stain_distance`),
+    provenance: versions and fingerprints. distances: of each patient from the annotated ones (`stain_distance`),
     where the patient is the unit. report.html comes last: where it stands, the report is complete.
     """
     folder, evaluation = Path(folder), evaluation or EvaluationConfig()
@@ -88,9 +88,9 @@ def write_report(
     summary = summarise(counts, evaluation)
     patients = per_patient(pool_units(counts, evaluation.unit))
     if distances is not None and evaluation.unit == "patient" and distances.notna().any():
-        patients[whom.COLUMN] = patients["patient_id"].map(distances)
+        patients[stain_distance.COLUMN] = patients["patient_id"].map(distances)
         pairs = [(entry["a"], entry["b"]) for entry in summary["comparisons"]]
-        summary[whom.COLUMN] = whom.gains_by_distance(patients, pairs)
+        summary[stain_distance.COLUMN] = stain_distance.gains_by_distance(patients, pairs)
     write_counts(folder / "counts.parquet", counts)
     with replacing(folder / "per_patient.csv") as temporary:
         patients.to_csv(temporary, index=False)
@@ -139,7 +139,7 @@ def render(
 
     patients: the table of `metrics.per_patient`, for its column `stain_distance`; computed where it isn't given.
     """
-    pictures = int(counts.groupby("patient_id")["n_pictures"].max().sum()) if "n_pictures" in counts else None
+    images = int(counts.groupby("patient_id")["n_pictures"].max().sum()) if "n_pictures" in counts else None
     counts, panels = pool_units(counts, evaluation.unit), panels or ReportPanels()
     patients, unit = per_patient(counts) if patients is None else patients, evaluation.unit
     environment = jinja2.Environment(
@@ -152,7 +152,7 @@ def render(
         verdict=verdict,
         unit=unit,
         units=evaluation.units,
-        facts=_facts(counts, summary, evaluation.units, pictures) | (notes or {}),
+        facts=_facts(counts, summary, evaluation.units, images) | (notes or {}),
         main=_find(summary, *verdict.pair) if verdict.pair else None,
         arms=summary["arms"],
         comparisons=summary["comparisons"],
@@ -179,7 +179,7 @@ def render(
 def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
     """Say in plain words what the comparisons show.
 
-    The headline pair is fixed beforehand (synthetic pictures against the same arm without), not picked by result.
+    The headline pair is fixed beforehand (synthetic images against the same arm without), not picked by result.
     """
     arms, comparisons = summary["arms"], summary["comparisons"]
     if not comparisons:
@@ -283,11 +283,11 @@ def _find(summary: dict, a: str, b: str) -> dict | None:
     return next((entry for entry in summary["comparisons"] if (entry["a"], entry["b"]) == (a, b)), None)
 
 
-def _facts(counts: pd.DataFrame, summary: dict, units: str, pictures: int | None) -> dict[str, str]:
+def _facts(counts: pd.DataFrame, summary: dict, units: str, images: int | None) -> dict[str, str]:
     seeds = sorted({seed for entry in summary["arms"].values() for seed in entry["seeds"]})
     facts = {units.capitalize(): str(counts["patient_id"].nunique())}
-    if pictures is not None:
-        facts["Pictures"] = f"{pictures:,}"
+    if images is not None:
+        facts["Images"] = f"{images:,}"
     return facts | {"Seeds": f"{len(seeds)} ({', '.join(map(str, seeds))})", "Arms": str(len(summary["arms"]))}
 
 
@@ -337,7 +337,7 @@ def _pair_plots(patients: pd.DataFrame, pairs: list[tuple[str, str]], unit: str)
 
 def _whom(patients: pd.DataFrame, summary: dict, verdict: Verdict) -> list[dict]:
     """A figure and a sentence for each pair that gets plots: gain against the distance from annotated patients."""
-    found = {(entry["a"], entry["b"]): entry for entry in summary.get(whom.COLUMN, [])}
+    found = {(entry["a"], entry["b"]): entry for entry in summary.get(stain_distance.COLUMN, [])}
     drawn = []
     for a, b in (pair for pair in _arm_pairs(summary, verdict) if pair in found):
         entry = found[a, b]
@@ -353,11 +353,11 @@ def _whom(patients: pd.DataFrame, summary: dict, verdict: Verdict) -> list[dict]
 
 
 def _panel_figures(panels: ReportPanels) -> list[dict]:
-    """The picture sections that have content: heading, explanation, figures."""
+    """The image sections that have content: heading, explanation, figures."""
     sections = []
     if panels.style_grids:
         drawn = [_figure(figures.style_grid_figure(grid), grid.caption) for grid in panels.style_grids]
-        text = "Every row is generated in the style of the pictures on its left, every column from the layout above it."
+        text = "Every row is generated in the style of the images on its left, every column from the layout above it."
         sections.append({"heading": "Style × layout", "text": text, "figures": drawn, "key": "layout"})
     if panels.style_strips:
         drawn = [_figure(figures.style_strip_figure(strip), strip.caption) for strip in panels.style_strips]
@@ -365,8 +365,8 @@ def _panel_figures(panels: ReportPanels) -> list[dict]:
         sections.append({"heading": "From one style to another", "text": text, "figures": drawn, "key": "layout"})
     if panels.patient_examples:
         drawn = [_figure(figures.patient_examples_figure(panels.patient_examples), "")]
-        text = "Real pictures of patients without annotations, and what was generated for them: layout, then picture."
-        sections.append({"heading": "Synthetic pictures per patient", "text": text, "figures": drawn, "key": "layout"})
+        text = "Real images of patients without annotations, and what was generated for them: layout, then image."
+        sections.append({"heading": "Synthetic images per patient", "text": text, "figures": drawn, "key": "layout"})
     if panels.overlays:
         groups: dict[str, list[Overlay]] = {}
         for overlay in panels.overlays:

@@ -1,4 +1,4 @@
-"""Scores of segmenter folders on the pictures of a dataset."""
+"""Scores of segmenter folders on the images of a dataset."""
 
 from pathlib import Path
 from typing import Any
@@ -6,35 +6,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.report import write_report
-from stedm.run_folder import provenance
+from stedm.experiment.folder import provenance
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 
-_PICTURES_AT_ONCE = 256
+_IMAGES_AT_ONCE = 256
 """Of those that are scored: a cohort of tiles may be larger than the memory."""
 
 
-def count_dataset(segmenter: Path, pictures: PictureCache, *, arm: str, seed: int) -> pd.DataFrame:
-    """Pixel counts per patient and class of a segmenter folder on the pictures of a dataset.
+def count_dataset(segmenter: Path, images: ImageCache, *, arm: str, seed: int) -> pd.DataFrame:
+    """Pixel counts per patient and class of a segmenter folder on the images of a dataset.
 
     Raises:
         StedmError: the segmenter's classes are not the dataset's.
     """
     network, info = load_segmenter(segmenter)
-    dataset = pictures.dataset
+    dataset = images.dataset
     if list(info.classes) != list(dataset.info.classes):
         raise StedmError(f"{segmenter}: its classes {info.classes} are not those of {dataset.root}")
     cells = []
-    for start in range(0, len(dataset), _PICTURES_AT_ONCE):
-        rows = range(start, min(start + _PICTURES_AT_ONCE, len(dataset)))
-        predicted = predict_masks(network, np.stack([pictures.picture(row) for row in rows]))
+    for start in range(0, len(dataset), _IMAGES_AT_ONCE):
+        rows = range(start, min(start + _IMAGES_AT_ONCE, len(dataset)))
+        predicted = predict_masks(network, np.stack([images.image(row) for row in rows]))
         for row, mask in zip(rows, predicted, strict=True):
-            cells.append(count(mask, pictures.mask(row), len(info.classes), dataset.info.ignore_index))
+            cells.append(count(mask, images.mask(row), len(info.classes), dataset.info.ignore_index))
     table = dataset.table
     return counts_table(
         arm, seed, table["patient_id"].tolist(), table["category"].tolist(), cells, dataset.info.classes
@@ -49,9 +49,9 @@ def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) ->
     dataset = DatasetFolder.open(root)
     held_out = dataset.split(split)
     if len(held_out) == 0:
-        raise StedmError(f"{root}: no picture in split {split}")
+        raise StedmError(f"{root}: no image in split {split}")
     name = _arm_of(segmenter)
-    counts = count_dataset(segmenter, PictureCache(held_out, info.picture_px), arm=name, seed=0)
+    counts = count_dataset(segmenter, ImageCache(held_out, info.image_px), arm=name, seed=0)
     notes = {"Data": f"{dataset.info.name}, split {split}, {held_out.size}", "Segmenter": str(segmenter)}
     return write_report(
         report, counts, title=f"{name} on {dataset.info.name}", notes=notes, provenance=provenance(dataset)

@@ -130,7 +130,7 @@ def _leave_one_out(difference: np.ndarray) -> list[float | None]:
 def default_pairs(arms: Iterable[str], means: dict[str, float | None]) -> list[tuple[str, str]]:
     """Which arms to compare, as (new, baseline).
 
-    Every arm with synthetic pictures against every arm without, stain augmentation against none, and the fully
+    Every arm with synthetic images against every arm without, stain augmentation against none, and the fully
     supervised bound against the best of the others. `REPORT/ARM` names are compared within one report.
     """
     arms = list(arms)

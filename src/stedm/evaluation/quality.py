@@ -1,0 +1,339 @@
+"""Measures of synthetic images against real ones, by judges that had no part in training the diffusion model.
+
+- style fidelity: does a synthetic image retrieve its own patient among the patients (`own_patient_retrieval`), how
+  far are its stains from the patient's (`colour_distance`);
+- layout faithfulness: what an independent segmenter finds, against the layout that was asked for (`layout_iou`);
+- likeness to the real images as a set: kernel inception distance (`kernel_distance`);
+- on the phantom: the patient's true parameters, recovered from the images (`parameter_error`).
+
+A measure is only readable between its bounds. Real images measured in the place of synthetic ones give the ceiling
+(or floor, for distances); chance and shuffled layouts give the other end.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from skimage.color import hed_from_rgb, rgb2lab
+
+from stedm.config import EvaluationConfig
+from stedm.data.folder import DatasetFolder
+from stedm.errors import StedmError
+from stedm.evaluation.counts import count, counts_table
+from stedm.evaluation.metrics import per_patient
+from stedm.evaluation.stats import bootstrap_interval
+from stedm.seeds import numpy_generator, seed_for
+
+ImageEncoder = Callable[[np.ndarray], np.ndarray]
+"""uint8 RGB (n, H, W, 3) to features, float (n, d)."""
+Segment = Callable[[np.ndarray], np.ndarray]
+"""uint8 RGB (n, H, W, 3) to class indices, uint8 (n, H, W)."""
+ColourSpace = Literal["hed", "lab"]
+"""`hed`: amounts of haematoxylin, eosin and DAB in natural optical density. `lab`: CIE L*a*b*, for unstained things."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size and the patient each belongs to (of synthetic images: whose style it was)."""
+
+    images: np.ndarray
+    """uint8 RGB (n, H, W, 3)."""
+    patients: np.ndarray
+    """Patient ids, (n,) of text."""
+    masks: np.ndarray | None = None
+    """uint8 (n, H, W) of class indices: of synthetic images the layout that was asked for."""
+
+    def __post_init__(self) -> None:
+        if len(self.images) == 0 or len(self.images) != len(self.patients):
+            raise StedmError(f"quality: {len(self.images)} images of {len(self.patients)} patients; give one each")
+
+    @classmethod
+    def read(cls, dataset: DatasetFolder, image_px: int, *, with_masks: bool = False) -> "ImageSet":
+        """All images of a dataset folder (or of the chosen rows of one) at `image_px`."""
+        rows = range(len(dataset))
+        if len(dataset) == 0:
+            raise StedmError(f"{dataset.root}: no image to measure")
+        return cls(
+            np.stack([dataset.read_image(row, image_px) for row in rows]),
+            dataset.table["patient_id"].to_numpy(dtype=str),
+            np.stack([dataset.read_mask(row, image_px) for row in rows]) if with_masks else None,
+        )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number, its 95 % interval over patients (None where it has no value per patient), and the patients' values."""
+
+    value: float
+    ci: list[float | None] = field(default_factory=lambda: [None, None])
+    per_patient: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def over_patients(values: pd.Series) -> Measure:
+    """Mean of one value per patient (index: patient_id), with a percentile bootstrap over patients."""
+    known = values.dropna().sort_index()
+    if known.empty:
+        return Measure(float("nan"))
+    interval = bootstrap_interval(lambda x: x.mean(axis=-1), known.to_numpy(dtype=float), config=EvaluationConfig())
+    return Measure(float(known.mean()), interval, {str(key): float(value) for key, value in known.items()})
+
+
+def measure_appearance(
+    synthetic: ImageSet,
+    reference: ImageSet,
+    *,
+    style_encoder: ImageEncoder,
+    content_encoder: ImageEncoder,
+    colours: ColourSpace = "hed",
+    seed: int = 0,
+) -> dict[str, Measure]:
+    """Style fidelity and likeness of synthetic images to the real images of the same patients.
+
+    `reference` must hold images of every style patient that were not given to the model as style images; patients
+    of it that no synthetic image is of still count as wrong answers of the retrieval. With other real images of
+    the same patients as `synthetic`, the results are what perfect images would reach.
+
+    Returns retrieval_top1, retrieval_mrr, colour_distance, kid.
+    """
+    top1, mrr = own_patient_retrieval(
+        style_encoder(synthetic.images), synthetic.patients, style_encoder(reference.images), reference.patients
+    )
+    return {
+        "retrieval_top1": top1,
+        "retrieval_mrr": mrr,
+        "colour_distance": colour_distance(synthetic, reference, colours),
+        "kid": kernel_distance(content_encoder(synthetic.images), content_encoder(reference.images), seed=seed),
+    }
+
+
+# ---- style fidelity -----------------------------------------------------------------------------------------------
+
+
+def own_patient_retrieval(
+    queries: np.ndarray, query_patients: np.ndarray, reference: np.ndarray, reference_patients: np.ndarray
+) -> tuple[Measure, Measure]:
+    """Top-1 rate and mean reciprocal rank at which an image retrieves its own patient among all reference patients.
+
+    A patient is the mean feature vector of its reference images; nearest by Euclidean distance in units of each
+    feature's standard deviation within patients, so that features that vary from image to image count little.
+    Patients at equal distance share their ranks, so features that say nothing score as chance does.
+
+    Args:
+        queries, reference: features (n, d) and (m, d) of the images to judge and of real ones.
+
+    Raises:
+        StedmError: a queried patient has no reference image.
+    """
+    patients, number = np.unique(np.asarray(reference_patients, dtype=str), return_inverse=True)
+    unknown = sorted(set(map(str, query_patients)) - set(patients))
+    if unknown:
+        raise StedmError(f"quality: patient {unknown[0]} has no reference image; leave some out of the style images")
+    centres = np.stack([reference[number == index].mean(axis=0) for index in range(len(patients))])
+    scale = np.sqrt(np.mean((reference - centres[number]) ** 2, axis=0))
+    scale[scale <= 1e-8 * (1 + np.abs(centres).max(axis=0))] = np.inf  # a constant feature tells nothing
+    distances = np.linalg.norm((queries[:, None] - centres) / scale, axis=-1)
+    own = distances[np.arange(len(queries)), np.searchsorted(patients, np.asarray(query_patients, dtype=str))][:, None]
+    ranks = 1 + (distances < own).sum(axis=1) + ((distances == own).sum(axis=1) - 1) / 2
+    table = pd.DataFrame({"patient": query_patients, "top1": ranks == 1, "mrr": 1 / ranks}).groupby("patient")
+    return over_patients(table["top1"].mean()), over_patients(table["mrr"].mean())
+
+
+def retrieval_chance(n_patients: int) -> dict[str, float]:
+    """What guessing reaches among n patients: 1 / n, and the mean of 1 / rank over random ranks."""
+    return {"retrieval_top1": 1 / n_patients, "retrieval_mrr": float(np.mean(1 / np.arange(1, n_patients + 1)))}
+
+
+def colour_distance(synthetic: ImageSet, reference: ImageSet, space: ColourSpace = "hed") -> Measure:
+    """How far each patient's synthetic images are from its real ones in mean and SD of the three stains.
+
+    The mean, over the six numbers, of |synthetic - real| in units of that number's SD between the reference patients:
+    at 1 a patient's synthetic images differ from its real ones as two patients' real images do (by one SD).
+
+    Raises:
+        StedmError: fewer than two reference patients, so that there is no spread between patients.
+    """
+    real, made = colour_statistics(reference, space), colour_statistics(synthetic, space)
+    if len(real) < 2:
+        raise StedmError("quality: the colour distance needs real images of two patients or more")
+    common = made.index.intersection(real.index)
+    return over_patients(((made.loc[common] - real.loc[common]).abs() / real.std(ddof=1)).mean(axis=1))
+
+
+def colour_statistics(images: ImageSet, space: ColourSpace = "hed") -> pd.DataFrame:
+    """Mean and SD of each stain (or L*a*b* channel) over all pixels of each patient: patients x 6."""
+    amounts = colour_amounts(images.images, space)
+    columns = [f"{moment}_{channel}" for moment in ("mean", "square") for channel in space]
+    moments = np.concatenate([amounts.mean(axis=(1, 2)), (amounts**2).mean(axis=(1, 2))], axis=1)
+    table = pd.DataFrame(moments, columns=columns).groupby(images.patients).mean()
+    for channel in space:
+        variance = table.pop(f"square_{channel}") - table[f"mean_{channel}"] ** 2
+        table[f"sd_{channel}"] = np.sqrt(variance.clip(lower=0))
+    return table
+
+
+def colour_amounts(images: np.ndarray, space: ColourSpace) -> np.ndarray:
+    """uint8 RGB (n, H, W, 3) -> float (n, H, W, 3): amounts of haematoxylin, eosin, DAB, or L*, a*, b*.
+
+    Stains by the matrix of Ruifrok & Johnston in natural optical density, as in stedm.colour.stain; negative ones are
+    kept, since cutting them would hide differences of hue.
+    """
+    if space == "lab":
+        return rgb2lab(images)
+    density = -np.log(np.maximum(images.astype(np.float64) / 255, 0.5 / 255))
+    return density @ hed_from_rgb
+
+
+# ---- layout faithfulness ------------------------------------------------------------------------------------------
+
+
+def layout_iou(segment: Segment, images: ImageSet, classes: Sequence[str], ignore_index: int = 255) -> Measure:
+    """Foreground IoU per patient between what `segment` finds in the images and their masks (asked layouts)."""
+    if images.masks is None:
+        raise StedmError("quality: these images have no masks to compare with")
+    found = segment(images.images)
+    pairs = zip(found, images.masks, strict=True)
+    cells = np.stack([count(one, asked, len(classes), ignore_index) for one, asked in pairs])
+    table = counts_table("synthetic", 0, list(images.patients), [""] * len(found), cells, classes)
+    return over_patients(per_patient(table).set_index("patient_id")["iou"])
+
+
+def with_shuffled_layouts(images: ImageSet, seed: int = 0) -> ImageSet:
+    """The same images, each with the mask of another one: the floor of `layout_iou`."""
+    if images.masks is None or len(images.masks) < 2:
+        raise StedmError("quality: shuffling layouts needs two images with masks")
+    order = numpy_generator(seed, "shuffled layouts").permutation(len(images.masks))
+    masks = np.empty_like(images.masks)
+    masks[order] = images.masks[np.roll(order, 1)]  # along one cycle, so that none keeps its own
+    return ImageSet(images.images, images.patients, masks)
+
+
+# ---- likeness as a set --------------------------------------------------------------------------------------------
+
+
+def kernel_distance(
+    synthetic: np.ndarray, real: np.ndarray, *, subsets: int = 50, subset_size: int = 100, seed: int = 0
+) -> Measure:
+    """Kernel inception distance (Binkowski et al. 2018) between features (n, d) and (m, d), by torchmetrics.
+
+    Features are divided by their SD over the real images. The size of the subsets shrinks to four fifths of the
+    smaller set, so that they differ. The estimate is unbiased: about 0 for images of the same distribution, and it
+    may be negative. `ci` holds the middle 95 % over subsets by the normal approximation of their SD.
+
+    Raises:
+        StedmError: torchmetrics is not installed, or there are fewer than four images.
+    """
+    try:
+        from torchmetrics.image.kid import KernelInceptionDistance
+    except ModuleNotFoundError as error:
+        raise StedmError("quality: KID needs torchmetrics; install it with `pip install 'stedm[quality]'`") from error
+    size = min(subset_size, 4 * min(len(synthetic), len(real)) // 5)
+    if size < 3:
+        raise StedmError("quality: KID needs at least four images of either kind")
+    scale = np.maximum(real.std(axis=0), 1e-6 * max(1.0, float(np.abs(real).max())))
+    centre = real.mean(axis=0)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # It warns that it keeps all features in memory: we hand it features of a few hundred images.
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all extracted features")
+        torch.manual_seed(seed_for(seed, "kid"))
+        metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=subsets, subset_size=size)
+        metric.update(torch.from_numpy((real - centre) / scale).double(), real=True)
+        metric.update(torch.from_numpy((synthetic - centre) / scale).double(), real=False)
+        mean, sd = (float(value) for value in metric.compute())
+    return Measure(mean, [mean - 1.96 * sd, mean + 1.96 * sd])
+
+
+# ---- the phantom's true parameters --------------------------------------------------------------------------------
+
+
+def true_parameters(record: dict[str, Any]) -> dict[str, float]:
+    """What the recovery is scored on, of one entry of a phantom's `patients.json`.
+
+    second_stain_od: optical density (base 10) of DAB or eosin on tumour cells; haematoxylin: its concentration, 1 =
+    usual; white: mean of the white balance; blur_um.
+    """
+    tumour = record["tissues"]["tumour"]
+    return {
+        "second_stain_od": (tumour["cytoplasm_od"] + tumour["membrane_od"]) * record["concentrations"][1],
+        "haematoxylin": record["concentrations"][0],
+        "white": float(np.mean(record["white"])),
+        "blur_um": record["blur_um"],
+    }
+
+
+def region_statistics(images: ImageSet, n_classes: int) -> pd.DataFrame:
+    """Per patient, from the images and masks: stains inside each class, brightest colour, sharpness.
+
+    A class that no image of a patient has leaves NaN, which `ParameterRegressor` fills with the mean of the fit.
+    """
+    if images.masks is None:
+        raise StedmError("quality: these images have no masks to take statistics in")
+    stains = colour_amounts(images.images, "hed")
+    light = images.images.astype(np.float64).mean(axis=-1)
+    edges = np.abs(np.diff(light, axis=1))[:, :, :-1] + np.abs(np.diff(light, axis=2))[:, :-1]
+    coarse = np.abs(light[:, 2:, 2:] - light[:, :-2, :-2])
+    rows = []
+    for index in range(len(light)):
+        row = [
+            np.quantile(images.images[index], 0.98),
+            np.log1p(edges[index].mean()),
+            np.log1p(coarse[index].mean()),
+        ]
+        for number in range(n_classes):
+            inside = stains[index][images.masks[index] == number]
+            row += [*inside.mean(axis=0), *inside.std(axis=0)] if len(inside) else [np.nan] * 6
+        rows.append(row)
+    return pd.DataFrame(rows).groupby(images.patients).mean()
+
+
+@dataclass(frozen=True)
+class ParameterRegressor:
+    """Ridge regression from `region_statistics` to `true_parameters`, fitted on real phantom images."""
+
+    centre: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    """(features + 1, parameters), the last row the intercept."""
+    names: list[str]
+
+    @classmethod
+    def fit(cls, statistics: pd.DataFrame, parameters: pd.DataFrame, ridge: float = 1.0) -> "ParameterRegressor":
+        """statistics and parameters: a row a patient, with the same patients in the index."""
+        x, y = statistics.to_numpy(), parameters.loc[statistics.index]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a class that is nowhere: its columns count for nothing
+            centre, scale = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
+        scale = np.where(scale > 1e-9, scale, np.inf)
+        design = np.column_stack([np.nan_to_num((x - centre) / scale), np.ones(len(x))])
+        penalty = ridge * np.diag([1.0] * x.shape[1] + [0.0])
+        weights = np.linalg.solve(design.T @ design + penalty, design.T @ y.to_numpy())
+        return cls(centre, scale, weights, list(y.columns))
+
+    def predict(self, statistics: pd.DataFrame) -> pd.DataFrame:
+        standard = np.nan_to_num((statistics.to_numpy() - self.centre) / self.scale)
+        values = np.column_stack([standard, np.ones(len(standard))]) @ self.weights
+        return pd.DataFrame(values, index=statistics.index, columns=self.names)
+
+
+def parameter_error(
+    regressor: ParameterRegressor, images: ImageSet, parameters: pd.DataFrame, n_classes: int
+) -> dict[str, Measure]:
+    """For each parameter `error_NAME` (mean absolute error over patients) and `correlation_NAME` with the truth.
+
+    parameters: true values, a row a patient. Correlation is NaN where the prediction or the truth does not vary.
+    """
+    found = regressor.predict(region_statistics(images, n_classes))
+    truth = parameters.loc[found.index]
+    measures = {}
+    for name in regressor.names:
+        varies = len(found) > 2 and min(found[name].std(), truth[name].std()) > 1e-12
+        correlation = float(np.corrcoef(found[name], truth[name])[0, 1]) if varies else float("nan")
+        measures[f"error_{name}"] = over_patients((found[name] - truth[name]).abs())
+        measures[f"correlation_{name}"] = Measure(correlation)
+    return measures

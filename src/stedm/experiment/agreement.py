@@ -1,0 +1,54 @@
+"""Whether two votes on the same unannotated images agree, patient by patient.
+
+Nobody knows the truth there. But where segmenters that have seen annotated images alone are sure of something, and
+others that have learned from synthetic images as well see something else, at least one of the two is wrong about the
+patient, and painting to either's layouts would teach the error (results/agreement).
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from stedm.data.folder import DatasetFolder
+from stedm.evaluation.counts import count, counts_table
+from stedm.evaluation.metrics import per_patient_and_seed
+from stedm.io.files import replacing
+
+
+def agreement(sure: DatasetFolder, seen: DatasetFolder) -> pd.DataFrame:
+    """IoU between the labels of two folders of `stedm.segmentation.pseudo_labels` for the same images.
+
+    Counted over the pixels that `sure` has labels for (not `ignore_index`), all images of a patient together.
+
+    Returns:
+        patient_id, category, agreement (mean over the foreground classes that either sees; NaN where neither sees
+        any), `iou_CLASS`, and sure_fraction (the part of the pixels that was compared).
+    """
+    info, patients = sure.info, sure.table["patient_id"].tolist()
+    cells, compared = [], []
+    for row in range(len(sure)):
+        known = sure.read_mask(row)
+        cells.append(count(seen.read_mask(row), known, len(info.classes), info.ignore_index))
+        compared.append((known != info.ignore_index).mean())
+    counts = counts_table("labels", 0, patients, sure.table["category"].tolist(), cells, info.classes)
+    scores = per_patient_and_seed(counts).drop(columns=["arm", "seed", "dice"]).rename(columns={"iou": "agreement"})
+    sure_fraction = pd.Series(compared).groupby(patients).mean()
+    return scores.assign(sure_fraction=scores["patient_id"].map(sure_fraction))
+
+
+def write_agreement(table: pd.DataFrame, path: Path) -> None:
+    """Write `agreement.csv` atomically."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4f")
+
+
+def read_agreement(path: Path) -> pd.DataFrame:
+    """The table of `agreement` from a file."""
+    table = pd.read_csv(path, dtype={"patient_id": str, "category": str}, keep_default_na=False)
+    scores = [name for name in table if name not in ("patient_id", "category")]
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in scores})
+
+
+def contradicted(table: pd.DataFrame, least: float) -> list[str]:
+    """Patients whose agreement is below `least`; one without any foreground in both votes isn't among them."""
+    return sorted(table["patient_id"][table["agreement"] < least])

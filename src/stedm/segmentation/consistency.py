@@ -1,0 +1,168 @@
+"""The semi-supervised baseline: weak-to-strong consistency on images of unlabeled patients, without their masks.
+
+UniMatch V2 (Yang et al. 2025, arXiv 2410.10777) at a small scale: a teacher, the exponential average of the network
+(mean teacher, Tarvainen & Valpola 2017), sees an image that is only turned and zoomed; where it is sure of a class
+(FixMatch, Sohn et al. 2020), that class is the truth for two strong views of the image. Strong are: stain, colour
+and blur, a rectangle of another image (CutMix, Yun et al. 2019), and complementary halves of the encoder's channels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from stedm.config import SegmentationConfig, SslConfig, StainAugmentConfig
+from stedm.data.symmetry import to_signed
+from stedm.segmentation.augment import augment_geometry, augment_stain
+from stedm.segmentation.model import SegmentationLoss
+from stedm.segmentation.randstainna import Cohort
+from stedm.training.trainer import Engine
+
+Channels = list[Tensor]
+"""Per level of the encoder, factors (n, channels, 1, 1) on its features."""
+
+
+class StudentAndTeacher(nn.Module):
+    """A network of segmentation_models_pytorch and its teacher in one module, so that a checkpoint holds both.
+
+    The teacher learns nothing by gradient and is always in evaluation mode. Its batch statistics are averaged too.
+    """
+
+    def __init__(self, network: nn.Module, ema_decay: float):
+        super().__init__()
+        self.student = network
+
+        def average(teacher: list[Tensor], student: list[Tensor], n: Tensor) -> None:
+            decay = min(1 - 1 / (int(n) + 1), ema_decay)
+            for mean, value in zip(teacher, student, strict=True):
+                # Batch norms count their batches in whole numbers, which are not averaged.
+                mean.lerp_(value, 1 - decay) if mean.is_floating_point() else mean.copy_(value)
+
+        self.teacher = AveragedModel(network, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "StudentAndTeacher":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, images: Tensor, channels: Channels) -> Tensor:
+        """The student's logits (n, classes, H, W), its encoder's features multiplied by `channels`."""
+        image, *features = self.student.encoder(images)
+        features = [feature * factor for feature, factor in zip(features, channels, strict=True)]
+        return self.student.segmentation_head(self.student.decoder([image, *features]))
+
+    def update_teacher(self) -> None:
+        self.teacher.update_parameters(self.student)
+
+    def dropped_channels(self, n: int, part: float, generator: torch.Generator) -> tuple[Channels, Channels]:
+        """For the two strong views of n images: the channels that one loses are those that the other keeps, doubled.
+
+        An image keeps all channels in both views with probability 1 - `part`.
+        """
+        first, second = [], []
+        perturbed = (torch.rand(n, 1, generator=generator) < part).float()
+        for width in self.student.encoder.out_channels[1:]:
+            half = (torch.rand(n, width, generator=generator) < 0.5).float() * 2
+            for views, factor in ((first, half), (second, 2 - half)):
+                views.append((1 + perturbed * (factor - 1))[:, :, None, None])
+        return first, second
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """The loss of an `ssl` arm; all that it draws comes from the engine's generator of the step."""
+
+    config: SegmentationConfig
+    loss_of: SegmentationLoss
+    cohort: Cohort | None
+
+    def loss(self, engine: Engine, images: Tensor, masks: Tensor, unlabeled: Tensor) -> Tensor:
+        """The loss on annotated images plus the weighted one on unannotated ones.
+
+        images (n, 3, H, W) in [-1, 1] and masks (n, H, W) are augmented; unlabeled: uint8 (m, H, W, 3).
+        """
+        learner = engine.accelerator.unwrap_model(engine.network)
+        # First here, not last in a step: a checkpoint is then the same whether or not the run goes on.
+        if engine.part == 0:
+            learner.update_teacher()
+        strong, pseudo = self.strong_views(engine, learner.teacher, unlabeled)
+        dropped = learner.dropped_channels(len(unlabeled), self.config.ssl.feature_dropout, engine.generator)
+        intact = torch.ones(len(images), 1, 1, 1)
+        channels = [
+            torch.cat([intact.expand(-1, a.shape[1], 1, 1), a, b]).to(images.device)
+            for a, b in zip(*dropped, strict=True)
+        ]
+        # One pass for all: batch norms then see annotated and unannotated patients together, as they will in use.
+        with engine.autocast():
+            logits = engine.network(torch.cat([images, strong]), channels)
+        known, guessed = logits.float().split([len(images), len(strong)])
+        unsupervised = consistency_loss(guessed, pseudo, self.loss_of.ignore_index)
+        return self.loss_of(known, masks) + self.weight(engine.step_done) * unsupervised
+
+    def weight(self, step: int) -> float:
+        """Weight of the loss on unannotated images: rises as in Laine & Aila 2017."""
+        ramp_up_steps = self.config.ssl.ramp_up * self.config.steps
+        done = min(1.0, step / ramp_up_steps) if ramp_up_steps else 1.0
+        return self.config.ssl.weight * math.exp(-5 * (1 - done) ** 2)
+
+    def strong_views(self, engine: Engine, teacher: nn.Module, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
+        """Two strong views of each image, (2 m, 3, H, W) in [-1, 1], and what the teacher is sure of in them."""
+        generator, ssl = engine.generator, self.config.ssl
+        blank = torch.zeros(unlabeled.shape[:3], dtype=torch.uint8, device=unlabeled.device)
+        weak, _ = augment_geometry(unlabeled.permute(0, 3, 1, 2).float() / 255, blank, generator)
+        with torch.no_grad(), engine.autocast():
+            logits = teacher(_signed(weak))
+        labels = confident_labels(logits.float(), ssl.confidence, self.loss_of.ignore_index)
+        views, targets = [], []
+        for _ in range(2):
+            coloured = augment_stain(weak, generator, strengthened(self.config.stain, ssl), self.cohort)
+            mixed, target = cutmix(coloured, labels, ssl.cutmix, generator)
+            views.append(_signed(mixed))
+            targets.append(target)
+        return torch.cat(views), torch.cat(targets)
+
+
+def confident_labels(logits: Tensor, confidence: float, ignore_index: int) -> Tensor:
+    """(n, C, H, W) -> (n, H, W): the most probable class, `ignore_index` where that is below `confidence`."""
+    probability, labels = logits.softmax(dim=1).max(dim=1)
+    return labels.masked_fill(probability < confidence, ignore_index)
+
+
+def consistency_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy summed over the pixels that have a label, divided by the number of all pixels."""
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / labels.numel()
+
+
+def strengthened(stain: StainAugmentConfig, ssl: SslConfig) -> StainAugmentConfig:
+    """The colour augmentation of strong views: every strength of `stain` times `strong_factor`."""
+    strengths = {
+        key: value * ssl.strong_factor for key, value in stain if isinstance(value, float) and key != "probability"
+    }
+    return stain.model_copy(update=strengths)
+
+
+def cutmix(images: Tensor, labels: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle of another image of the batch, and of its labels, into a part of the images.
+
+    images (n, C, H, W), labels (n, H, W). As in UniMatch, rectangles have 2 to 40 % of the area and sides of a ratio
+    of 0.3 to 1 / 0.3; the other image is the one as far from the end of the batch as this one from its beginning.
+    """
+    n, height, width = labels.shape
+    chosen, area, ratio, y, x = torch.rand(5, n, 1, generator=generator)
+    area, ratio = 0.02 + 0.38 * area, 0.3 ** (2 * ratio - 1)
+    sides = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
+
+    def inside(size: int, side: Tensor, place: Tensor) -> Tensor:
+        from_start = (torch.arange(size) + 0.5) / size - place * (1 - side)
+        return (from_start >= 0) & (from_start < side)
+
+    rows, columns = inside(height, sides[0], y), inside(width, sides[1], x)
+    pasted = ((chosen < probability)[:, :, None] & rows[:, :, None] & columns[:, None, :]).to(labels.device)
+    return torch.where(pasted[:, None], images.flip(0), images), torch.where(pasted, labels.flip(0), labels)
+
+
+def _signed(images: Tensor) -> Tensor:
+    return to_signed(images * 255).contiguous(memory_format=torch.channels_last)

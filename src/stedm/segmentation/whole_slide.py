@@ -1,0 +1,464 @@
+"""Segmentation of whole slides: from tiles of tissue to annotations for QuPath, areas, and a label map.
+
+Tiles overlap and their probabilities are blended (see stedm.segmentation.blending). Everything is streamed from the top
+of the slide to its bottom: threads read the next tiles while the network works, and rows of the map are written as soon
+as no later tile touches them. Finished rows of large slides are kept on disk until the slide is done, so that a killed
+process loses minutes, not hours.
+"""
+
+import contextlib
+import hashlib
+import math
+import tempfile
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+
+from stedm.config import SlideSegmentationConfig, TissueConfig, checked
+from stedm.config.base import read_values
+from stedm.errors import StedmError
+from stedm.io.files import fingerprint, replacing, write_text
+from stedm.progress import Reporter
+from stedm.segmentation.blending import Blender, TileGrid
+from stedm.segmentation.model import SegmenterInfo, load_segmenter
+from stedm.segmentation.predict import IMAGE_SUFFIXES, predict_logits
+from stedm.segmentation.row_checkpoint import KeptRows
+from stedm.slides.class_mapping import QUPATH_IGNORE
+from stedm.slides.slide import Slide
+from stedm.slides.table import read_slides
+from stedm.slides.tissue import TissueMask
+from stedm.slides.write_geojson import write_geojson
+from stedm.slides.write_label_map import LabelMapWriter, tifffile
+from stedm.workers.pool import Engine, Work, check_shared
+
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
+_LARGEST_IMAGE_PX = 8192
+"""A TIFF file with a longer side is a slide, also without `-o FILE.geojson`."""
+_NOT_A_FOLDER = (".json", ".csv", *IMAGE_SUFFIXES)
+_BAND_PX = 1 << 22
+"""Pixels of the map that become polygons at once."""
+_TISSUE_PX = 1 << 22
+"""Pixels at which tissue is looked for, at most: on slides of more than 16 mm squared a little coarser than asked."""
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """A slide to segment."""
+
+    name: str
+    path: Path
+    mpp: float | None = None
+    """Of level 0; None = as the file says."""
+
+
+@dataclass(frozen=True)
+class SegmentedSlides:
+    """What `segment_slides` did."""
+
+    written: list[Path]
+    """GeoJSON files."""
+    failures: list[str]
+    """A line for each slide that could not be read."""
+    complete: bool = True
+    """False while other shards have work left; the lists are then of what is there."""
+
+
+def load_slide_config(overrides: list[str] | None = None) -> SlideSegmentationConfig:
+    """The defaults with `a.b=c` overrides; `StedmError` with one line per problem."""
+    return checked(SlideSegmentationConfig, read_values(None, overrides), "--set")
+
+
+# ---- what is a slide ----------------------------------------------------------------------------------------------
+
+
+def slides_in(path: str | Path, output: str | Path) -> list[SlideSource] | None:
+    """The slides that the user means, or None where they are images (see stedm.segmentation.predict).
+
+    A table (.csv) is a slides.csv. A file is a slide by its suffix (.svs, .ndpi, ...), as a TIFF longer than 8,192 px,
+    and whatever it is if `output` is a .geojson. A folder holds slides or images.
+    Raises `StedmError` for a folder with both, and where several slides go into one file.
+    """
+    path, output = Path(path), Path(output)
+    one_file = output.suffix.lower() == ".geojson"
+    if path.suffix.lower() == ".csv":
+        table = read_slides(path)
+        names = ("slide_id", "image", "mpp")
+        rows = zip(*(table[name] for name in names), strict=True)
+        slides = [SlideSource(name, Path(image), None if np.isnan(mpp) else mpp) for name, image, mpp in rows]
+    elif not path.exists():
+        raise StedmError(f"{path}: no such image, slide or folder")
+    elif path.is_file():
+        slides = [SlideSource(path.stem, path)] if one_file or is_slide(path) else []
+    else:
+        known = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
+        slides = [SlideSource(file.stem, file) for file in files if is_slide(file)]
+        if slides and len(slides) < len(files):
+            image = next(file for file in files if not is_slide(file))
+            raise StedmError(
+                f"{path}: has slides ({slides[0].path.name}) and images ({image.name}); give a folder of one kind"
+            )
+    if not slides and not one_file:
+        return None
+    if one_file and len(slides) != 1:
+        raise StedmError(f"{output}: is one file for {len(slides)} slides of {path}; give a folder")
+    if not one_file and (output.is_file() or output.suffix.lower() in _NOT_A_FOLDER):
+        raise StedmError(f"{output}: slides are written to FILE.geojson (one slide) or to a folder; give one of these")
+    if twice := sorted({slide.name for slide in slides if [other.name for other in slides].count(slide.name) > 1}):
+        raise StedmError(f"{path}: several slides are called {', '.join(twice)}; give a slides.csv with slide ids")
+    return slides
+
+
+def is_slide(path: Path) -> bool:
+    """Whether a file is a slide rather than an image, by its suffix and, of a TIFF, by its size."""
+    if path.suffix.lower() in SLIDE_SUFFIXES:
+        return True
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with Image.open(path, formats=("TIFF",)) as image:
+                return max(image.size) > _LARGEST_IMAGE_PX
+        except (Warning, Image.DecompressionBombError):
+            return True
+        except (OSError, SyntaxError, ValueError, AttributeError):
+            return False  # read as an image, it says what is wrong with it
+
+
+# ---- slides to files ----------------------------------------------------------------------------------------------
+
+
+def segment_slides(
+    model_folder: str | Path,
+    slides: Sequence[SlideSource],
+    output: str | Path,
+    config: SlideSegmentationConfig | None = None,
+    reporter: Reporter | None = None,
+    *,
+    engine: Engine | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> SegmentedSlides:
+    """Segment slides with a saved segmenter; call it again to go on.
+
+    `output` is a .geojson for one slide, else a folder that gets `SLIDE.geojson` for each. Beside it `.csv` (areas) and
+    with `label_map` `.ome.tif`; a folder also gets `areas.csv` of all slides. A slide that can't be read is a line in
+    `failures`, the others are done. In a folder slides are skipped that were done with this model and these settings.
+
+    Args:
+        engine: who segments the slides (see stedm.workers.pool), a slide at a time; None = this process.
+        shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
+            done last writes `areas.csv`.
+
+    Raises `StedmError` for anything wrong with model or configuration.
+    """
+    network, info = load_segmenter(model_folder)
+    config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
+    targets = _targets(slides, Path(output), config, Path(model_folder))
+    mine = targets[shard[0] :: shard[1]]
+    for target in mine:
+        target.failed.unlink(missing_ok=True)
+    missing = [target for target in mine if not target.is_done(config)]
+    if engine is None or engine.is_here:
+        work = _Segmentation(network.to(_device()), info, config, reporter)
+        outcomes = enumerate(map(work, missing))
+    else:
+        outcomes = _by_engine(engine, _SegmentJob(Path(model_folder).resolve(), config), missing, reporter)
+    failures = {missing[number]: line for number, line in outcomes if line}
+    if shard[1] > 1:
+        for target, line in failures.items():
+            write_text(target.failed, line + "\n")
+        failures = {target: target.failed.read_text("utf-8").strip() for target in targets if target.failed.is_file()}
+        pending = [target for target in targets if target not in failures and not target.is_done(config)]
+    else:
+        pending = []
+    written = [target for target in targets if target not in failures and target not in pending]
+    if written and not pending and written[0].mark is not None:
+        _write_table(Path(output) / "areas.csv", pd.concat(pd.read_csv(target.mark) for target in written))
+    return SegmentedSlides(
+        [target.path for target in written], [failures[target] for target in targets if target in failures], not pending
+    )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A slide and where it goes."""
+
+    source: SlideSource
+    path: Path
+    key: str
+    """Names everything that decides the result."""
+    mark: Path | None
+    """Its areas, written last; None for a single file, which is always made anew."""
+
+    @property
+    def failed(self) -> Path:
+        """Says to other shards why there is no result."""
+        return (self.mark or self.path).with_suffix(".failed")
+
+    def is_done(self, config: SlideSegmentationConfig) -> bool:
+        files = [self.path, *([self.path.with_suffix(".ome.tif")] if config.label_map else [])]
+        return self.mark is not None and self.mark.is_file() and all(file.is_file() for file in files)
+
+
+def _targets(
+    slides: Sequence[SlideSource], output: Path, config: SlideSegmentationConfig, model: Path
+) -> list[_Target]:
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        digest.update((model / name).read_bytes())
+    targets = []
+    for source in slides:
+        path = source.path.resolve()
+        file = [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else []
+        key = fingerprint([source.name, str(path), source.mpp, file, config.model_dump(), digest.hexdigest()])
+        source = SlideSource(source.name, source.path.absolute(), source.mpp)
+        if output.suffix.lower() == ".geojson":
+            targets.append(_Target(source, output.absolute(), key, None))
+        else:
+            mark = output.absolute() / ".segment" / f"{source.name}-{key}.csv"
+            targets.append(_Target(source, output.absolute() / f"{source.name}.geojson", key, mark))
+    return targets
+
+
+@dataclass(frozen=True)
+class _Segmentation:
+    """Does one slide after the other."""
+
+    network: nn.Module
+    info: SegmenterInfo
+    config: SlideSegmentationConfig
+    reporter: Reporter
+
+    def __call__(self, target: _Target) -> str | None:
+        """The line to print where the slide can't be read."""
+        try:
+            slide = Slide.open(target.source.path, target.source.mpp)
+            with self.reporter.stage(f"segment {target.source.name}") as tick:
+                table = segment_slide(self.network, self.info, slide, target.path, self.config, tick, key=target.key)
+        except StedmError as error:
+            return str(error)
+        table.insert(0, "slide_id", target.source.name)
+        _write_table(target.path.with_suffix(".csv"), table)
+        if target.mark is not None:
+            _write_table(target.mark, table)
+        return None
+
+
+@dataclass(frozen=True)
+class _SegmentJob:
+    """Segmentation by worker processes: a piece is a `_Target`."""
+
+    model: Path
+    config: SlideSegmentationConfig
+    uses_gpu: ClassVar[bool] = True
+
+    def open(self) -> Work:
+        check_shared(self.model)
+        network, info = load_segmenter(self.model)
+        return _Segmentation(network.to(_device()), info, self.config, Reporter(quiet=True))
+
+
+def _by_engine(
+    engine: Engine, job: _SegmentJob, missing: Sequence[_Target], reporter: Reporter
+) -> Iterator[tuple[int, str | None]]:
+    with reporter.stage("segment slides") as tick:
+        for done, outcome in enumerate(engine.run(job, missing), start=1):
+            yield outcome
+            tick(done, len(missing))
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def segment_slide(
+    network: nn.Module,
+    info: SegmenterInfo,
+    slide: Slide,
+    path: str | Path,
+    config: SlideSegmentationConfig,
+    tick: Callable[..., None] = lambda *_: None,
+    *,
+    key: str | None = None,
+) -> pd.DataFrame:
+    """Write the GeoJSON of a slide, and with `config.label_map` its label map beside it.
+
+    With a `key`, which names all that decides the result, finished rows of the map wait in a hidden folder beside the
+    GeoJSON until it is written; a call with the same key goes on below them, to the same result.
+
+    Returns a row a class: class, pixels (of the map), area_mm2, fraction (of the tissue), mpp. Glass is in no class.
+    """
+    path, config = Path(path), _completed(config, info, "the segmenter")
+    mpp = config.mpp
+    skip = [*(info.classes[:1] if config.skip is None else config.skip), QUPATH_IGNORE]
+    with contextlib.ExitStack() as stack:
+        if key is None:
+            bands = map_bands(network, info, slide, config, tick)
+        else:
+            kept = KeptRows(path.with_name(f".{path.stem}.rows"), key)
+            stack.enter_context(kept)
+            bands = kept.passing(lambda first_row: map_bands(network, info, slide, config, tick, first_row))
+        if config.label_map:
+            tifffile()  # say what is missing before the work
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
+            labels = LabelMapWriter(file, _map_size(slide, mpp)[0])
+            bands = labels.passing(bands)
+        counts = write_geojson(
+            path,
+            _of_height(bands, max(1, _BAND_PX // _map_size(slide, mpp)[0])),
+            info.classes,
+            downsample=mpp / slide.mpp,
+            mpp=mpp,
+            tolerance_um=0.75 * mpp if config.tolerance_um is None else config.tolerance_um,
+            skip=skip,
+            ignore_index=info.ignore_index,
+            smallest_um2=config.smallest_um2,
+        )
+        if config.label_map:
+            legend = ", ".join(f"{index} {name}" for index, name in enumerate(info.classes))
+            labels.write(path.with_suffix(".ome.tif"), mpp, f"{legend}, {info.ignore_index} no tissue")
+    return _areas(counts, info.classes, mpp)
+
+
+def map_bands(
+    network: nn.Module,
+    info: SegmenterInfo,
+    slide: Slide,
+    config: SlideSegmentationConfig,
+    tick: Callable[..., None] = lambda *_: None,
+    first_row: int = 0,
+) -> Iterator[np.ndarray]:
+    """The label map of a slide at `config.mpp` from top to bottom, uint8 `(rows, ceil(width))` of class indices.
+
+    A band for each row of tiles, from `first_row` on: the same bands to the bit wherever one begins.
+    `ignore_index` where there is no tissue; tiles without tissue are not read. Memory is that of a row of tiles of
+    classes, of the probabilities in the strip that the next row overlaps, and of a few batches of tiles.
+    """
+    config = _completed(config, info, "the segmenter")
+    tissue = TissueMask.of(slide, _tissue_config(slide, config.tissue))
+    width, height = _map_size(slide, config.mpp)
+    grid = TileGrid(width, height, config.tile_px, round(config.overlap * config.tile_px))
+    scale = config.mpp / slide.mpp
+    corners = grid.corners()
+    seen = (tissue.fractions(*(corners.T * scale), grid.tile_px * scale) > 0).reshape(grid.rows, grid.columns)
+    corners = (corners * scale).reshape(*seen.shape, 2)
+    above = max(first_row - 1, 0)
+    places = [row[is_seen] for row, is_seen in zip(corners[above:], seen[above:], strict=True)]
+    before, total = seen[:above].sum(), seen.sum()
+    predicted = _predicted(network, slide, places, config, lambda done: tick(before + done, total))
+    top = first_row * grid.stride_px
+    with contextlib.closing(predicted):
+        tiles = (next(predicted) if see else None for see in seen[above:].ravel())
+        for band in Blender(grid, len(info.classes)).bands(tiles, first_row):
+            band[~_tissue_rows(tissue, scale, top, band.shape)] = info.ignore_index
+            top += len(band)
+            yield band
+
+
+@torch.inference_mode()
+def _probabilities(network: nn.Module, tiles: np.ndarray) -> np.ndarray:
+    return predict_logits(network, tiles).float().softmax(dim=1).cpu().numpy()
+
+
+def _predicted(
+    network: nn.Module,
+    slide: Slide,
+    rows: Sequence[np.ndarray],
+    config: SlideSegmentationConfig,
+    tick: Callable[[int], None],
+) -> Iterator[np.ndarray]:
+    """Probabilities float32 `(n_classes, tile_px, tile_px)` at each place (x, y of level 0) of each row, in order.
+
+    No batch goes over the end of a row, so that a row's probabilities depend on nothing but the row.
+    """
+
+    def read(x: float, y: float) -> np.ndarray:
+        return slide.read(x, y, config.tile_px, config.mpp)
+
+    network.eval()
+    batches = [row[start : start + config.batch] for row in rows for start in range(0, len(row), config.batch)]
+    waiting: deque[list[Future]] = deque()
+    done = 0
+    with ThreadPoolExecutor(config.workers) as readers:
+        try:
+            for number in range(len(batches)):
+                # The readers work on the next batch, and no further ahead: that bounds the memory.
+                for batch in batches[number + len(waiting) : number + 2]:
+                    waiting.append([readers.submit(read, *place) for place in batch.tolist()])
+                tiles = [future.result() for future in waiting[0]]
+                waiting.popleft()
+                yield from _probabilities(network, np.stack(tiles))
+                tick(done := done + len(tiles))
+        finally:
+            for future in (future for futures in waiting for future in futures):
+                future.cancel()
+
+
+def _tissue_rows(tissue: TissueMask, scale: float, top: int, shape: tuple[int, int]) -> np.ndarray:
+    """Whether the centres of the map's pixels are tissue, bool `shape`, from row `top` on."""
+    step = scale / tissue.downsample
+    rows = ((top + np.arange(shape[0]) + 0.5) * step).astype(np.intp).clip(0, tissue.mask.shape[0] - 1)
+    columns = ((np.arange(shape[1]) + 0.5) * step).astype(np.intp).clip(0, tissue.mask.shape[1] - 1)
+    return tissue.mask[np.ix_(rows, columns)]
+
+
+def _of_height(bands: Iterable[np.ndarray], height: int) -> Iterator[np.ndarray]:
+    """The same rows in bands of `height`: few, because outlines can't be simplified where bands meet."""
+    waiting: list[np.ndarray] = []
+    n_rows = 0
+    for band in bands:
+        while n_rows + len(band) >= height:
+            yield np.concatenate([*waiting, band[: height - n_rows]])
+            band, waiting, n_rows = band[height - n_rows :], [], 0
+        if len(band):
+            waiting.append(band)
+            n_rows += len(band)
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _completed(config: SlideSegmentationConfig, info: SegmenterInfo, model: str | Path) -> SlideSegmentationConfig:
+    """With `mpp` and `tile_px` of the model where they are not given."""
+    mpp = info.mpp if config.mpp is None else config.mpp
+    if mpp is None:
+        raise StedmError(
+            f"{model}: the model doesn't know the resolution of its training images; give microns per pixel (--mpp)"
+        )
+    if strangers := sorted(set(config.skip or []) - set(info.classes)):
+        raise StedmError(f"skip: {', '.join(strangers)} is no class of {model}; it has {', '.join(info.classes)}")
+    return config.model_copy(update={"mpp": mpp, "tile_px": config.tile_px or info.image_px})
+
+
+def _tissue_config(slide: Slide, config: TissueConfig) -> TissueConfig:
+    width, height = slide.size_px
+    coarsest = slide.mpp * math.sqrt(width * height / _TISSUE_PX)
+    return config.model_copy(update={"mpp": max(config.mpp, coarsest)})
+
+
+def _map_size(slide: Slide, mpp: float) -> tuple[int, int]:
+    # Rounded first: 900 * 0.5 / 0.1 is a little more than 4500.
+    width, height = (max(1, math.ceil(round(side * slide.mpp / mpp, 6))) for side in slide.size_px)
+    return width, height
+
+
+def _areas(counts: dict[str, int], classes: Sequence[str], mpp: float) -> pd.DataFrame:
+    pixels = np.array([counts[name] for name in classes])
+    table = pd.DataFrame({"class": list(classes), "pixels": pixels, "area_mm2": pixels * mpp**2 / 1e6})
+    return table.assign(fraction=pixels / max(pixels.sum(), 1), mpp=mpp)
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)

@@ -1,0 +1,291 @@
+"""Execute a plan: images with known masks, as a dataset folder."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stedm.config import Guidance
+from stedm.data.cache import ImageCache
+from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
+from stedm.data.memory import CacheBudget
+from stedm.data.symmetry import symmetry
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.errors import StedmError
+from stedm.io.files import claim
+from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
+from stedm.seeds import numpy_generator
+from stedm.style.sampling import style_views
+from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
+from stedm.workers.pool import Engine, Work, check_shared
+
+# Rows that agree in these are drawn in one call.
+_SETTINGS = ["guidance", *ADDED_COLUMNS, "sampler", "steps"]
+
+
+def synthesize(
+    model: StyleDiffusion,
+    plan: pd.DataFrame,
+    folder: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    engine: Engine | None = None,
+    model_folder: Path | None = None,
+    memory: CacheBudget | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Draw the images of a plan that are missing in `folder`; a killed run goes on where it was.
+
+    The plan is cut into batches at fixed places and a batch with a missing image is drawn again whole, so that every
+    image is the same to the bit with or without interruption.
+
+    Args:
+        shard: (i, n) draws only the batches i, i + n, i + 2 n, ...; shards may run at the same time.
+        engine: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
+            the model from `model_folder`.
+        memory: what decoded style images may take in this process (None = what all other folders share).
+        on_progress: called with (images drawn, images of this shard); those of the last batch may still be written.
+
+    Returns:
+        True when the set is complete (metadata.csv is then written), False while other shards have work left.
+
+    Raises:
+        StedmError: the folder holds images of another plan or model, or the plan breaks the leakage rules.
+    """
+    unseen = plan.attrs.get("unseen_categories")
+    dataset = DatasetFolder.open(plan.attrs["dataset"], unseen_categories=unseen, memory=memory)
+    checked_sources(plan, dataset)
+    _claim(folder, plan, model)
+    predicted = _open_predicted(plan, memory)
+    painter = _Painter(model, dataset, predicted)
+    size = int(plan.attrs["batch"])
+    batches = [plan.iloc[start : start + size] for start in range(0, len(plan), size)][shard[0] :: shard[1]]
+    missing = [batch for batch in batches if not _are_drawn(folder, batch)]
+    total = sum(map(len, batches))
+    done = total - sum(map(len, missing))
+    if engine is None or engine.is_here:
+        drawn = _drawn_here(painter, folder, missing)
+    else:
+        there = None if predicted is None else _absolute(predicted.root)
+        job = DrawJob(_absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder), there)
+        drawn = (missing[number] for number, _ in engine.run(job, missing))
+    for batch in drawn:
+        done += len(batch)
+        if on_progress:
+            on_progress(done, total)
+    # What was drawn on other machines may not be visible here at once: only the others' shards are looked for.
+    if shard[1] > 1 and not _are_drawn(folder, plan):
+        return False
+    _write_table(folder, plan, dataset.info, model.fingerprint)
+    return True
+
+
+def guidance_of(row: pd.Series) -> Guidance:
+    """The guidance that a row of a plan asks for."""
+    return Guidance(
+        style=row["guidance"],
+        layout=row["layout_guidance"],
+        interval=(row["guidance_start"], row["guidance_stop"]),
+        rescale=row["guidance_rescale"],
+    )
+
+
+@dataclass(frozen=True)
+class DrawJob:
+    """Drawing of batches by worker processes: a piece is the rows of one batch."""
+
+    model: Path
+    precision: str
+    dataset: Path
+    folder: Path
+    predicted: Path | None = None
+    uses_gpu: ClassVar[bool] = True
+
+    def open(self) -> Work:
+        for path in filter(None, (self.model, self.dataset, self.folder / "synthesis.json", self.predicted)):
+            check_shared(path)
+        predicted = DatasetFolder.open(self.predicted) if self.predicted else None
+        painter = _Painter(load_painter(self.model, self.precision), DatasetFolder.open(self.dataset), predicted)
+        return lambda batch: _write(self.folder, batch["image_id"], *painter(batch))
+
+
+def load_painter(folder: Path, precision: str = "auto") -> StyleDiffusion:
+    """The model, on the GPU where there is one."""
+    model = StyleDiffusion.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    model.precision = precision
+    return model
+
+
+def _drawn_here(painter: "_Painter", folder: Path, batches: list[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    with _Writer(folder) as writer:
+        for batch in batches:
+            writer.write(batch["image_id"], *painter(batch))
+            yield batch
+
+
+class _Writer:
+    """Writes one batch in a thread while the next is drawn; two are never held back. Leaving it waits for the last.
+
+    Encoding PNG files took a tenth of the time of a small network, and lets go of the interpreter's lock.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write-png")
+        self._batch: Future[None] | None = None
+
+    def write(self, image_ids: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
+        """Hand a batch over; raises what went wrong with the one before (such as a full disk)."""
+        self._wait()
+        self._batch = self._thread.submit(_write, self.folder, list(image_ids), images, masks)
+
+    def _wait(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            batch.result()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._thread:  # joins it
+            if kind is None:
+                self._wait()
+
+
+def _write(folder: Path, image_ids: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
+    for image_id, image, mask in zip(image_ids, images, masks, strict=True):
+        write_png(folder / _mask_name(image_id), mask)
+        write_png(folder / _image_name(image_id), image)
+
+
+class _Painter:
+    """Plan rows to images and masks."""
+
+    def __init__(self, model: StyleDiffusion, dataset: DatasetFolder, predicted: DatasetFolder | None = None):
+        if model.classes != dataset.info.classes:
+            raise StedmError(f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}")
+        self.model, self.unknown_index = model, dataset.info.ignore_index
+        self.cache = ImageCache(dataset, model.image_px)
+        self._row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+        if predicted is not None:
+            self._predicted = ImageCache(predicted, model.image_px)
+            names = predicted.table["source_image_file_name"]
+            self._predicted_row_of = {name: row for row, name in enumerate(names)}
+
+    def _mask(self, image_file_name: str) -> np.ndarray:
+        return self.cache.mask(self._row_of[image_file_name])
+
+    def _predicted_mask(self, image_file_name: str) -> np.ndarray:
+        return self._predicted.mask(self._predicted_row_of[image_file_name])
+
+    def _layout(self, recipe: LayoutRecipe) -> np.ndarray:
+        read = self._predicted_mask if recipe.kind == PREDICTED else self._mask
+        return build_layout(recipe, read, self.model.image_px)
+
+    def _start_image(self, recipe: LayoutRecipe) -> np.ndarray:
+        return symmetry(self.cache.image(self._row_of[recipe.source]), recipe.symmetry)
+
+    def __call__(self, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        recipes = [layout_recipe(row) for row in rows.itertuples(index=False)]
+        masks = np.stack([self._layout(recipe) for recipe in recipes])
+        styles = [self._style(row) for row in rows.itertuples()]
+        images = np.zeros((*masks.shape, 3), np.uint8)
+        for same in rows.groupby(_SETTINGS).indices.values():
+            first = rows.iloc[same[0]]
+            start = float(first["start"])
+            begun = np.stack([self._start_image(recipes[i]) for i in same]) if start < 1 else None
+            images[same] = self.model.generate(
+                masks[same],
+                [styles[i] for i in same],
+                guidance=guidance_of(first),
+                steps=int(first["steps"]),
+                time_shift=float(first["time_shift"]),
+                sampler=first["sampler"],
+                seed=rows["seed"].iloc[same].tolist(),
+                start_images=begun,
+                start=start,
+                batch=len(rows),
+            )
+        return images, masks
+
+    def _style(self, row) -> list[np.ndarray]:
+        """The row's style images; of a model that learned from deformed ones, deformed views of them."""
+        images = [self.cache.image(self._row_of[name]) for name in row.style_image_file_names.split(LIST_SEPARATOR)]
+        if self.model.style_sampling != "augmented":
+            return images
+        views = max(1, self.model.denoiser.config.style_images // len(images))
+        return [
+            view
+            for number, image in enumerate(images)
+            for view in style_views(image, views, numpy_generator(row.seed, "style-views", number))
+        ]
+
+
+def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
+    """Note in the folder which plan and model its images are of; refuse another's."""
+    noted = {"plan": plan_fingerprint(plan), "model": model.fingerprint}
+    claim(
+        folder / "synthesis.json",
+        json.dumps(noted, indent=2) + "\n",
+        lambda text: json.loads(text) == noted,
+        another=lambda: f"{folder}: holds images of another plan or model; give another folder or remove this one",
+        not_empty=f"{folder}: not empty and not a synthetic set; give another folder",
+    )
+
+
+def _open_predicted(plan: pd.DataFrame, memory: CacheBudget | None) -> DatasetFolder | None:
+    """The layouts that segmenters saw, where the plan has rows of them.
+
+    Raises:
+        StedmError: the folder isn't named, is gone, or lacks a layout.
+    """
+    rows = plan[plan["layout_kind"] == PREDICTED]
+    if rows.empty:
+        return None
+    if "predicted_layouts" not in plan.attrs:
+        raise StedmError("plan: has predicted layouts and doesn't say where they are; make the plan again")
+    predicted = DatasetFolder.open(plan.attrs["predicted_layouts"], memory=memory)
+    if missing := sorted(set(rows["layout_image_file_name"]) - set(predicted.table["source_image_file_name"])):
+        raise StedmError(f"{predicted.root}: no layout of {missing[0]}; make the plan again")
+    return predicted
+
+
+def _write_table(folder: Path, plan: pd.DataFrame, info: DatasetInfo, model_fingerprint: str) -> None:
+    table = pd.DataFrame(
+        {
+            "image_file_name": [_image_name(image_id) for image_id in plan["image_id"]],
+            "mask_file_name": [_mask_name(image_id) for image_id in plan["image_id"]],
+            "patient_id": plan["style_patient_id"],
+            "slide_id": "",
+            "split": "train",
+        }
+    )
+    table = pd.concat([table, plan.reset_index(drop=True)], axis=1)
+    table["model_fingerprint"] = model_fingerprint
+    synthetic = DatasetInfo(f"{info.name} (synthetic)", info.classes, info.ignore_index, info.licence, info.citation)
+    write_metadata(folder, synthetic, table)
+
+
+def _image_name(image_id: str) -> str:
+    return f"images/{image_id}.png"
+
+
+def _mask_name(image_id: str) -> str:
+    return f"masks/{image_id}.png"
+
+
+def _are_drawn(folder: Path, rows: pd.DataFrame) -> bool:
+    names = (name(image_id) for image_id in rows["image_id"] for name in (_image_name, _mask_name))
+    return all((folder / name).is_file() for name in names)
+
+
+def _absolute(path: Path) -> Path:
+    # Worker processes may run in another folder.
+    return Path(path).resolve()

@@ -1,0 +1,266 @@
+"""The engineering of a training loop: devices, resumable sample stream, averaged weights, checkpoints, metrics.
+
+A run is a function of the images it has seen: sample i of the stream is a pure function of (seed, i), and the
+generator for noise is seeded anew before each step from (seed, images seen). A run killed at any moment and started
+again therefore ends in the same weights as an uninterrupted one (the practice of EDM2, Karras et al. 2024).
+Devices, data parallelism and the state on disk are Accelerate's; the averaged weights are diffusers' EMAModel.
+What each choice here gains is in docs/performance.md.
+"""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from stedm.config import TrainingConfig
+from stedm.errors import StedmError
+from stedm.io.files import replacing
+from stedm.seeds import torch_generator
+from stedm.training.precision import autocast
+
+Progress = Callable[[int, int, float], None]
+"""Called after each step with (steps done, steps in all, the loss that was read last)."""
+
+_LOG_EVERY_STEPS = 10
+_WORKERS_PER_GPU = 4
+_KEEP_CHECKPOINTS = 2
+
+
+class Engine:
+    """Run a training loop so that it can be killed and resumed.
+
+    Args:
+        network: one module with everything that learns; the optimizer gets `network.parameters()` whole.
+        folder: the run folder; `checkpoints/` and `metrics.jsonl` are written there.
+        config: steps, batch (over all processes), learning rate and the like; weights and their averages are float32
+            in every precision.
+        seed: of noise and augmentation.
+        ema_decay: largest decay of the averaged weights; None = no average.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        folder: Path,
+        config: TrainingConfig,
+        *,
+        seed: int,
+        ema_decay: float | None = None,
+        on_progress: Progress | None = None,
+    ):
+        self.folder, self.config, self.seed, self.on_progress = Path(folder), config, seed, on_progress
+        # Precision is not left to Accelerate: its state is global, and a run may train its parts in different ones.
+        self.accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True))
+        self._refuse_unequal_parts()
+        if self.device.type == "cuda":
+            # On a CPU group normalisation in this format takes more than the convolutions gain: there it is the
+            # network's own choice.
+            network = network.to(memory_format=torch.channels_last)
+        if config.compile:
+            # In place: a wrapper would change the names of the weights in checkpoints.
+            network.compile()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.ema = None
+        if ema_decay is not None:
+            self.ema = EMAModel(self.network.parameters(), decay=ema_decay, foreach=True)
+            self.ema.to(self.accelerator.device)
+            self.accelerator.register_for_checkpointing(self.ema)
+        self.step_done = 0
+        self.part, self._loss, self._last_loss = 0, torch.zeros((), device=self.device), math.nan
+        self._resume()
+
+    @property
+    def images_seen(self) -> int:
+        return self.step_done * self.config.batch
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def batches(self, samples: Dataset) -> Iterator[Any]:
+        """Yield the batches that remain, each in `accumulate` parts; `samples[i]` must be a pure function of i."""
+        self.network.train()
+        for batch in self._loader(samples):
+            rank, part = self.accelerator.process_index, (("part", self.part) if self.part else ())
+            self.generator = torch_generator(self.seed, "step", self.images_seen, "rank", rank, *part)
+            # Processes exchange their gradients with the last part only.
+            is_last = self.part == self.config.accumulate - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
+                yield batch
+        self.accelerator.wait_for_everyone()
+
+    def _loader(self, samples: Dataset) -> Iterator[Any]:
+        """Batches on the device, read ahead by `workers` processes."""
+        workers = resolve_workers(self.config.workers, self.device, self.accelerator.num_processes)
+        loader = DataLoader(
+            samples,
+            batch_size=self.config.batch // self.config.accumulate,
+            sampler=range(self.images_seen, self.config.steps * self.config.batch),
+            num_workers=workers,
+            # Forked workers share the images in memory.
+            multiprocessing_context="fork" if workers else None,
+            pin_memory=self.device.type == "cuda",
+        )
+        try:
+            yield from self.accelerator.prepare(loader)
+        except StedmError as error:
+            # A worker's error comes with its traceback as text; the message is its last line.
+            raise StedmError(str(error).strip().splitlines()[-1].removeprefix("stedm.errors.StedmError: ")) from error
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Context for the forward pass, in the precision of the run."""
+        return autocast(self.config.precision, self.device)
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Backward; with the last part of a batch also clip, optimizer, average, log, checkpoint."""
+        self.accelerator.backward(loss / self.config.accumulate)
+        self._loss += loss.detach() / self.config.accumulate
+        self.part = (self.part + 1) % self.config.accumulate
+        if self.part:
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * self._lr_factor(self.step_done)
+        self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.step(self.network.parameters())
+        self.step_done += 1
+        self._report()
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[nn.Module]:
+        """The bare network with its averaged weights in place (the raw ones where there is no average)."""
+        network = self.accelerator.unwrap_model(self.network)
+        if self.ema is None:
+            yield network
+            return
+        self.ema.store(network.parameters())
+        self.ema.copy_to(network.parameters())
+        try:
+            yield network
+        finally:
+            self.ema.restore(network.parameters())
+
+    def _lr_factor(self, step: int) -> float:
+        """Linear warm-up, then cosine decay to zero."""
+        steps, warmup_steps = self.config.steps, self.config.warmup_steps
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def _report(self) -> None:
+        """Log, tell of the progress, checkpoint; what is due."""
+        is_last = self.step_done == self.config.steps
+        is_checkpoint = self.step_done % self.config.checkpoint_every_steps == 0 or is_last
+        is_logged = self.step_done % _LOG_EVERY_STEPS == 0 or self.step_done == 1 or is_last
+        if is_logged or is_checkpoint:
+            self._read_loss()
+        self._loss.zero_()
+        if is_logged and self.accelerator.is_main_process:
+            self._log()
+        if self.on_progress:
+            self.on_progress(self.step_done, self.config.steps, self._last_loss)
+        if is_checkpoint:
+            self._save()
+
+    def _read_loss(self) -> None:
+        """The loss of the step, over all processes; not in every step, for a GPU is waited for here."""
+        self._last_loss = float(self.accelerator.reduce(self._loss, "mean"))
+        if not math.isfinite(self._last_loss):
+            raise StedmError(
+                f"{self.folder}: the loss became {self._last_loss} by step {self.step_done}; lower the learning rate"
+            )
+
+    def _log(self) -> None:
+        row = {
+            "step": self.step_done,
+            "images_seen": self.images_seen,
+            "loss": self._last_loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
+        }
+        with self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @property
+    def _metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def _checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*"))
+
+    def _save(self) -> None:
+        target = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
+        if self.accelerator.is_main_process:
+            with replacing(target) as temporary:
+                self.accelerator.save_state(str(temporary), safe_serialization=True)
+            for old in self._checkpoints[:-_KEEP_CHECKPOINTS]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._checkpoints:
+            newest = self._checkpoints[-1]
+            self.accelerator.load_state(str(newest))
+            self._lay_out_moments()
+            self.step_done = int(newest.name.removeprefix("step-"))
+        rows = []
+        if self._metrics_path.is_file():
+            # What was logged after the newest checkpoint will be logged again.
+            lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
+            rows = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step_done]
+        if self.accelerator.is_main_process:
+            with replacing(self._metrics_path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
+        self._seconds_before = json.loads(rows[-1])["seconds"] if rows else 0.0
+        self._started = time.monotonic()
+
+    def _lay_out_moments(self) -> None:
+        """Give the optimizer's moments the memory format of their weights: the checkpoint may have another."""
+        for parameter, moments in self.optimizer.state.items():
+            for name, moment in moments.items():
+                if torch.is_tensor(moment) and moment.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moment)
+
+    def _refuse_unequal_parts(self) -> None:
+        part, processes = self.config.batch // self.config.accumulate, self.accelerator.num_processes
+        if part % processes:
+            raise StedmError(
+                f"{self.folder}: {part} images at once (batch / accumulate) can't be divided among {processes} "
+                "processes; change batch or accumulate"
+            )
+
+
+def resolve_workers(workers: int | None, device: torch.device, processes: int = 1) -> int:
+    """How many processes read samples ahead: as configured, or (None) a few beside a GPU and none on a CPU, where they
+    would take the network's cores.
+
+    Raises:
+        StedmError: some are asked for where processes can't be forked.
+    """
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    if workers is None:
+        cores = (os.cpu_count() or 1) // processes
+        return min(_WORKERS_PER_GPU, cores - 1) if device.type == "cuda" and can_fork and cores > 1 else 0
+    if workers and not can_fork:
+        raise StedmError(f"workers: {workers}: processes can't be forked on this system; set it to 0")
+    return workers

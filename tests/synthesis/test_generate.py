@@ -1,0 +1,250 @@
+"""Executing a plan: a valid dataset folder, the same to the bit whether killed, sharded or neither."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stedm import StyleDiffusion
+from stedm.config import DenoiserConfig, DiffusionConfig, Guidance, StyleConfig, SynthesisConfig
+from stedm.data.check import check_dataset
+from stedm.data.folder import DatasetFolder, write_metadata, write_png
+from stedm.data.symmetry import symmetry
+from stedm.diffusion.codec import PixelCodec
+from stedm.diffusion.train import make_denoiser
+from stedm.errors import StedmError
+from stedm.io.images import read_image_file
+from stedm.layout.prior import LayoutPrior
+from stedm.layout.recipe import KINDS
+from stedm.synthesis.generate import synthesize
+from stedm.synthesis.plan import LIST_SEPARATOR, layout_recipe, make_plan, read_plan, write_plan
+from stedm.workers.pool import parse_shard
+
+CONFIG = DiffusionConfig(
+    denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16, channels=[8])
+)
+
+
+@pytest.fixture
+def dataset(tiny_dataset):
+    return DatasetFolder.open(tiny_dataset(image_px=16))
+
+
+@pytest.fixture
+def model():
+    return _model(seed=0)
+
+
+def _model(seed: int) -> StyleDiffusion:
+    denoiser = make_denoiser(CONFIG, PixelCodec(2), n_classes=2, seed=seed)
+    model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], image_px=16)
+    model.precision = "fp32"
+    return model
+
+
+@pytest.fixture
+def plan(dataset, tmp_path):
+    settings = SynthesisConfig(n_images=22, batch=4, steps=2)
+    write_plan(make_plan(settings, dataset.split("train"), dataset.split("unlabeled")), tmp_path / "plan.parquet")
+    return read_plan(tmp_path / "plan.parquet")
+
+
+def _content(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_model_that_learned_from_deformed_images_gets_deformed_ones(model, plan, dataset, tmp_path, monkeypatch):
+    shown = []
+    generate = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda layouts, style, **options: shown.extend(style) or generate(layouts, style, **options)
+    )
+    plan = plan.iloc[:4]
+    synthesize(model, plan, tmp_path / "whole")
+    model.style_sampling = "augmented"
+    model.save_pretrained(tmp_path / "model")
+    assert StyleDiffusion.from_pretrained(tmp_path / "model").style_sampling == "augmented"
+    synthesize(model, plan, tmp_path / "deformed")
+    synthesize(model, plan, tmp_path / "again")
+    whole, deformed, again = shown[:4], shown[4:8], shown[8:]
+    assert np.array_equal(deformed, again)
+    assert {len(images) for images in whole} == {3}
+    assert {len(images) for images in deformed} == {3}
+    assert not any(np.array_equal(view, image) for view in deformed[0] for image in whole[0])
+
+
+def test_the_set_is_a_valid_dataset_whose_masks_are_the_planned_layouts(model, plan, dataset, tmp_path):
+    assert synthesize(model, plan, tmp_path / "set")
+    assert check_dataset(tmp_path / "set") == []
+    made = DatasetFolder.open(tmp_path / "set")
+    assert len(made) == 22
+    assert set(made.table["model_fingerprint"]) == {model.fingerprint}
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    for row in range(len(made)):
+        planned = made.table.iloc[row]
+        layout = dataset.read_mask(row_of[planned["layout_image_file_name"]])
+        assert np.array_equal(made.read_mask(row), symmetry(layout, int(planned["layout_symmetry"])))
+
+
+def test_masks_of_every_kind_of_layout_can_be_made_again_from_a_row(model, dataset, tmp_path):
+    settings = SynthesisConfig(n_images=16, batch=8, steps=1, layouts=dict.fromkeys(KINDS, 1))
+    plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"), image_px=16)
+    write_plan(plan, tmp_path / "plan.parquet")
+    assert synthesize(model, read_plan(tmp_path / "plan.parquet"), tmp_path / "set")
+    assert check_dataset(tmp_path / "set") == []
+    made = DatasetFolder.open(tmp_path / "set")
+    assert set(made.table["layout_kind"]) == set(KINDS)
+    prior = LayoutPrior.fit(dataset.split("train"), 16)
+    for number, row in enumerate(made.table.itertuples()):
+        assert layout_recipe(row) == layout_recipe(plan.iloc[number])
+        assert np.array_equal(made.read_mask(number), prior.build(layout_recipe(row)))
+
+
+def test_a_image_can_be_made_again_from_its_row(model, plan, dataset, tmp_path):
+    synthesize(model, plan, tmp_path / "set")
+    made = DatasetFolder.open(tmp_path / "set")
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    planned = made.table.iloc[9]
+    style = [dataset.read_image(row_of[name]) for name in planned["style_image_file_names"].split(LIST_SEPARATOR)]
+    again = model.generate(
+        made.read_mask(9),
+        style,
+        guidance=float(planned["guidance"]),
+        steps=int(planned["steps"]),
+        seed=[planned["seed"]],
+    )
+    assert np.abs(again[0].astype(int) - made.read_image(9)).max() <= 1
+
+
+def test_rows_with_other_guidance_are_drawn_with_it(model, dataset, tmp_path):
+    parts = [{}, {"layout_guidance": 4.0, "guidance_interval": (0.0, 0.5), "guidance_rescale": 0.5}]
+    plans = [
+        make_plan(
+            SynthesisConfig(n_images=4, batch=4, steps=2, **part), dataset.split("train"), dataset.split("unlabeled")
+        )
+        for part in parts
+    ]
+    mixed = plans[0].copy()
+    mixed.iloc[[1, 2]] = plans[1].iloc[[1, 2]]
+    synthesize(model, mixed, tmp_path / "set")
+    made = DatasetFolder.open(tmp_path / "set")
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    guided = Guidance(style=1.5, layout=4.0, interval=(0.0, 0.5), rescale=0.5)
+    for row, guidance in enumerate([Guidance(), guided, guided, Guidance()]):
+        planned = made.table.iloc[row]
+        style = [dataset.read_image(row_of[name]) for name in planned["style_image_file_names"].split(LIST_SEPARATOR)]
+        again = model.generate(made.read_mask(row), style, guidance=guidance, steps=2, seed=[planned["seed"]])
+        assert np.abs(again[0].astype(int) - made.read_image(row)).max() <= 1
+        if guidance is guided:
+            plain = model.generate(made.read_mask(row), style, steps=2, seed=[planned["seed"]])
+            assert np.abs(plain[0].astype(int) - made.read_image(row)).max() > 1
+
+
+def test_an_error_of_writing_ends_the_run(model, plan, tmp_path, monkeypatch):
+    """Images are written in a thread, where an error could get lost; of the last batch too."""
+    last = f"{plan['image_id'].iloc[-1]}.png"
+
+    def full_disk(path, array):
+        if path.name == last:
+            raise OSError("No space left on device")
+        write_png(path, array)
+
+    monkeypatch.setattr("stedm.synthesis.generate.write_png", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        synthesize(model, plan, tmp_path / "set")
+    assert not (tmp_path / "set" / "metadata.csv").exists()
+    monkeypatch.undo()
+    assert synthesize(model, plan, tmp_path / "set")
+
+
+def test_shards_together_make_the_same_set(model, plan, tmp_path):
+    synthesize(model, plan, tmp_path / "whole")
+    assert not synthesize(model, plan, tmp_path / "parts", shard=parse_shard("2/2"))
+    assert not (tmp_path / "parts" / "metadata.csv").exists()
+    assert synthesize(model, plan, tmp_path / "parts", shard=parse_shard("1/2"))
+    assert _content(tmp_path / "parts") == _content(tmp_path / "whole")
+
+
+def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_engine):
+    model.save_pretrained(tmp_path / "model")
+    synthesize(model, plan, tmp_path / "whole")
+    options = {"engine": pickling_engine, "model_folder": tmp_path / "model"}
+    assert not synthesize(model, plan, tmp_path / "out", shard=(1, 2), **options)
+    assert pickling_engine.pieces == 3
+    seen = []
+    assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
+    assert pickling_engine.pieces == 6
+    assert seen[-1] == (22, 22)
+    assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+
+
+def test_a_killed_synthesis_resumes_to_the_same_set(model, plan, tmp_path):
+    """A real process, killed with SIGKILL while it draws."""
+    model.save_pretrained(tmp_path / "model")
+    plan_path, killed = str(tmp_path / "plan.parquet"), tmp_path / "killed"
+    command = [sys.executable, "-m", "stedm.cli", "synthesize", str(tmp_path / "model"), plan_path, "-o"]
+    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 400
+    while len(list(killed.glob("images/*.png"))) < 5:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "metadata.csv").exists(), "it had finished before the kill: the test shows nothing"
+    subprocess.run([*command, str(killed)], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    # What the killed process was writing may lie there under a temporary name; no reader takes it for an image.
+    left = {name: digest for name, digest in _content(killed).items() if "/." not in name}
+    assert left == _content(tmp_path / "whole")
+
+
+def test_images_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset, tmp_path):
+    synthesize(model, plan, tmp_path / "set", shard=(0, 3))
+    with pytest.raises(StedmError, match="another plan or model"):
+        synthesize(_model(seed=1), plan, tmp_path / "set")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep")
+    with pytest.raises(StedmError, match="not empty"):
+        synthesize(model, plan, tmp_path / "mine")
+
+
+def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted_ones, tmp_path, pickling_engine):
+    unlabeled = dataset.split("unlabeled")
+    predicted = predicted_ones(unlabeled, tmp_path / "predicted")
+    settings = SynthesisConfig(n_images=8, batch=4, steps=2, layouts="predicted", start=0.02)
+    plan = make_plan(settings, dataset.split("train"), unlabeled, image_px=16, predicted=predicted)
+    write_plan(plan, tmp_path / "plan.parquet")
+    plan = read_plan(tmp_path / "plan.parquet")
+    assert synthesize(model, plan, tmp_path / "set")
+    made = DatasetFolder.open(tmp_path / "set")
+    row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
+    for row in range(len(made)):
+        planned = made.table.iloc[row]
+        source = dataset.read_image(row_of[planned["layout_image_file_name"]])
+        source = symmetry(source, int(planned["layout_symmetry"]))
+        assert made.read_mask(row).min() == 1
+        # So little noise changes little, whatever the network says.
+        assert np.abs(made.read_image(row).astype(int) - source).mean() < 6
+    model.save_pretrained(tmp_path / "model")
+    synthesize(model, plan, tmp_path / "others", engine=pickling_engine, model_folder=tmp_path / "model")
+    for name in made.table["image_file_name"]:
+        there, here = (read_image_file(tmp_path / folder, name).astype(int) for folder in ("others", "set"))
+        assert np.abs(there - here).max() <= 1
+    plan.loc[0, "layout_image_file_name"] = "images/gone.png"
+    with pytest.raises(StedmError, match=r"gone.png is not in"):
+        synthesize(model, plan, tmp_path / "third")
+    nowhere = read_plan(tmp_path / "plan.parquet")
+    del nowhere.attrs["predicted_layouts"]
+    with pytest.raises(StedmError, match="doesn't say where"):
+        synthesize(model, nowhere, tmp_path / "nowhere")
+    lacking = predicted.table.iloc[:1]
+    write_metadata(tmp_path / "predicted", predicted.info, lacking)
+    with pytest.raises(StedmError, match="no layout of"):
+        synthesize(model, read_plan(tmp_path / "plan.parquet"), tmp_path / "fourth")
