@@ -30,7 +30,6 @@ FLAGS = {
     "segment": ["--output", "--mpp", "--tolerance-um", "--label-map", "--engine", "--shard", "--set"],
     "evaluate": ["--output", "--split"],
     "compare": ["--output"],
-    "bench": ["--output", "-n", "--set"],
     "config show": ["--set", "--cost"],
     "config schema": [],
 }

@@ -338,28 +338,6 @@ def compare(
     typer.echo(summary_text(compare_reports(reports, output)))
 
 
-@app.command()
-def bench(
-    what: Annotated[str | None, typer.Argument(metavar="WHAT", help="Target; all of them if left out.")] = None,
-    config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG.yaml", help="Configuration; a small built-in one if left out.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Also as JSON.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Images of the target synthesis.")] = 1000,
-    overrides: Overrides = None,
-) -> None:
-    """Where the time goes on this machine: train, sampling, codec, data, synthesis, segmentation, growth."""
-    from stedm.bench.effort import Effort
-    from stedm.bench.registry import run_bench
-    from stedm.bench.result import print_result
-    from stedm.io.files import write_json
-
-    measured = run_bench(what, config, overrides, Effort(images=n), print_result)
-    if output is not None:
-        write_json(output, measured)
-        typer.echo(str(output))
-
-
 @config_app.command("show")
 def config_show(
     config: ConfigPath,
