@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stedm import __version__
 from stedm.errors import StedmError
+from stedm.version import __version__
 
 app = typer.Typer(
     name="stedm",
