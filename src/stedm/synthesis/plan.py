@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import SynthesisConfig
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint, replacing
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe, Texture
 from stedm.seeds import numpy_generator, seed_for
-from stedm.style.sampling import rows_by_patient
 from stedm.synthesis.style_bank import StyleBank, farthest_first
 
 LIST_SEPARATOR = ";"
