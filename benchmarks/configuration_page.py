@@ -1,7 +1,7 @@
 """The page of all configuration keys, from the docstrings of stedm.config; and how many there are, used and unused.
 
-    python benchmarks/configuration_page.py docs/configuration.md
-    python benchmarks/configuration_page.py --count
+python benchmarks/configuration_page.py docs/configuration.md
+python benchmarks/configuration_page.py --count
 """
 
 import sys
@@ -105,7 +105,13 @@ def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _type(annotation: Any) -> str:
     text = str(annotation) if get_origin(annotation) else getattr(annotation, "__name__", str(annotation))
-    for old, new in (("typing.", ""), ("pathlib._local.", ""), ("pathlib.", ""), ("NoneType", "null"), ("None", "null")):
+    for old, new in (
+        ("typing.", ""),
+        ("pathlib._local.", ""),
+        ("pathlib.", ""),
+        ("NoneType", "null"),
+        ("None", "null"),
+    ):
         text = text.replace(old, new)
     while "Annotated[" in text:
         start = text.index("Annotated[")
@@ -123,7 +129,11 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    return "null" if value is None else f"`{yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}`"
+    return (
+        "null"
+        if value is None
+        else f"`{yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}`"
+    )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

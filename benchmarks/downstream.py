@@ -249,7 +249,9 @@ class Comparison:
                     voters = Experiment(drawn, whole, reporter).last_round.first.voters.models()
                     gate(images, voters, control, synthetic, image_px=px)
                 else:
-                    copy_images(experiment.context.annotated, drawn.synthesis.n_images, synthetic, image_px=px, seed=seed)
+                    copy_images(
+                        experiment.context.annotated, drawn.synthesis.n_images, synthetic, image_px=px, seed=seed
+                    )
         return folder
 
     def _segmenters(self, config: RunConfig, arm: str, reporter: Reporter) -> Path:

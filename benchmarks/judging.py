@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import t as student_t
 
+from judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
 from stedm.config import PhantomConfig, SegmentationConfig
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
@@ -32,7 +33,6 @@ from stedm.evaluation.quality import (
 from stedm.io.files import write_json, write_text
 from stedm.progress import Reporter
 from stedm.seeds import numpy_generator
-from stedm.synthesis.judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
 
 MEASURES = {
     "retrieval_top1": "own patient retrieved, top 1",

@@ -2,8 +2,8 @@
 
 python benchmarks/training_step.py [--repeats 20] [--compile]        on an otherwise idle machine
 
-What the engine does is the ratio 1: on a CPU the segmenter in channels_last, the other networks contiguous; on a GPU
-all of them in channels_last. `--compile` takes minutes to compile on a CPU.
+What the engine does is the ratio 1: on a CPU the segmenter in channels_last, the denoiser contiguous; on a GPU both
+in channels_last. `--compile` takes minutes to compile on a CPU.
 """
 
 import argparse
@@ -12,11 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from stedm.bench.machine import describe
-from stedm.bench.measure import Turns
-from stedm.config import DiffusionConfig, KLCodecConfig, SegmentationConfig
+from speed.machine import describe
+from speed.measure import Turns
+from stedm.config import DiffusionConfig, SegmentationConfig
 from stedm.diffusion.codec import PixelCodec
-from stedm.diffusion.codec_train import build_autoencoder
 from stedm.diffusion.train import make_denoiser
 from stedm.segmentation.model import build_segmenter
 from stedm.training.precision import autocast
@@ -80,19 +79,6 @@ def segmenters(_: bool) -> dict[str, Callable[[], None]]:
     return variants
 
 
-def autoencoders(_: bool) -> dict[str, Callable[[], None]]:
-    config = KLCodecConfig(kind="kl")
-    images = torch.randn(config.batch, 3, PX, PX, device=DEVICE)
-
-    def call(network: nn.Module, part: slice) -> torch.Tensor:
-        return network.decode(network.encode(images[part]).latent_dist.mean).sample
-
-    return {
-        name: forward_and_backward(build_autoencoder(config).to(DEVICE, memory_format=kind), call, config.batch)
-        for name, kind in FORMATS.items()
-    }
-
-
 def own_format(network: str) -> str:
     """The memory format that the engine trains a network in."""
     return "channels_last" if DEVICE.type == "cuda" or network == "segmenter" else "contiguous"
@@ -105,7 +91,7 @@ def main() -> None:
     asked = parser.parse_args()
     machine = describe(DEVICE, "auto")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    for network, variants_of in (("denoiser", denoisers), ("segmenter", segmenters), ("KL autoencoder", autoencoders)):
+    for network, variants_of in (("denoiser", denoisers), ("segmenter", segmenters)):
         variants = variants_of(asked.compile)
         turns = Turns(variants, asked.repeats, DEVICE)
         for name in variants:

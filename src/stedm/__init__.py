@@ -5,12 +5,13 @@ An independent implementation of Öttl et al., ECCV 2024 (arXiv 2403.14429).
 
 from typing import TYPE_CHECKING
 
+from stedm.version import __version__
+
 if TYPE_CHECKING:
     from stedm.config import Guidance as Guidance
     from stedm.diffusion.pipeline import StyleDiffusion as StyleDiffusion
     from stedm.synthesis.style_bank import StyleBank as StyleBank
 
-__version__ = "0.1.0"
 __all__ = ["Guidance", "StyleBank", "StyleDiffusion", "__version__"]
 
 _PLACES = {

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stedm import __version__
 from stedm.errors import StedmError
+from stedm.version import __version__
 
 app = typer.Typer(
     name="stedm",
@@ -165,9 +165,7 @@ def tile(
 
 
 @train_app.command("diffusion")
-def train_diffusion(
-    config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None
-) -> None:
+def train_diffusion(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
     experiment = _checked(config, output, preset, overrides)
     experiment.last_round.model()
@@ -175,9 +173,7 @@ def train_diffusion(
 
 
 @train_app.command("segmenter")
-def train_segmenter(
-    config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None
-) -> None:
+def train_segmenter(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
     experiment = _checked(config, output, preset, overrides)
     experiment.train_segmenters()

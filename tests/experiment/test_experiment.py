@@ -2,14 +2,11 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import yaml
 from safetensors.torch import load_file
 
 from stedm.config import MachineConfig, RunConfig, load_config, parse_config, to_yaml
@@ -30,7 +27,6 @@ from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote
 from stedm.segmentation.train import train_segmenter
-from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import read_plan
 from stedm.synthesis.style_bank import StyleBank
 
@@ -410,7 +406,9 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
         votes = vote(networks, images).numpy()
         assert np.array_equal(np.where(votes.max(1) >= 0.55, votes.argmax(1), labels.info.ignore_index), masks)
     # The second began with the weights of the first: a few small steps away.
-    before, after = (load_file(folder / "model/denoiser/diffusion_pytorch_model.safetensors") for folder in (run / "rounds/1", run))
+    before, after = (
+        load_file(folder / "model/denoiser/diffusion_pytorch_model.safetensors") for folder in (run / "rounds/1", run)
+    )
     moved = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert 0 < moved < 0.01
     files = _files(run)

@@ -31,6 +31,7 @@ __all__ = [
     "choose_annotated",
     "choose_annotated_images",
     "hold_back",
+    "rows_by_patient",
     "write_metadata",
     "write_png",
 ]
@@ -329,6 +330,11 @@ def table_problems(table: pd.DataFrame) -> list[str]:
             if name and (problem := leaves_folder(name)):
                 problems.append(f"{name}: {problem}")
     return problems + patient_problems(table, "metadata")
+
+
+def rows_by_patient(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Row numbers of each patient, in order of the table."""
+    return {str(patient): np.asarray(rows) for patient, rows in table.groupby("patient_id", sort=True).indices.items()}
 
 
 def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from stedm.config import DiffusionConfig, KLCodecConfig, TrainedCodecConfig, VQCodecConfig
 from stedm.data.cache import ImageCache
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.diffusion.ldm_checkpoint import load_ldm_vq
@@ -28,7 +28,6 @@ from stedm.io.files import replacing, write_json
 from stedm.io.images import write_png
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.recolour import recolour_together
-from stedm.style.sampling import rows_by_patient
 from stedm.training.trainer import Engine, Progress
 
 _IMAGES_TO_MEASURE = 256

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from stedm import __version__
 from stedm.config import Sampling, checked
 from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import Codec, load_codec
@@ -23,6 +22,7 @@ from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
 from stedm.seeds import torch_generator
 from stedm.training.precision import autocast
+from stedm.version import __version__
 
 ENCODED_AT_ONCE = 256
 """Style images that the encoder sees in one pass."""

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from stedm.config import DiffusionConfig
 from stedm.data.cache import ImageCache
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec
 from stedm.diffusion.denoiser import StyleDenoiser
@@ -22,7 +22,7 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.recolour import recoloured, stain_factors
-from stedm.style.sampling import StyleSampler, refuse_impossible_sampling, rows_by_patient
+from stedm.style.sampling import StyleSampler, refuse_impossible_sampling
 from stedm.training.trainer import Engine, Progress
 
 _IMAGES_TO_MEASURE = 256

@@ -29,9 +29,7 @@ class RunContext:
     @cached_property
     def dataset(self) -> DatasetFolder:
         """The dataset folder, made first if it is a phantom. Masks of unlabeled patients can't be read through it."""
-        return DatasetFolder.open(
-            self._root, unseen_categories=self.config.data.unseen_categories, memory=self.memory
-        )
+        return DatasetFolder.open(self._root, unseen_categories=self.config.data.unseen_categories, memory=self.memory)
 
     @cached_property
     def _root(self) -> Path:

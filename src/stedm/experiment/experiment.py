@@ -204,7 +204,9 @@ class Experiment:
             diffusion, fine_tune = config.diffusion, config.rounds.fine_tune
             notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"
             if config.fine_tunes and fine_tune:
-                notes["Diffusion model"] += f", for {fine_tune.steps} more in each later one of {config.rounds.last} rounds"
+                notes["Diffusion model"] += (
+                    f", for {fine_tune.steps} more in each later one of {config.rounds.last} rounds"
+                )
             sampling = config.synthesis.sampling
             notes["Synthetic"] = f"{config.synthesis.n_images} images, {sampling.nfe} network evaluations each"
         if (self.folder / "agreement.csv").is_file():

@@ -1,20 +1,16 @@
 """The run folder: what it was begun with, and whether a later call may go on in it."""
 
 import json
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stedm import __version__
 from stedm.config import RunConfig, to_yaml
 from stedm.data.folder import DatasetFolder
+from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.io.files import write_json, write_text
-
 
 MAY_CHANGE = ("name", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
 """Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
@@ -62,27 +58,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def provenance(dataset: DatasetFolder) -> dict[str, Any]:
-    """Versions, machine and data of a run."""
-    packages = ("torch", "torchvision", "diffusers", "accelerate", "timm", "segmentation-models-pytorch", "numpy")
-    return {
-        "stedm": __version__,
-        "git": _git_commit(),
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "packages": {name: version(name) for name in packages},
-        "data": {"root": str(dataset.root), "fingerprint": dataset.fingerprint},
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that this package runs from; None for an installed package."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

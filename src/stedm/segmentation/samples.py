@@ -4,10 +4,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from stedm.data.cache import ImageCache
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
-from stedm.style.sampling import rows_by_patient
 
 
 class MixedSamples(Dataset):

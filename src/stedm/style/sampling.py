@@ -153,11 +153,6 @@ def slide_keys(table: pd.DataFrame) -> pd.Series:
     return pd.Series(list(zip(table["patient_id"], table["slide_id"], strict=True)), index=table.index)
 
 
-def rows_by_patient(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Row numbers of each patient, in order of the table."""
-    return {str(patient): np.asarray(rows) for patient, rows in table.groupby("patient_id", sort=True).indices.items()}
-
-
 def _groups(keys: pd.Series) -> list[np.ndarray]:
     """For each row the numbers of all rows with the same key."""
     codes = pd.factorize(keys)[0]

@@ -26,6 +26,7 @@ from stedm.style.sampling import style_views
 from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
 from stedm.workers.pool import Engine, Work, check_shared
 
+
 def synthesize(
     model: StyleDiffusion,
     plan: pd.DataFrame,

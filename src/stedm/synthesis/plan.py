@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 
 from stedm.config import PredictedConfig, SynthesisConfig
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint, replacing
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe, Texture
 from stedm.seeds import numpy_generator, seed_for
-from stedm.style.sampling import rows_by_patient
 
 LIST_SEPARATOR = ";"
 COLUMNS = [
@@ -183,7 +182,9 @@ def layout_recipe(row: Any) -> LayoutRecipe:
     if kind not in (*KINDS, PREDICTED) or (kind == "recombine" and not second):
         raise StedmError(f"plan row {row.image_id}: layout_kind {kind!r} is not usable; make the plan again")
     second = second if kind == "recombine" else ""
-    return LayoutRecipe(kind, row.layout_image_file_name, int(row.layout_symmetry), int(row.layout_seed), second, texture)
+    return LayoutRecipe(
+        kind, row.layout_image_file_name, int(row.layout_symmetry), int(row.layout_seed), second, texture
+    )
 
 
 def write_plan(plan: pd.DataFrame, path: str | Path) -> None:

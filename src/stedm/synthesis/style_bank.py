@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.errors import StedmError
 from stedm.io.files import replacing
 from stedm.seeds import numpy_generator
-from stedm.style.sampling import rows_by_patient
 
 if TYPE_CHECKING:
     import torch

@@ -130,8 +130,16 @@ class Trainer:
 
     def step(self, loss: torch.Tensor) -> None:
         """Backward; with the last part of a batch also clip, optimizer, average, log, checkpoint."""
+        self.backward(loss)
+        self.update()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The first half of `step`: gradients of this part of the batch are added to those of the others."""
         self.accelerator.backward(loss / self.machine.accumulate)
         self._loss += loss.detach() / self.machine.accumulate
+
+    def update(self) -> None:
+        """The second half of `step`: does nothing before the last part of a batch."""
         self.part = (self.part + 1) % self.machine.accumulate
         if self.part:
             return

@@ -20,7 +20,6 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from stedm.data.memory import share_with_pool
 from stedm.errors import StedmError
 
 Work = Callable[[Any], Any]
@@ -137,8 +136,14 @@ def check_shared(path: Path) -> None:
 
 # ---- in worker processes ------------------------------------------------------------------------------------------
 
+_processes = 1
 _opened: tuple[str, Work] | None = None
 """The job that this process did last, ready for its next piece."""
+
+
+def processes_here() -> int:
+    """How many processes of a pool share this machine with this one, itself included; 1 outside of a pool."""
+    return _processes
 
 
 def new_name() -> str:
@@ -156,9 +161,10 @@ def do_piece(name: str, job: Job, piece: Any) -> Any:
 
 
 def _begin(processes: int) -> None:
+    global _processes
+    _processes = max(1, processes)
     # Interrupts are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    share_with_pool(processes)
     _share_cores(processes)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -2,28 +2,24 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stedm.config import PhantomConfig, RunConfig, load_config
+from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
 from stedm.data.symmetry import to_signed
-from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec, trained_codec_folder
-from stedm.diffusion.codec_train import build_autoencoder
+from stedm.diffusion.codec import Codec, open_codec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
-from stedm.experiment.experiment import annotated_part
 from stedm.phantom.patients import make_phantom
-from stedm.seeds import seed_for
 
-_MOST_PATIENTS = {"train": 4, "unlabeled": 8, "val": 2, "test": 0}
-_MOST_IMAGES = 6
+SMALL = Path(__file__).with_name("small.yaml")
+"""A small configuration on phantom data."""
 
 
 class Setting:
@@ -49,18 +45,19 @@ class Setting:
     def dataset(self) -> DatasetFolder:
         data = self.config.data
         if data.phantom is not None:
-            make_phantom(_few(data.phantom), self.folder / "data")
+            patients = {split: min(n, 8) for split, n in data.phantom.patients.items()}
+            images = min(data.phantom.images_per_patient, 6)
+            update = {"patients": patients, "train_categories": None, "images_per_patient": images}
+            make_phantom(data.phantom.model_copy(update=update), self.folder / "data")
             return DatasetFolder.open(self.folder / "data", unseen_categories=data.unseen_categories)
         assert data.path is not None
         return DatasetFolder.open(data.path, unseen_categories=data.unseen_categories)
 
     @cached_property
     def annotated(self) -> DatasetFolder:
-        # Of a cut phantom all patients: the label budget may be more than it has.
+        """Images with masks; a label budget counts for nothing here."""
         table = self.dataset.table
-        rows = (table["split"] == "train") & (table["mask_file_name"] != "")
-        part = annotated_part(self.dataset, self.config) if self.config.data.phantom is None else None
-        chosen = part or self.dataset.select(rows.to_numpy())
+        chosen = self.dataset.select(((table["split"] == "train") & (table["mask_file_name"] != "")).to_numpy())
         if len(chosen) == 0:
             raise StedmError(f"{self.dataset.root}: no annotated image to measure with")
         return chosen
@@ -73,19 +70,9 @@ class Setting:
 
     @cached_property
     def codec(self) -> Codec:
-        """The first stage; one that a run would train is here untrained."""
-        config = self.config.diffusion
-        if config.trains_codec and not trained_codec_folder(self.run).is_dir():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_for(0, "bench codec"))
-                codec = AutoencoderCodec(build_autoencoder(config.codec))  # type: ignore[arg-type]
-            codec.save_pretrained(trained_codec_folder(self.run))
-        return open_codec(config.codec, self.run, to_signed(channels_first(self.images(16)))).to(self.device).eval()
-
-    @property
-    def run(self) -> Path:
-        """A run folder of the configuration; holds nothing but the first stage where a run would train one."""
-        return self.folder / "run"
+        """The first stage."""
+        images = to_signed(channels_first(self.images(16)))
+        return open_codec(self.config.diffusion.codec, self.folder / "run", images).to(self.device).eval()
 
     @cached_property
     def model(self) -> StyleDiffusion:
@@ -107,15 +94,16 @@ class Setting:
 
     def images(self, n: int) -> np.ndarray:
         """uint8 RGB (n, px, px, 3): images of the dataset, over again where it has fewer."""
-        rows = np.arange(n) % min(len(self.unlabeled), 32)
-        read = {row: self.unlabeled.read_image(row, self.image_px) for row in map(int, np.unique(rows))}
-        return np.stack([read[int(row)] for row in rows])
+        return _over_again(lambda row: self.unlabeled.read_image(row, self.image_px), len(self.unlabeled), n)
 
     def layouts(self, n: int) -> np.ndarray:
         """uint8 (n, px, px): annotated layouts, over again where there are fewer."""
-        rows = np.arange(n) % min(len(self.annotated), 32)
-        read = {row: self.annotated.read_mask(row, self.image_px) for row in map(int, np.unique(rows))}
-        return np.stack([read[int(row)] for row in rows])
+        return _over_again(lambda row: self.annotated.read_mask(row, self.image_px), len(self.annotated), n)
+
+
+def _over_again(read: Callable[[int], np.ndarray], rows: int, n: int) -> np.ndarray:
+    first = [read(row) for row in range(min(rows, n, 32))]
+    return np.stack([first[i % len(first)] for i in range(n)])
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
@@ -124,11 +112,10 @@ def channels_first(images: np.ndarray) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def open_setting(config: Path | None, overrides: Sequence[str] | None = None) -> Iterator[Setting]:
-    """The setting of a configuration file, or of the small one of the package; its folder goes with the block."""
-    with tempfile.TemporaryDirectory(prefix="stedm-bench-") as folder, contextlib.ExitStack() as stack:
-        path = config or stack.enter_context(as_file(files("stedm.bench") / "small.yaml"))
-        yield Setting(load_config(path, list(overrides or [])), Path(folder))
+def open_setting(config: Path = SMALL, overrides: Sequence[str] = ()) -> Iterator[Setting]:
+    """The setting of a configuration file; its folder goes with the block."""
+    with tempfile.TemporaryDirectory(prefix="stedm-speed-") as folder:
+        yield Setting(load_config(config, list(overrides)), Path(folder))
 
 
 def few(dataset: DatasetFolder, patients: int = 4, images: int = 4) -> DatasetFolder:
@@ -137,15 +124,3 @@ def few(dataset: DatasetFolder, patients: int = 4, images: int = 4) -> DatasetFo
     chosen = table["patient_id"].isin(dataset.patients()[:patients])
     number = table.groupby("patient_id").cumcount()
     return dataset.select((chosen & (number < images)).to_numpy())
-
-
-def _few(phantom: PhantomConfig) -> PhantomConfig:
-    patients = {split: min(n, _MOST_PATIENTS[split]) for split, n in phantom.patients.items()}
-    categories = phantom.train_categories
-    return phantom.model_copy(
-        update={
-            "patients": patients,
-            "train_categories": categories[: patients.get("train", 0)] if categories else None,
-            "images_per_patient": min(phantom.images_per_patient, _MOST_IMAGES),
-        }
-    )

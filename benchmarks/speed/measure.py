@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import statistics
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from stedm.bench.machine import MatmulPeak, synchronize, timed
+from stedm.diffusion.pipeline import StyleDiffusion
+
+from .machine import MatmulPeak, synchronize, timed
 
 
 class Turns:
@@ -60,19 +62,16 @@ class Turns:
 
 
 class PhaseClock:
-    """Wall time of one thread divided into phases: at each moment exactly one runs, so that shares sum to 1."""
+    """Wall time divided into phases: at each moment exactly one runs, so that shares sum to 1."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.seconds: dict[str, float] = {}
         self._phase: str | None = None
         self._since = 0.0
-        self._thread = threading.get_ident()
 
     def enter(self, phase: str | None) -> str | None:
         """Begin a phase (None: nothing is counted), ending the one before, which is returned."""
-        if threading.get_ident() != self._thread:
-            return None  # work beside the loop costs it nothing
         synchronize(self.device)
         now, before = time.perf_counter(), self._phase
         if before is not None:
@@ -80,50 +79,46 @@ class PhaseClock:
         self._phase, self._since = phase, now
         return before
 
-    @contextlib.contextmanager
-    def within(self, phase: str) -> Iterator[None]:
-        """A phase inside another one, which goes on afterwards."""
-        if threading.get_ident() != self._thread:
-            yield
-            return
-        before = self.enter(phase)
-        try:
-            yield
-        finally:
-            self.enter(before)
-
     def take(self) -> dict[str, float]:
-        """The seconds so far; counting begins anew. Nothing may be running."""
+        """The seconds so far; counting begins anew."""
+        self.enter(self._phase)
         taken, self.seconds = self.seconds, {}
         return taken
 
 
+Span = tuple[nn.Module, nn.Module]
+"""From the call of a module to the return of a module, which may be the same one."""
+
+
 @contextlib.contextmanager
-def replaced(owner: Any, name: str, around: Callable[[Callable], Callable]) -> Iterator[None]:
-    """`owner.name` is `around(owner.name)` inside the block: how a loop is watched that knows nothing of the watch."""
-    own = name in vars(owner)
-    original = getattr(owner, name)
-    setattr(owner, name, around(original))
+def watching(clock: PhaseClock, spans: Mapping[str, Sequence[Span]]) -> Iterator[None]:
+    """In the block the time within the spans counts as their phase, by hooks on the modules."""
+    handles, before = [], []
+    for phase, pairs in spans.items():
+        for first, last in pairs:
+
+            def begin(*_: Any, phase: str = phase) -> None:
+                before.append(clock.enter(phase))
+
+            def end(*_: Any) -> None:
+                clock.enter(before.pop())
+
+            handles += [first.register_forward_pre_hook(begin), last.register_forward_hook(end)]
     try:
         yield
     finally:
-        if own:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)
+        for handle in handles:
+            handle.remove()
 
 
-def counted_as(clock: PhaseClock, phase: str) -> Callable[[Callable], Callable]:
-    """For `replaced`: calls count as `phase`."""
-
-    def around(original: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with clock.within(phase):
-                return original(*args, **kwargs)
-
-        return call
-
-    return around
+def spans_of(model: StyleDiffusion) -> dict[str, list[Span]]:
+    """The networks of a diffusion model: `denoiser`, `style` and the decoder of the codec."""
+    denoiser, decoder = model.denoiser, getattr(getattr(model.codec, "autoencoder", None), "decoder", None)
+    alone = {"style": [denoiser.style_encoder, denoiser.aggregate], "codec": [decoder]}
+    return {
+        "denoiser": [(denoiser.layout_embedding, denoiser.unet.conv_out)],
+        **{phase: [(module, module) for module in modules if module is not None] for phase, modules in alone.items()},
+    }
 
 
 def profiler(device: torch.device, **options: Any) -> torch.profiler.profile:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from stedm import __version__
 from stedm.training.precision import resolve_precision
+from stedm.version import __version__
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

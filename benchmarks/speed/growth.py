@@ -7,29 +7,28 @@ the largest three tells what happens beyond them. `at_most` is what the work its
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from stedm.bench.effort import Effort
-from stedm.bench.machine import timed
-from stedm.bench.measure import exponent, peak_bytes
-from stedm.bench.result import Result, Row
-from stedm.bench.setting import Setting
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import DiffusionSamples, make_denoiser
-from stedm.evaluation.counts import count, counts_table
-from stedm.evaluation.stats import summarise
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import build_segmenter
 from stedm.segmentation.predict import predict_masks
 from stedm.synthesis.plan import make_plan
 from stedm.training.precision import autocast
+
+from .effort import Effort
+from .machine import timed
+from .measure import exponent, peak_bytes
+from .setting import Setting
 
 _BATCH = 4
 _REPEATS = 3
@@ -41,10 +40,10 @@ Prepare = Callable[[int], Callable[[], object]]
 """Size to the call that is measured."""
 
 
-def run(setting: Setting, effort: Effort) -> Result:
+def run(setting: Setting, effort: Effort) -> dict[str, Any]:
     """Measure every curve; sizes of an axis in turns."""
-    points: list[Row] = []
-    summary: list[Row] = []
+    points: list[dict[str, Any]] = []
+    summary: list[dict[str, Any]] = []
     for axis, curves in _curves(setting).items():
         sizes = effort.growth_sizes[axis]
         for what, (prepare, at_most) in curves.items():
@@ -70,10 +69,11 @@ def run(setting: Setting, effort: Effort) -> Result:
                 }
             )
     notes = [
-        f"largest: fitted to the largest {_TAIL} sizes. at_most: the exponent that the work itself asks for; within: "
+        f"largest: fitted to the largest {_TAIL} sizes. at most: the exponent that the work itself asks for; within: "
         f"no fitted one is more than {TOLERANCE} above it. Memory: tensors, NumPy and Python; no library workspaces."
     ]
-    return Result("growth", {"curves": len(summary)}, {"exponents": summary, "points": points}, notes)
+    tables = {"exponents": summary, "points": points}
+    return {"figures": {"curves": len(summary)}, "tables": tables, "notes": notes}
 
 
 def _measure(
@@ -98,17 +98,12 @@ def _curves(setting: Setting) -> dict[str, dict[str, tuple[Prepare, float]]]:
             "style vectors of 4 patients": (lambda n: _style_vectors(setting, n), 1.0),
             "training step": (lambda n: _training_step(setting, px, style_images=n), 1.0),
         },
-        "planned images": {"make_plan": (lambda n: _plan(setting.annotated, setting.unlabeled, n, px), 1.0)},
+        "planned images": {"make_plan": (lambda n: _plan(setting, n), 1.0)},
         "patients": {
             "open the folder": (lambda n: _open(setting, n), 1.0),
             "begin a stream, 32 samples": (lambda n: _stream(setting, n), 1.0),
-            "make_plan of 100": (lambda n: _plan_of_cohort(setting, n), 1.0),
-            "statistics of two arms": (_statistics, 1.0),
         },
-        "classes": {
-            "training step": (lambda n: _training_step(setting, px, classes=n), 1.0),
-            "counts of 16 masks": (lambda n: _counts(n, px), 1.0),
-        },
+        "classes": {"training step": (lambda n: _training_step(setting, px, classes=n), 1.0)},
         "image size": {
             "training step": (lambda n: _training_step(setting, n), 2.0),
             "one sampling step": (lambda n: _sampling_step(setting, n), 2.0),
@@ -185,16 +180,12 @@ def _masks(setting: Setting, px: int) -> Callable[[], object]:
     return lambda: predict_masks(network, images)
 
 
-# ---- plans, cohorts, statistics -----------------------------------------------------------------------------------
+# ---- plans and cohorts --------------------------------------------------------------------------------------------
 
 
-def _plan(annotated: DatasetFolder, unlabeled: DatasetFolder, n: int, px: int) -> Callable[[], pd.DataFrame]:
-    return lambda: make_plan(SynthesisConfig(n_images=n), annotated, unlabeled, image_px=px)
-
-
-def _plan_of_cohort(setting: Setting, patients: int) -> Callable[[], pd.DataFrame]:
-    dataset = DatasetFolder.open(_cohort(setting.folder, patients))
-    return _plan(dataset.split("train"), dataset.split("unlabeled"), 100, _COHORT_PX)
+def _plan(setting: Setting, n: int) -> Callable[[], pd.DataFrame]:
+    config = SynthesisConfig(n_images=n)
+    return lambda: make_plan(config, setting.annotated, setting.unlabeled, image_px=setting.image_px)
 
 
 def _open(setting: Setting, patients: int) -> Callable[[], object]:
@@ -223,7 +214,7 @@ def _cohort(folder: Path, patients: int) -> Path:
     """A dataset folder of so many patients, half of them annotated, whose images are all the same two files."""
     root = folder / f"cohort-{patients}"
     if not (root / "metadata.csv").is_file():
-        generator = numpy_generator(0, "bench cohort")
+        generator = numpy_generator(0, "speed cohort")
         shape = (_COHORT_PX, _COHORT_PX)
         image, mask = generator.integers(0, 256, (*shape, 3), np.uint8), generator.integers(0, 2, shape, np.uint8)
         rows = []
@@ -245,22 +236,3 @@ def _cohort(folder: Path, patients: int) -> Path:
                 )
         write_metadata(root, DatasetInfo("cohort", ["background", "object"]), pd.DataFrame(rows))
     return root
-
-
-def _statistics(patients: int) -> Callable[[], object]:
-    generator = numpy_generator(0, "bench statistics", patients)
-    names = [f"p{number:04d}" for number in range(patients)]
-    tables = [
-        counts_table(
-            arm, 0, names, ["a"] * patients, generator.integers(1, 500, (patients, 2, 4)), ["background", "object"]
-        )
-        for arm in ("real", "real+synthetic")
-    ]
-    counts = pd.concat(tables, ignore_index=True)
-    return lambda: summarise(counts)
-
-
-def _counts(classes: int, px: int) -> Callable[[], object]:
-    generator = numpy_generator(0, "bench counts", classes)
-    found, truth = generator.integers(0, classes, (2, 16, px, px))
-    return lambda: [count(one, other, classes) for one, other in zip(found, truth, strict=True)]

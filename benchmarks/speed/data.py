@@ -1,72 +1,57 @@
 """The data stream: reading, style sampling, recolouring, putting batches together."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch.utils.data import default_collate
 
-from stedm.bench.effort import Effort
-from stedm.bench.measure import Turns
-from stedm.bench.result import Result, Row
-from stedm.bench.setting import Setting, few
 from stedm.config import StyleConfig
 from stedm.data.cache import ImageCache
 from stedm.diffusion.train import DiffusionSamples
 from stedm.errors import StedmError
-from stedm.seeds import torch_generator
-from stedm.style.recolour import recolour_together
+from stedm.style.recolour import recoloured
+
+from .effort import Effort
+from .measure import Turns
+from .setting import Setting, few
 
 SAMPLINGS = get_args(StyleConfig.model_fields["sampling"].annotation)
+_SAMPLES = "samples, images in memory"
 
 
-def run(setting: Setting, effort: Effort) -> Result:
+def run(setting: Setting, effort: Effort) -> dict[str, Any]:
     """Time the parts of the stream of training samples, all in turns."""
     config, batch = setting.config.diffusion, setting.config.diffusion.batch
     samples = _samples(setting, config.style.sampling)
     items = [samples[i] for i in range(batch)]
     together = default_collate(items)
-    recolour = config.recolour.model_copy(update={"probability": 1.0})
-
-    def recoloured() -> None:
-        recolour_together(together["image"], together["style"], recolour, torch_generator(0, "bench recolour"))
-
-    some = few(setting.annotated)
+    some, factors = few(setting.annotated), torch.full((batch, 3), 1.1)
     parts = {
         "read from files": lambda: _read(ImageCache(some, setting.image_px), batch),
-        "samples, images in memory": lambda: [samples[i] for i in range(batch)],
+        _SAMPLES: lambda: [samples[i] for i in range(batch)],
         "collate": lambda: default_collate(items),
-        "recolour, all samples": recoloured,
+        "recolour, all samples": lambda: recoloured(together["image"], together["style"], factors),
     }
-    kinds = {name: stream for name in SAMPLINGS if (stream := _stream(setting, name)) is not None}
-    styles = {
-        f"style sampling {name}": (lambda s=stream: [s[i] for i in range(batch)]) for name, stream in kinds.items()
-    }
-    turns = Turns({**parts, **styles}, effort.repeats, torch.device("cpu"))
-    stream_s = turns.median("samples, images in memory") + turns.median("collate")
-    rows: list[Row] = [
-        {"part": name, "ms_per_batch": 1e3 * turns.median(name), "ratio_to_samples": turns.ratio(name, _SAMPLES)}
-        for name in parts
-    ]
-    kind_rows: list[Row] = [
+    streams = {f"style sampling {name}": stream for name in SAMPLINGS if (stream := _stream(setting, name))}
+    kinds = {name: lambda stream=stream: [stream[i] for i in range(batch)] for name, stream in streams.items()}
+    turns = Turns({**parts, **kinds}, effort.repeats, torch.device("cpu"))
+    rows = [
         {
-            "sampling": name,
-            "ms_per_sample": 1e3 * turns.median(f"style sampling {name}") / batch,
-            "ratio_to_samples": turns.ratio(f"style sampling {name}", _SAMPLES),
+            "part": name,
+            "ms_per_sample": 1e3 * turns.median(name) / batch,
+            "ratio_to_samples": turns.ratio(name, _SAMPLES),
         }
-        for name in kinds
+        for name in (*parts, *kinds)
     ]
     figures = {
         "batch": batch,
         "style_images": config.style.n_images,
         "image_px": setting.image_px,
-        "samples_per_s": batch / stream_s,
+        "samples_per_s": batch / (turns.median(_SAMPLES) + turns.median("collate")),
         "style_sampling": config.style.sampling,
     }
-    notes = [f"ratio_to_samples: against `{_SAMPLES}`, the stream as configured. read from files: images and masks."]
-    return Result("data", figures, {"parts": rows, "style sampling": kind_rows}, notes)
-
-
-_SAMPLES = "samples, images in memory"
+    notes = [f"ratio to samples: against `{_SAMPLES}`, the stream as configured. read from files: images and masks."]
+    return {"figures": figures, "tables": {"parts": rows}, "notes": notes}
 
 
 def _samples(setting: Setting, sampling: str) -> DiffusionSamples:

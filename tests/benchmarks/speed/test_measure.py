@@ -1,13 +1,11 @@
 """The ways to measure, on things whose cost is known."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 
-from stedm.bench.machine import MatmulPeak
-from stedm.bench.measure import PhaseClock, Turns, counted_as, exponent, peak_bytes, replaced
+from speed.machine import MatmulPeak
+from speed.measure import PhaseClock, Turns, exponent, peak_bytes, watching
 
 CPU = torch.device("cpu")
 
@@ -18,7 +16,7 @@ class _Time:
     def __init__(self, monkeypatch):
         self.now = 0.0
         for module in ("measure", "machine"):
-            monkeypatch.setattr(f"stedm.bench.{module}.time.perf_counter", lambda: self.now)
+            monkeypatch.setattr(f"speed.{module}.time.perf_counter", lambda: self.now)
 
     def passes(self, seconds: float) -> None:
         self.now += seconds
@@ -28,31 +26,14 @@ def test_phases_are_exclusive_and_complete(monkeypatch):
     time, clock = _Time(monkeypatch), PhaseClock(CPU)
     clock.enter("a")
     time.passes(1.0)
-    with clock.within("b"):
-        time.passes(2.0)
-        with clock.within("c"):
-            time.passes(4.0)
-        time.passes(8.0)
-    time.passes(16.0)
+    before = clock.enter("b")
+    time.passes(2.0)
+    clock.enter(before)
+    time.passes(4.0)
     clock.enter(None)
-    time.passes(32.0)
-    assert clock.take() == {"a": 17.0, "b": 10.0, "c": 4.0}
+    time.passes(8.0)
+    assert clock.take() == {"a": 5.0, "b": 2.0}
     assert clock.take() == {}
-
-
-def test_work_of_other_threads_is_not_counted(monkeypatch):
-    time, clock = _Time(monkeypatch), PhaseClock(CPU)
-
-    def beside() -> None:
-        with clock.within("beside"):
-            time.passes(3.0)
-
-    clock.enter("loop")
-    thread = threading.Thread(target=beside)
-    thread.start()
-    thread.join()
-    clock.enter(None)
-    assert clock.take() == {"loop": 3.0}
 
 
 def test_turns_compare_within_a_round(monkeypatch):
@@ -74,24 +55,29 @@ def test_turns_compare_within_a_round(monkeypatch):
     assert turns.share_of_peak("a", 100.0) is None
 
 
-def test_what_is_replaced_comes_back():
-    class Thing:
-        def speak(self) -> str:
-            return "thing"
+def test_modules_are_watched_and_then_left_alone(monkeypatch):
+    time, clock = _Time(monkeypatch), PhaseClock(CPU)
 
-        def fail(self) -> None:
-            raise RuntimeError
+    class Part(torch.nn.Module):
+        def __init__(self, seconds: float, inner: torch.nn.Module | None = None):
+            super().__init__()
+            self.seconds, self.inner = seconds, inner
 
-    one, clock = Thing(), PhaseClock(CPU)
-    with replaced(Thing, "speak", lambda original: lambda self: original(self) + "!"):
-        assert one.speak() == "thing!"
-    with replaced(one, "speak", counted_as(clock, "speak")):
-        assert one.speak() == "thing"
-    with pytest.raises(RuntimeError), replaced(one, "fail", counted_as(clock, "fail")):
-        one.fail()
-    assert one.speak() == "thing"
-    assert vars(one) == {}
-    assert set(clock.take()) == {"speak", "fail"}
+        def forward(self, x: int) -> int:
+            time.passes(self.seconds)
+            return self.inner(x) if self.inner else x + 1
+
+    first, inner, last = Part(1.0), Part(8.0), Part(4.0)
+    with watching(clock, {"network": [(first, last)], "inside": [(inner, inner)]}):
+        clock.enter("outside")
+        assert first(0) == 1
+        time.passes(2.0)
+        assert inner(0) == 1
+        assert last(0) == 1
+        time.passes(16.0)
+    assert clock.take() == {"network": 7.0, "inside": 8.0, "outside": 16.0}
+    first(0)
+    assert clock.take() == {"outside": 1.0}
 
 
 def test_memory_is_that_at_the_highest_moment():
@@ -117,7 +103,7 @@ def test_exponents_of_known_growth():
 def test_the_peak_is_flops_by_seconds(monkeypatch):
     time = _Time(monkeypatch)
     seconds = iter([9.0, 9.0, 9.0, 4.0, 2.0, 8.0])
-    monkeypatch.setattr("stedm.bench.machine.torch.mm", lambda a, b: time.passes(next(seconds)))
+    monkeypatch.setattr("speed.machine.torch.mm", lambda a, b: time.passes(next(seconds)))
     peak = MatmulPeak(CPU, "fp32", n=10)
     assert peak.samples == []
     assert peak.sample() == 2 * 10**3 / 2.0

@@ -1,4 +1,4 @@
-"""How much is measured: the sizes of `stedm bench`, all in one place."""
+"""How much is measured, all in one place."""
 
 from dataclasses import dataclass, field
 

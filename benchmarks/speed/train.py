@@ -1,0 +1,177 @@
+"""A training step of the diffusion model: where its time goes, and what it reaches of the machine's matrix products.
+
+The loop is that of `stedm.diffusion.train.train_diffusion` with a clock between its lines, `Engine.step` in its two
+halves. A handful of images is used, so that after the steps that warm up all of them are decoded, as after the first
+pass over the data of a real run; no step writes a checkpoint.
+"""
+
+import contextlib
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stedm.config import DiffusionConfig
+from stedm.data.symmetry import to_signed
+from stedm.diffusion.objective import Objective
+from stedm.diffusion.train import DiffusionSamples, DrawnSamples, make_denoiser, open_cache
+from stedm.style.recolour import recoloured
+from stedm.training.trainer import Engine
+
+from .effort import Effort
+from .machine import MatmulPeak
+from .measure import PhaseClock, profiler
+from .setting import Setting, few
+
+PHASES = {
+    "data": "data stream (waiting for the next batch)",
+    "prepare": "recolour, codec, noise",
+    "forward": "forward and loss",
+    "backward": "backward",
+    "optimiser": "clipping, optimiser, EMA, log",
+}
+_OPERATORS = 12
+# What the counter sees as one operator runs under the name of a library.
+_COUNTED_AS = {"mkldnn_convolution": "convolution", "cudnn_convolution": "convolution"}
+
+
+class _Flops:
+    """FLOPs of forward and backward passes, in all and by operator."""
+
+    def __init__(self) -> None:
+        self.totals: list[int] = []
+        self.by_operator: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.totals.append(counter.get_total_flops())
+        for operator, flops in counter.get_flop_counts()["Global"].items():
+            self.by_operator[str(operator).removeprefix("aten.")] += flops
+
+    @property
+    def per_step(self) -> float:
+        return statistics.mean(self.totals)
+
+    def of(self, operator: str) -> float:
+        """Those of an operator of the profiler, a step."""
+        name = operator.removeprefix("aten::")
+        return self.by_operator[_COUNTED_AS.get(name, name)] / len(self.totals)
+
+
+def run(setting: Setting, effort: Effort) -> dict[str, Any]:
+    """Train `effort.steps` steps and divide their time."""
+    first, n = effort.warm_up_steps, effort.steps
+    steps = first + n + effort.profiled_steps
+    update = {"steps": steps + 1, "checkpoint_every_steps": steps + 1, "accumulate": 1}
+    config = setting.config.diffusion.model_copy(update=update)
+    clock, flops, profiled = PhaseClock(setting.device), _Flops(), profiler(setting.device)
+    peak = MatmulPeak(setting.device, setting.precision, effort.matmul_n)
+    measured: list[dict[str, float]] = []
+    # The very first step may compile and allocate; styles drop out at random, so several steps are counted.
+    for done in _training(setting, config, clock, flops, counted=range(1, first)):
+        seconds = clock.take()
+        if first < done <= first + n:
+            measured.append({phase: seconds[phase] for phase in PHASES})
+            peak.sample(1)
+        if done == first + n:
+            profiled.start()
+        if done == steps:
+            profiled.stop()
+            break
+    operators = _operators(profiled, effort.profiled_steps, flops, peak)
+    return _result(config.batch, measured, peak, flops, operators)
+
+
+def _training(
+    setting: Setting, config: DiffusionConfig, clock: PhaseClock, flops: _Flops, counted: range
+) -> Iterator[int]:
+    """Train; yield the number of steps done after each, while no phase runs."""
+    px, codec = setting.image_px, setting.codec
+    samples = DiffusionSamples(config, few(setting.annotated), few(setting.unlabeled), px, seed=0)
+    denoiser = make_denoiser(config, codec, len(setting.dataset.info.classes), 0, px)
+    objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
+    if config.activation_checkpointing:
+        denoiser.checkpoint_activations()
+    engine = Engine(denoiser, setting.folder / "run", config, ema_decay=config.ema_decay, seed=0)
+    cache = open_cache(config, engine, codec, samples, px)
+    clock.enter("data")
+    for batch in engine.batches(DrawnSamples(samples, objective, codec, px)):
+        clock.enter("prepare")
+        if config.recolour.probability > 0:
+            image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
+        else:
+            image, style = to_signed(batch["image"]), to_signed(batch["style"])
+        moments = cache(image, batch["row"], batch["turn"]) if cache else codec.moments(image)
+        latent = codec.sample(moments, batch["codec_noise"])
+        noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
+        with flops.counting() if engine.step_done in counted else contextlib.nullcontext():
+            clock.enter("forward")
+            with engine.autocast():
+                predicted = engine.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
+            loss = objective(predicted.float(), target, timestep)
+            clock.enter("backward")
+            engine.backward(loss)
+        clock.enter("optimiser")
+        engine.update()
+        clock.enter(None)
+        yield engine.step_done
+        clock.enter("data")
+
+
+def _result(
+    batch: int, steps: list[dict[str, float]], peak: MatmulPeak, flops: _Flops, operators: list[dict[str, Any]]
+) -> dict[str, Any]:
+    totals = [sum(step.values()) for step in steps]
+    low, high = (sorted(totals)[round(q * (len(totals) - 1))] for q in (0.25, 0.75))
+    # The middle half of the steps: on a shared machine some are interrupted.
+    usual = [step for step, total in zip(steps, totals, strict=True) if low <= total <= high]
+    seconds = {phase: statistics.mean(step[phase] for step in usual) for phase in PHASES}
+    total = sum(seconds.values())
+    network = [step["forward"] + step["backward"] for step in steps]
+    figures = {
+        "batch": batch,
+        "steps_measured": len(steps),
+        "step_ms": 1e3 * statistics.median(totals),
+        "images_per_s": batch / statistics.median(totals),
+        "share_forward_and_backward": (seconds["forward"] + seconds["backward"]) / total,
+        "gflop_forward_and_backward": flops.per_step / 1e9,
+        "gflop_per_s_forward_and_backward": flops.per_step / statistics.median(network) / 1e9,
+        "gflop_per_s_matmul_peak": peak.flop_per_s / 1e9,
+        "share_of_matmul_peak": statistics.median(
+            flops.per_step / one / rate for one, rate in zip(network, peak.samples, strict=True)
+        ),
+    }
+    phases = [
+        {"phase": phase, "what": what, "ms": 1e3 * seconds[phase], "share": seconds[phase] / total}
+        for phase, what in PHASES.items()
+    ]
+    notes = [
+        "Shares are of the middle half of the steps by their time. The matmul peak is sampled after each step. "
+        "Operators: self time over all of a step, from torch.profiler in steps of their own; the FLOPs of their share "
+        "of the peak are counted in other steps."
+    ]
+    return {"figures": figures, "tables": {"phases": phases, "operators": operators}, "notes": notes}
+
+
+def _operators(profiled: torch.profiler.profile, steps: int, flops: _Flops, peak: MatmulPeak) -> list[dict[str, Any]]:
+    """The operators that take most of the time; their share of the peak is None where they have no FLOPs that count."""
+    events = profiled.key_averages()
+    kind = "self_device_time_total" if any(event.self_device_time_total for event in events) else "self_cpu_time_total"
+    seconds = {event.key: getattr(event, kind) / 1e6 / steps for event in events}
+    return [
+        {
+            "operator": event.key,
+            "share": seconds[event.key] / sum(seconds.values()),
+            "ms_per_step": 1e3 * seconds[event.key],
+            "calls_per_step": event.count / steps,
+            "share_of_matmul_peak": counted / seconds[event.key] / peak.flop_per_s
+            if (counted := flops.of(event.key))
+            else None,
+        }
+        for event in sorted(events, key=lambda event: seconds[event.key], reverse=True)[:_OPERATORS]
+    ]
