@@ -105,13 +105,7 @@ def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _type(annotation: Any) -> str:
     text = str(annotation) if get_origin(annotation) else getattr(annotation, "__name__", str(annotation))
-    for old, new in (
-        ("typing.", ""),
-        ("pathlib._local.", ""),
-        ("pathlib.", ""),
-        ("NoneType", "null"),
-        ("None", "null"),
-    ):
+    for old, new in (("typing.", ""), ("pathlib.", ""), ("NoneType", "null"), ("None", "null")):
         text = text.replace(old, new)
     while "Annotated[" in text:
         start = text.index("Annotated[")

@@ -133,7 +133,8 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
     config.write_text(
         f"name: x\ndata: {{path: {root}, image_px: 16}}\n"
         "diffusion: {steps: 2, batch: 2, denoiser: {channels: [16, 16], norm_groups: 8}, "
-        "style: {dim: 8}}\nrounds: {voters: 1, fine_tune: {steps: 2}}\nsynthesis: {n_images: 4, sampling: {steps: 2}, batch: 3}\n"
+        "style: {dim: 8}}\nrounds: {voters: 1, fine_tune: {steps: 2}}\n"
+        "synthesis: {n_images: 4, sampling: {steps: 2}, batch: 3}\n"
         "segmentation: {encoder: tu-test_resnet, encoder_depth: 3, decoder_channels: [16, 8, 8], steps: 2, "
         "batch: 2, arms: [real], seeds: [0]}\n"
     )

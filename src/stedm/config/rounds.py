@@ -42,8 +42,8 @@ class PredictedConfig(Part):
 
 
 class RoundsConfig(Part):
-    """Rounds of labelling, diffusion training and synthesis. A later round changes what `fine_tune` and `predicted` say;
-    without both there is one."""
+    """Rounds of labelling, diffusion training and synthesis. A later round changes what `fine_tune` and `predicted`
+    say; without both there is one."""
 
     number: Positive = 2
     voters: Positive = 3
@@ -56,8 +56,8 @@ class RoundsConfig(Part):
     """Predicted layouts in later rounds; null = none."""
     agreement: Fraction = 0.8
     """The least agreement, for each patient, of what the segmenters of a later round see with what the first ones are
-    sure of (mean IoU over the foreground). Where it is lower the two contradict each other, and the patient gets neither
-    predicted layouts nor labels; 0 = every patient does."""
+    sure of (mean IoU over the foreground). Where it is lower the two contradict each other, and the patient gets
+    neither predicted layouts nor labels; 0 = every patient does."""
 
     @property
     def last(self) -> int:

@@ -87,7 +87,7 @@ def load_phantom_config(path: str | Path | None, overrides: list[str] | None = N
 
 
 def parse_config(values: dict[str, Any], source: str, base: Path | None = None) -> RunConfig:
-    """Validate plain values, which lie over those of their preset; `base` is the folder that relative paths refer to."""
+    """Validate plain values, which lie over those of their preset; relative paths refer to the folder `base`."""
     config = checked(RunConfig, _over_preset(values), source)
     return config if base is None else _resolve_paths(config, base)
 

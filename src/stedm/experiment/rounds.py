@@ -246,7 +246,7 @@ class Voters:
     def label(
         self, folder: Path, stage: str, confidence: float = 0.0, unknown: Callable[[], list[str]] = list
     ) -> DatasetFolder:
-        """Their labels of the unannotated images in `folder`, where they are sure; of the patients in `unknown` none."""
+        """Their labels of the unannotated images, where they are sure; of the patients in `unknown` none."""
         with _alone(folder):
             if not (folder / "metadata.csv").is_file():
                 models, hidden = self.models(), unknown()

@@ -149,7 +149,7 @@ def _layout_columns(recipe: LayoutRecipe, source: pd.Series) -> dict[str, Any]:
 
 
 def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int) -> list[list[str]]:
-    """Unannotated patients in order of their turns; with `spread: categories` one queue a category, which take turns."""
+    """Unannotated patients in order of their turns; with `spread: categories` a queue a category, which take turns."""
     order = numpy_generator(seed, "patients").permutation(sorted(set(table["patient_id"]))).tolist()
     if config.spread == "patients":
         return [order]
