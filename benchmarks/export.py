@@ -33,7 +33,7 @@ from stedm.evaluation.figures import (
 )
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.panels import patient_examples
-from stedm.experiment import Experiment
+from stedm.experiment.experiment import Experiment
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
 
