@@ -28,7 +28,7 @@ NETWORK = ("denoiser", "style", "decode")
 
 def run(setting: Setting, effort: Effort) -> Result:
     """Plan and draw `effort.images` images with `stedm.synthesis.generate.synthesize` under a clock."""
-    config = setting.config.synthesis.model_copy(update={"n_images": effort.images, "style_choice": "random"})
+    config = setting.config.synthesis.model_copy(update={"n_images": effort.images})
     if (largest := setting.model.largest_style_set) is not None:
         config = config.model_copy(update={"style_images": min(config.style_images, largest)})
     started = time.perf_counter()

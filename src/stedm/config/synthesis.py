@@ -83,9 +83,6 @@ class SynthesisConfig(Part):
     spread: Literal["patients", "categories"] = "patients"
     """Over what the images are spread evenly: unannotated patients, or their categories and in each its patients (for
     categories of very different size)."""
-    style_choice: Literal["random", "k-centre"] = "random"
-    """`k-centre`: patients, and the style images of each, are taken so that they cover the cohort's style vectors
-    (greedy farthest-point choice in the style bank of the run's model)."""
     layouts: Layouts = "resample"
     """Where layouts come from (stedm.layout.prior): `resample` = annotated ones as they are; `warp` = deformed ones;
     `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and

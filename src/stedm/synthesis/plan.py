@@ -20,7 +20,6 @@ from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe, Texture
 from stedm.seeds import numpy_generator, seed_for
 from stedm.style.sampling import rows_by_patient
-from stedm.synthesis.style_bank import StyleBank, farthest_first
 
 LIST_SEPARATOR = ";"
 COLUMNS = [
@@ -61,7 +60,6 @@ def make_plan(
     unlabeled: DatasetFolder,
     *,
     seed: int = 0,
-    bank: StyleBank | None = None,
     image_px: int | None = None,
     predicted: DatasetFolder | None = None,
 ) -> pd.DataFrame:
@@ -71,7 +69,6 @@ def make_plan(
     the dataset folder and the batch size that synthesis uses.
 
     Args:
-        bank: styles of the unannotated patients, for `style_choice` k-centre.
         image_px: side at which layouts are measured, that of the model; needed unless all layouts are resampled
             and `config.category_fractions` is empty.
         predicted: layouts of the unannotated images (stedm.segmentation.pseudo_labels), for layouts of kind
@@ -79,8 +76,8 @@ def make_plan(
             table's `attrs` name its folder.
 
     Raises:
-        StedmError: a patient of val or test is among the sources, one of them is empty, the bank or the predicted
-            layouts are missing, or no layout is within `config.category_fractions`.
+        StedmError: a patient of val or test is among the sources, one of them is empty, the predicted layouts
+            are missing, or no layout is within `config.category_fractions`.
     """
     if len(annotated) == 0 or len(unlabeled) == 0:
         raise StedmError(f"{annotated.root}: a plan needs annotated images (layouts) and unannotated ones (styles)")
@@ -88,7 +85,7 @@ def make_plan(
     _refuse_held_out(unlabeled, "styles", {"unlabeled", "train"})
     seed = seed_for(seed + config.seed, "plan")
     patients = rows_by_patient(unlabeled.table)
-    queues = _queues(unlabeled.table, config, seed, bank)
+    queues = _queues(unlabeled.table, config, seed)
     _refuse_unknown_categories(config, annotated, unlabeled)
     prior = LayoutPrior.fit(annotated, image_px, config.category_fractions)
     if PREDICTED in config.layout_weights and predicted is None:
@@ -100,7 +97,7 @@ def make_plan(
         generator = numpy_generator(seed, "row", i)
         turn, queue = i // len(queues), queues[i % len(queues)]
         patient = queue[turn % len(queue)]
-        category, shown = _style(unlabeled.table, patients[patient], config, generator, bank)
+        category, shown = _style(unlabeled.table, patients[patient], config, generator)
         weights = config.layout_weights if patient in seen else config.weights_without_predicted
         kinds = sorted(weights)
         kind = numpy_generator(seed, "layout kind", i).choice(kinds, p=[weights[kind] for kind in kinds]).item()
@@ -162,16 +159,10 @@ def _sampling_columns(config: SynthesisConfig) -> dict[str, Any]:
     }
 
 
-def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int, bank: StyleBank | None) -> list[list[str]]:
-    """Unannotated patients in order of their turns; with `spread: categories` one queue a category, which take turns.
-
-    The order is random, or with `style_choice: k-centre` such that the first patients cover the cohort's styles.
-    """
+def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int) -> list[list[str]]:
+    """Unannotated patients in the random order of their turns; with `spread: categories` one queue a category, which
+    take turns."""
     order = numpy_generator(seed, "patients").permutation(sorted(set(table["patient_id"]))).tolist()
-    if config.style_choice == "k-centre":
-        if bank is None:
-            raise StedmError("plan: style_choice k-centre needs a trained model; use `stedm run`, or random")
-        order = [order[i] for i in farthest_first(np.stack([bank.patient_vector(p) for p in order]), len(order), 0)]
     if config.spread == "patients":
         return [order]
     category_of = table.groupby("patient_id")["category"].agg(lambda values: values.mode().iloc[0])
@@ -184,17 +175,11 @@ def _style(
     patient_rows: np.ndarray,
     config: SynthesisConfig,
     generator: np.random.Generator,
-    bank: StyleBank | None,
 ) -> tuple[str, np.ndarray]:
-    """Draw a category that the patient has, and of its images one more than are shown as style: in random order or,
-    with k-centre, such that the first ones cover the patient's styles."""
+    """Draw a category that the patient has, and of its images one more than are shown as style, in random order."""
     categories = table["category"].iloc[patient_rows].to_numpy()
     category = str(generator.choice(categories))
     rows = generator.permutation(patient_rows[categories == category])
-    if config.style_choice == "k-centre" and bank is not None:
-        # From a random image on, so that the rows of a patient differ.
-        vectors = bank.image_vectors(table["image_file_name"].iloc[rows].tolist())
-        rows = rows[farthest_first(vectors, config.style_images + 1, 0)]
     return category, rows[: config.style_images + 1]
 
 
