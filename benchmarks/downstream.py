@@ -41,6 +41,7 @@ from stedm.config import (
 )
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
+from stedm.experiment import labelling
 from stedm.experiment.experiment import Experiment
 from stedm.io.files import fingerprint
 from stedm.layout.recipe import PREDICTED
@@ -208,7 +209,7 @@ class Comparison:
                 experiment.synthesize()
         teachers = sorted((model / "teachers").glob("seed-*/model"))
         if self_training:
-            last = f"round-{config.segmentation.self_training.rounds}"
+            last = f"round-{labelling.SELF_TRAINING_ROUNDS}"
             teachers = sorted((self_training / "self-training" / last).glob("predictors/*/model"))
         return self._without(control, drawn, folder, teachers, reporter) if control else folder
 

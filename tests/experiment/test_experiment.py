@@ -21,8 +21,8 @@ from stedm.evaluation import scoring
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.scoring import evaluate_segmenter
 from stedm.evaluation.stats import summarise
-from stedm.experiment import experiment
-from stedm.experiment.experiment import Experiment, plan_images
+from stedm.experiment import experiment, labelling
+from stedm.experiment.experiment import Experiment
 from stedm.experiment.folder import claim
 from stedm.io.images import write_png
 from stedm.progress import Reporter
@@ -163,19 +163,6 @@ def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset,
     assert "the arm upper is left out" in capsys.readouterr().err
     with pytest.raises(StedmError, match="no masks for the arm upper"):
         Experiment(tiny_config({"path": root}, arms=["upper"]), tmp_path / "alone").check()
-
-
-def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_dataset, tmp_path, tiny_config):
-    values = tiny_config({"path": tiny_dataset()}).model_dump()
-    values["synthesis"] |= {"style_choice": "k-centre", "style_images": 2}
-    config = parse_config(values, "test")
-    experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
-    experiment.check()
-    plan = experiment.plan()
-    assert (tmp_path / "run" / "style_bank.parquet").is_file()
-    assert plan["style_image_file_names"].str.count(";").eq(1).all()
-    with pytest.raises(StedmError, match="needs a trained model"):
-        plan_images(config, 2)
 
 
 def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path, tiny_config):
@@ -571,11 +558,15 @@ def test_rounds_that_would_all_be_the_same_are_refused(tiny_dataset, tiny_run):
             parse_config(wrong, "test")
 
 
-def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):
+def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(
+    tiny_dataset, tmp_path, tiny_run, monkeypatch
+):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     values["diffusion"]["pseudo_labels"] = {"arm": "self-training", "confidence": 0.6}
     values["synthesis"] |= {"layouts": "predicted", "first_layouts": "predicted", "rounds": 2}
-    values["segmentation"] |= {"self_training": {"rounds": 1, "teachers": 2}, "steps": 4}
+    values["segmentation"] |= {"steps": 4}
+    monkeypatch.setattr(labelling, "SELF_TRAINING_ROUNDS", 1)
+    monkeypatch.setattr(labelling, "SELF_TRAINING_TEACHERS", 2)
     run = tmp_path / "run"
     made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
     made.run()
@@ -598,13 +589,14 @@ def test_teachers_label_images_for_self_training(tiny_dataset, tmp_path, tiny_ru
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
     values = tiny_run({"path": root}, arms=["self-training", ours := "real+stain+synthetic+self-training"], seeds=[0])
-    values["segmentation"] |= {"self_training": {"teachers": 2}, "steps": 8}
+    values["segmentation"] |= {"steps": 8}
+    monkeypatch.setattr(labelling, "SELF_TRAINING_TEACHERS", 2)
     run = tmp_path / "run"
     trained = set()
 
-    def note(config, arm, real, synthetic, *rest, labelled=None, **more):
-        trained.add((arm, synthetic is not None, labelled is not None))
-        return train_segmenter(config, arm, real, synthetic, *rest, labelled=labelled, **more)
+    def note(*given, arm, synthetic, pseudo_labeled, **more):
+        trained.add((arm, synthetic is not None, pseudo_labeled is not None))
+        return train_segmenter(*given, arm=arm, synthetic=synthetic, pseudo_labeled=pseudo_labeled, **more)
 
     monkeypatch.setattr(experiment, "train_segmenter", note)
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()

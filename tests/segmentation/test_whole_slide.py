@@ -36,7 +36,7 @@ from stedm.slides.write_label_map import LabelMapWriter
 CLASSES = ["stroma", "tumour"]
 COLOURS = np.array([(230, 120, 170), (120, 60, 160)], np.uint8)
 SIZE = (900, 700)
-INFO = SegmenterInfo("unet", "none", 3, [8], CLASSES, image_px=64, mpp=1.0)
+INFO = SegmenterInfo(architecture="unet", classes=CLASSES, image_px=64, mpp=1.0)
 TINY = SegmentationConfig(encoder="tu-test_resnet", encoder_depth=3, decoder_channels=[8, 8, 8])
 QUIET = Reporter(quiet=True)
 
@@ -215,7 +215,9 @@ def test_label_maps_are_pyramids_with_their_resolution(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    return save_segmenter(tmp_path / "model", build_segmenter(TINY, 2), TINY, DatasetInfo("x", CLASSES), 64, mpp=1.0)
+    return save_segmenter(
+        tmp_path / "model", build_segmenter(TINY, 2), TINY, DatasetInfo("x", CLASSES), image_px=64, mpp=1.0
+    )
 
 
 def test_a_model_knows_its_resolution_and_old_ones_still_load(model):
@@ -416,7 +418,7 @@ def test_bad_input_is_one_line(tmp_path, model, path):
             call()
         assert "\n" not in str(error.value)
     network = build_segmenter(TINY, 2)
-    save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", CLASSES), 64)
+    save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", CLASSES), image_px=64)
     with pytest.raises(StedmError, match="--mpp"):
         segment_slides(model, slides, tmp_path / "out", reporter=QUIET)
     assert not (tmp_path / "out").exists()

@@ -59,7 +59,8 @@ def _predict(network: torch.nn.Module, images: np.ndarray, batch: int) -> Callab
 def _from_files(setting: Setting, network: torch.nn.Module, images: np.ndarray) -> tuple[float, float]:
     """Seconds of `segment_folder`, and the part of it that is not the network's."""
     folder = setting.folder / "bench-segmentation"
-    save_segmenter(folder / "model", network, setting.config.segmentation, setting.dataset.info, setting.image_px)
+    config, info = setting.config.segmentation, setting.dataset.info
+    save_segmenter(folder / "model", network, config, info, image_px=setting.image_px, mirror=config.mirror)
     for number, image in enumerate(images):
         write_png(folder / "images" / f"{number:03d}.png", image)
     clock = PhaseClock(torch.device("cpu"))

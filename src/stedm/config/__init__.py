@@ -19,8 +19,6 @@ from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_
 from stedm.config.segmentation import (
     Arm,
     SegmentationConfig,
-    SelfTrainingConfig,
-    SslConfig,
     StainAugmentConfig,
     first_teacher,
     uses_self_training,
@@ -55,9 +53,7 @@ __all__ = [
     "Sampler",
     "Sampling",
     "SegmentationConfig",
-    "SelfTrainingConfig",
     "SlideSegmentationConfig",
-    "SslConfig",
     "StainAugmentConfig",
     "StudentConfig",
     "StyleConfig",

@@ -277,13 +277,11 @@ class Experiment:
         path = self.rounds.folder(number) / "plan.parquet"
         if not path.is_file():
             synthesis = self.config.synthesis.of_round(number)
-            bank = self.style_bank(number) if synthesis.style_choice == "k-centre" else None
             plan = make_plan(
                 synthesis,
                 self.annotated,
                 self.style_source,
                 seed=self.config.seed if number == 1 else seed_for(self.config.seed, "round", number),
-                bank=bank,
                 image_px=self.config.data.image_px,
                 predicted=self._labelling.layouts_to_paint(number) if PREDICTED in synthesis.layout_weights else None,
             )
@@ -351,20 +349,20 @@ class Experiment:
         """
         segmentation = self.config.segmentation
         if not (folder / "model" / "config.json").is_file():
-            drawn = synthetic() if synthetic and uses_synthetic(arm) else None
-            guessed = labelled() if labelled and uses_self_training(arm) else None
+            generated = synthetic() if synthetic and uses_synthetic(arm) else None
+            pseudo_labeled = labelled() if labelled and uses_self_training(arm) else None
             with self.reporter.stage(stage) as tick:
                 train_segmenter(
                     segmentation.model_copy(update={"steps": steps}) if steps else segmentation,
-                    arm,
                     self._upper_set() if arm == "upper" else self.annotated,
-                    drawn,
                     folder,
-                    seed=seed_for(self.config.seed, *role),
+                    arm=arm,
                     image_px=self.config.data.image_px,
-                    on_progress=tick,
+                    seed=seed_for(self.config.seed, *role),
+                    synthetic=generated,
                     unlabeled=self.unlabeled,
-                    labelled=guessed,
+                    pseudo_labeled=pseudo_labeled,
+                    on_progress=tick,
                 )
             self.note_seconds()
         return folder / "model"

@@ -18,6 +18,13 @@ from stedm.experiment.folder import Rounds
 from stedm.progress import Reporter
 from stedm.segmentation.pseudo_labels import write_pseudo_labels
 
+SELF_TRAINING_ROUNDS = 2
+"""The first teachers are of the same arm without self-training, those of `self-training` alone of real+stain; later
+ones have learned from the labels of the round before. Four rounds gained 0.000 to 0.007 IoU more
+(docs/results/few_ebhi.md)."""
+SELF_TRAINING_TEACHERS = 3
+"""Networks that vote for the labels of a round."""
+
 
 @dataclass(frozen=True)
 class Labelling:
@@ -86,15 +93,14 @@ class Labelling:
 
     def for_self_training(self, arm: Arm, number: int | None = None) -> DatasetFolder:
         """The unannotated images as they are, labelled in a round of self-training of `arm` (None = the last)."""
-        config = self.config.segmentation.self_training
-        number = number or config.rounds
+        number = number or SELF_TRAINING_ROUNDS
         folder = self.rounds.root / "self_training" / arm / f"round-{number}" / "labels"
         name = f"labels for {arm}, round {number}"
         teachers = partial(
             self._train_voters,
             folder.with_name("predictors"),
             first_teacher(arm) if number == 1 else arm,
-            config.teachers,
+            SELF_TRAINING_TEACHERS,
             name,
             (arm, number),
             synthetic=partial(self.synthesize, self.rounds.last),
