@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stedm.config import Guidance as Guidance
     from stedm.diffusion.pipeline import StyleDiffusion as StyleDiffusion
+    from stedm.segmentation.segmenter import Segmenter as Segmenter
     from stedm.synthesis.style_bank import StyleBank as StyleBank
 
 __version__ = "0.1.0"
-__all__ = ["Guidance", "StyleBank", "StyleDiffusion", "__version__"]
+__all__ = ["Guidance", "Segmenter", "StyleBank", "StyleDiffusion", "__version__"]
 
 _PLACES = {
     "Guidance": "stedm.config",
+    "Segmenter": "stedm.segmentation.segmenter",
     "StyleBank": "stedm.synthesis.style_bank",
     "StyleDiffusion": "stedm.diffusion.pipeline",
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
 from stedm.io.images import read_image_file, resized, write_png
-from stedm.segmentation.model import Network, load_segmenter, stride_of
+from stedm.segmentation.model import load_segmenter, stride_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _IMAGES_AT_ONCE = 64
@@ -62,21 +62,23 @@ def segment_images(network: nn.Module, images: Sequence[np.ndarray], image_px: i
     ]
 
 
-def segment_folder(
-    model_folder: str | Path, images: str | Path, output: str | Path, *, network: Network | None = None
-) -> list[Path]:
+def segment_folder(model_folder: str | Path, images: str | Path, output: str | Path) -> list[Path]:
+    """As `segment_files`, with the network of a segmenter folder. Raises `StedmError` if it is not one."""
+    network, info = load_segmenter(model_folder)
+    return segment_files(network, images, output, image_px=info.image_px)
+
+
+def segment_files(network: nn.Module, images: str | Path, output: str | Path, *, image_px: int) -> list[Path]:
     """Write a mask for an image file, or for each image of a folder (subfolders included); returns the masks.
 
-    Masks are 8-bit PNG of class indices, as `segment_images` makes them, under the image's name. `network` makes a
-    network of one's own.
-    Raises `StedmError` for anything that is not a readable image or a segmenter folder.
+    Masks are 8-bit PNG of class indices, as `segment_images` makes them, under the image's name.
+    Raises `StedmError` for anything that is not a readable image.
     """
-    loaded, info = load_segmenter(model_folder, network)
     root, names = _find_images(Path(images))
     written = []
     for start in range(0, len(names), _IMAGES_AT_ONCE):
         part = names[start : start + _IMAGES_AT_ONCE]
-        masks = segment_images(loaded, [read_image_file(root, name) for name in part], info.image_px)
+        masks = segment_images(network, [read_image_file(root, name) for name in part], image_px)
         for name, mask in zip(part, masks, strict=True):
             written.append((Path(output) / name).with_suffix(".png"))
             write_png(written[-1], mask)
