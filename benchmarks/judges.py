@@ -107,7 +107,7 @@ def train_judge_segmenter(
             raise StedmError(f"{dataset.root}: split val has no annotated image to train the judge of layouts on")
         # The trainer takes no val images, lest a competing arm sees them; here they are called train on purpose.
         relabelled = DatasetFolder(val.root, val.info, val.table.assign(split="train"))
-        train_segmenter(config, "real+stain", relabelled, None, folder, 0, image_px, on_progress)
+        train_segmenter(config, relabelled, folder, arm="real+stain", image_px=image_px, on_progress=on_progress)
     network, _ = load_segmenter(model)
     return lambda images: predict_masks(network, images)
 

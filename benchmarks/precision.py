@@ -41,7 +41,7 @@ def main() -> None:
                     config = SegmentationConfig(steps=STEPS, precision=precision)
                     seconds[precision] = seconds_per_step(
                         lambda tick, config=config, run=run: train_segmenter(
-                            config, "real+stain", train, None, run, 0, 64, tick
+                            config, train, run, arm="real+stain", image_px=64, on_progress=tick
                         )
                     )
                 else:

@@ -193,6 +193,7 @@ def write_settings(folder: Path, size: Size) -> None:
             "steps": size.segmenter_steps,
             "checkpoint_every_steps": 100,
             "synthetic_fraction": 0.3,
+            "mirror": False,
             "arms": [ARM],
             "seeds": [0],
         },

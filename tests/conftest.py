@@ -146,7 +146,9 @@ def tiny_run():
                 "decoder_channels": [16, 8, 8],
                 "steps": 2,
                 "batch": 4,
+                "synthetic_fraction": 0.8,
                 "mirror": False,
+                "arms": ["real", "real+stain", "real+synthetic", "real+stain+synthetic"],
                 **segmentation,
             },
         }

@@ -18,6 +18,7 @@ from stedm.data.symmetry import symmetry
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, write_counts
 from stedm.evaluation.stats import bootstrap_interval, summarise
+from stedm.experiment import labelling
 from stedm.experiment.experiment import Experiment
 from stedm.phantom.patients import make_phantom
 from stedm.progress import Reporter
@@ -55,6 +56,8 @@ def _spec_file(folder: Path, data: Path, **changes) -> Path:
                 "decoder_channels": [16, 8, 8],
                 "steps": 2,
                 "batch": 2,
+                "synthetic_fraction": 0.8,
+                "mirror": False,
                 "seeds": [0],
                 "arms": ["real", "real+synthetic"],
             },
@@ -114,10 +117,18 @@ def test_runs_share_what_they_have_in_common(tmp_path, phantom):
     assert "| guided | real+synthetic |" in tables
 
 
-def test_self_trained_segmenters_are_shared_where_the_part_of_labelled_images_is_the_same(tmp_path, phantom):
+@pytest.fixture
+def one_teacher(monkeypatch):
+    monkeypatch.setattr(labelling, "SELF_TRAINING_ROUNDS", 1)
+    monkeypatch.setattr(labelling, "SELF_TRAINING_TEACHERS", 1)
+
+
+def test_self_trained_segmenters_are_shared_where_the_part_of_labelled_images_is_the_same(
+    tmp_path, phantom, one_teacher
+):
     file = _spec_file(tmp_path, phantom, draws=[0], baseline="self-training")
     values = yaml.safe_load(file.read_text())
-    values["base"]["segmentation"] |= {"arms": ["self-training"], "self_training": {"rounds": 1, "teachers": 1}}
+    values["base"]["segmentation"] |= {"arms": ["self-training"]}
     file.write_text(yaml.safe_dump(values))
     downstream.Comparison(downstream.read_spec(file), tmp_path / "runs").run(quiet=True)
     base, guided, half = (
@@ -127,15 +138,12 @@ def test_self_trained_segmenters_are_shared_where_the_part_of_labelled_images_is
     assert base == guided != half
 
 
-def test_a_model_with_labels_of_self_training_shares_its_teachers_with_that_arm(tmp_path, phantom):
+def test_a_model_with_labels_of_self_training_shares_its_teachers_with_that_arm(tmp_path, phantom, one_teacher):
     file = _spec_file(tmp_path, phantom, draws=[0], baseline="self-training", variants={"base": {}})
     values = yaml.safe_load(file.read_text())
     values["base"]["diffusion"]["pseudo_labels"] = {"arm": "self-training"}
     values["base"]["synthesis"]["layouts"] = "predicted"
-    values["base"]["segmentation"] |= {
-        "arms": ["self-training", "real+synthetic"],
-        "self_training": {"rounds": 1, "teachers": 1},
-    }
+    values["base"]["segmentation"] |= {"arms": ["self-training", "real+synthetic"]}
     file.write_text(yaml.safe_dump(values))
     downstream.Comparison(downstream.read_spec(file), tmp_path / "runs").run(quiet=True)
     [teacher] = {path.resolve() for path in (tmp_path / "runs").glob("**/predictors/*/model/*.safetensors")}

@@ -45,8 +45,7 @@ def test_settings_are_those_of_the_paper(name):
     ours = (diffusion.unlabeled_fraction, diffusion.layout_dropout, diffusion.recolour.probability)
     assert ours == (0, 0, 0), "ours, not in the paper"
     assert (synthesis.sampler, synthesis.steps, synthesis.guidance) == ("ddim", 128, 1.5)
-    assert (segmentation.cross_entropy_weight, segmentation.dice_weight) == (0.1, 0.9)
-    assert segmentation.synthetic_fraction == 0.8
+    assert (segmentation.dice_weight, segmentation.synthetic_fraction, segmentation.mirror) == (0.9, 0.8, False)
 
 
 @pytest.mark.parametrize("name", NAMES)

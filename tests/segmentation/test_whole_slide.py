@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from stedm import Segmenter
 from stedm.cli import main
 from stedm.config import PhantomConfig, SegmentationConfig, SlideSegmentationConfig
 from stedm.data.folder import DatasetInfo
@@ -36,7 +36,7 @@ from stedm.slides.write_label_map import LabelMapWriter
 CLASSES = ["stroma", "tumour"]
 COLOURS = np.array([(230, 120, 170), (120, 60, 160)], np.uint8)
 SIZE = (900, 700)
-INFO = SegmenterInfo("unet", "none", 3, [8], CLASSES, image_px=64, mpp=1.0)
+INFO = SegmenterInfo(architecture="unet", classes=CLASSES, image_px=64, mpp=1.0)
 TINY = SegmentationConfig(encoder="tu-test_resnet", encoder_depth=3, decoder_channels=[8, 8, 8])
 QUIET = Reporter(quiet=True)
 
@@ -48,7 +48,6 @@ class ColourNetwork(nn.Module):
         super().__init__()
         colours = torch.from_numpy(COLOURS).float() / 127.5 - 1
         self.colours = nn.Parameter(colours, requires_grad=False)
-        self.encoder = SimpleNamespace(output_stride=8)
 
     def forward(self, images):
         return -20 * (images[:, None] - self.colours[None, :, :, None, None]).square().sum(dim=2)
@@ -215,7 +214,9 @@ def test_label_maps_are_pyramids_with_their_resolution(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    return save_segmenter(tmp_path / "model", build_segmenter(TINY, 2), TINY, DatasetInfo("x", CLASSES), 64, mpp=1.0)
+    return save_segmenter(
+        tmp_path / "model", build_segmenter(TINY, 2), TINY, DatasetInfo("x", CLASSES), image_px=64, mpp=1.0
+    )
 
 
 def test_a_model_knows_its_resolution_and_old_ones_still_load(model):
@@ -224,6 +225,31 @@ def test_a_model_knows_its_resolution_and_old_ones_still_load(model):
     del values["mpp"]
     (model / "config.json").write_text(json.dumps(values))
     assert load_segmenter(model)[1].mpp is None
+
+
+def test_a_segmenter_does_in_python_what_the_command_does(tmp_path, model, path):
+    _succeeds(["segment", model, path, "-o", tmp_path / "out" / "x.geojson", "--tolerance-um", "2"])
+    by_name = Segmenter.from_pretrained(model)
+    assert by_name.predict_slide(path, tmp_path / "one.geojson", tolerance_um=2) == [tmp_path / "one.geojson"]
+    assert (tmp_path / "one.geojson").read_bytes() == (tmp_path / "out" / "x.geojson").read_bytes()
+    _table(tmp_path, path)
+    with pytest.raises(StedmError, match="bad"):
+        by_name.predict_slide(tmp_path / "slides.csv", tmp_path / "folder", tolerance_um=2)
+    written = sorted(file.name for file in (tmp_path / "folder").glob("*.geojson"))
+    assert written == ["one.geojson", "three.geojson", "two.geojson"]
+
+
+def _own(n_classes: int) -> torch.nn.Module:
+    return torch.nn.Conv2d(3, n_classes, 3, padding=1)
+
+
+def test_slides_are_segmented_by_an_own_network(tmp_path, path, pickling_engine):
+    info = DatasetInfo("x", CLASSES)
+    model = save_segmenter(tmp_path / "own", _own(len(CLASSES)), None, info, image_px=64, mpp=1.0)
+    [here] = Segmenter.from_pretrained(model, _own).predict_slide(path, tmp_path / "here")
+    slides = slides_in(path, tmp_path / "there.geojson")
+    done = segment_slides(model, slides, tmp_path / "there", reporter=QUIET, engine=pickling_engine, network=_own)
+    assert done.written[0].read_bytes() == here.read_bytes()
 
 
 def test_command_line_one_slide(tmp_path, model, path, capsys):
@@ -416,7 +442,7 @@ def test_bad_input_is_one_line(tmp_path, model, path):
             call()
         assert "\n" not in str(error.value)
     network = build_segmenter(TINY, 2)
-    save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", CLASSES), 64)
+    save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", CLASSES), image_px=64)
     with pytest.raises(StedmError, match="--mpp"):
         segment_slides(model, slides, tmp_path / "out", reporter=QUIET)
     assert not (tmp_path / "out").exists()

@@ -23,7 +23,6 @@ from stedm.synthesis.plan import (
     read_plan,
     write_plan,
 )
-from stedm.synthesis.style_bank import StyleBank
 
 MIXTURE = dict.fromkeys(KINDS, 1.0)
 
@@ -127,30 +126,6 @@ def test_plans_from_before_the_guidance_columns_read_as_what_they_were(dataset, 
     assert plan_fingerprint(old) == plan_fingerprint(plan)
     other = _plan(dataset, 3, time_shift=1.0, layout_guidance=2.0)
     assert plan_fingerprint(other) != plan_fingerprint(plan)
-
-
-def test_styles_chosen_for_coverage_begin_with_patients_and_images_far_from_each_other(tiny_dataset):
-    dataset = DatasetFolder.open(tiny_dataset(patients={"train": 2, "unlabeled": 6}, images=6))
-    unlabeled = dataset.split("unlabeled")
-    # Patients on a line at 0, 1, 2 ... 5; a patient's images within 0.5 of it.
-    table = unlabeled.table[["image_file_name", "patient_id", "category"]]
-    patients = unlabeled.patients()
-    place = table["patient_id"].map(patients.index) + table["image_file_name"].str.extract(r"-(\d)")[0].astype(int) / 10
-    bank = StyleBank(table, place.to_numpy(np.float32)[:, None], patients, np.arange(6.0)[:, None], "model")
-    config = SynthesisConfig(n_images=60, style_choice="k-centre", style_images=2)
-    plan = make_plan(config, dataset.split("train"), unlabeled, bank=bank)
-    numbers = plan["style_patient_id"].map(patients.index).tolist()
-    assert sorted(numbers[:6]) == list(range(6))
-    assert numbers[1] in (0, 5)
-    assert abs(numbers[1] - numbers[0]) >= 3
-    pairs = [[int(name[-5]) for name in names.split(LIST_SEPARATOR)] for names in plan["style_image_file_names"]]
-    # The second image is one of the two that lie at the patient's ends, the first may be any.
-    assert all(b in (0, 5) and abs(a - b) >= 3 for a, b in pairs)
-    assert len({a for a, _ in pairs}) > 3
-    shorter = make_plan(config.model_copy(update={"n_images": 7}), dataset.split("train"), unlabeled, bank=bank)
-    pd.testing.assert_frame_equal(plan.iloc[:7], shorter)
-    with pytest.raises(StedmError, match="needs a trained model"):
-        make_plan(config, dataset.split("train"), unlabeled)
 
 
 def test_rows_of_a_mixture_differ_only_in_how_the_layout_is_made(dataset):

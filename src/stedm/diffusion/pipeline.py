@@ -332,6 +332,33 @@ class StyleDiffusion:
         student = checked(Student, index["student"], f"{index_path}: student") if "student" in index else None
         return cls(denoiser, load_codec(folder / "codec"), student=student, **{key: index[key] for key in keys})
 
+    @classmethod
+    def train(
+        cls,
+        annotated: Any,
+        unlabeled: Any = None,
+        *,
+        folder: str | Path,
+        config: Any = None,
+        image_px: int = 64,
+        seed: int = 0,
+        **options: Any,
+    ) -> "StyleDiffusion":
+        """Train in `folder`, or go on if it was interrupted, and write the model to `folder/model`.
+
+        Args:
+            annotated: `DatasetFolder` of images with masks.
+            unlabeled: `DatasetFolder` of images whose masks are never read; None = annotated ones alone.
+            config: `stedm.config.DiffusionConfig`; None = the defaults.
+            image_px: side of the square images; others are resized to it.
+            options: of `stedm.diffusion.train.train_diffusion`: pseudo_labels, style_sources, on_progress.
+        """
+        from stedm.config import DiffusionConfig
+        from stedm.diffusion.train import train_diffusion
+
+        config = config or DiffusionConfig()
+        return train_diffusion(config, annotated, unlabeled, Path(folder), image_px=image_px, seed=seed, **options)
+
 
 def _image_seed(seed: int, index: int) -> int:
     return torch_generator(seed, "picture", index).initial_seed()

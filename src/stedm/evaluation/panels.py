@@ -82,7 +82,7 @@ def style_strip(
     synthesis: SynthesisConfig,
 ) -> StyleStrip:
     """One layout in styles between those of the two unannotated patients that are farthest apart in the bank."""
-    first, last = bank.k_centre(2)
+    first, last = bank.farthest_pair()
     rows = rows_by_patient(unlabeled.dataset.table)
     layout_rows = _different_rows(annotated, 3)
     layout = annotated.mask(layout_rows[len(layout_rows) // 2])

@@ -37,8 +37,8 @@ def fit_segmenter(
         with context.reporter.stage(stage) as tick:
             train_segmenter(
                 config,
-                folder,
                 context.with_all_masks if arm == "upper" else context.annotated,
+                folder,
                 arm=arm,
                 synthetic=synthetic,
                 unlabeled=context.unlabeled,

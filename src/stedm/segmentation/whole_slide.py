@@ -30,7 +30,7 @@ from stedm.errors import StedmError
 from stedm.io.files import fingerprint, replacing, write_text
 from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
-from stedm.segmentation.model import SegmenterInfo, load_segmenter
+from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
 from stedm.segmentation.predict import IMAGE_SUFFIXES, predict_logits
 from stedm.segmentation.row_checkpoint import KeptRows
 from stedm.slides.class_mapping import QUPATH_IGNORE
@@ -148,6 +148,7 @@ def segment_slides(
     *,
     engine: Engine | None = None,
     shard: tuple[int, int] = (0, 1),
+    network: Network | None = None,
 ) -> SegmentedSlides:
     """Segment slides with a saved segmenter; call it again to go on.
 
@@ -159,10 +160,11 @@ def segment_slides(
         engine: who segments the slides (see stedm.workers.pool), a slide at a time; None = this process.
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `areas.csv`.
+        network: what makes the network, where it is one's own; engines send it to their processes by pickle.
 
     Raises `StedmError` for anything wrong with model or configuration.
     """
-    network, info = load_segmenter(model_folder)
+    loaded, info = load_segmenter(model_folder, network)
     config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
     targets = _targets(slides, Path(output), config, Path(model_folder))
     mine = targets[shard[0] :: shard[1]]
@@ -170,10 +172,10 @@ def segment_slides(
         target.failed.unlink(missing_ok=True)
     missing = [target for target in mine if not target.is_done(config)]
     if engine is None or engine.is_here:
-        work = _Segmentation(network.to(_device()), info, config, reporter)
+        work = _Segmentation(loaded.to(_device()), info, config, reporter)
         outcomes = enumerate(map(work, missing))
     else:
-        outcomes = _by_engine(engine, _SegmentJob(Path(model_folder).resolve(), config), missing, reporter)
+        outcomes = _by_engine(engine, _SegmentJob(Path(model_folder).resolve(), config, network), missing, reporter)
     failures = {missing[number]: line for number, line in outcomes if line}
     if shard[1] > 1:
         for target, line in failures.items():
@@ -261,12 +263,13 @@ class _SegmentJob:
 
     model: Path
     config: SlideSegmentationConfig
+    network: Network | None = None
     uses_gpu: ClassVar[bool] = True
 
     def open(self) -> Work:
         check_shared(self.model)
-        network, info = load_segmenter(self.model)
-        return _Segmentation(network.to(_device()), info, self.config, Reporter(quiet=True))
+        loaded, info = load_segmenter(self.model, self.network)
+        return _Segmentation(loaded.to(_device()), info, self.config, Reporter(quiet=True))
 
 
 def _by_engine(
