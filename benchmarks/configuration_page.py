@@ -73,8 +73,8 @@ def page() -> str:
     lines = [
         "# All configuration keys",
         "",
-        f"{len(all_keys())} keys; a file needs `name` and `data.path` alone. Made from the docstrings of",
-        "`stedm.config` by `python benchmarks/configuration_page.py docs/configuration.md`; a test checks that it is current.",
+        f"{len(all_keys())} keys; a file needs `name` and `data.path` alone. Made from the docstrings of `stedm.config`",
+        "by `python benchmarks/configuration_page.py docs/configuration.md`; a test checks that it is current.",
     ]
     for path, model in sections():
         found = keys(model, path)
