@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.seeds import numpy_generator
 from stedm.workers.pool import Engine, do_piece, new_name
@@ -154,3 +155,23 @@ def tiny_run():
         }
 
     return make
+
+
+def small_diffusion(**changes) -> DiffusionConfig:
+    """A configuration with which a step takes milliseconds."""
+    values = {
+        "denoiser": DenoiserConfig(channels=[16, 24], norm_groups=8, layout_channels=4),
+        "style": StyleConfig(dim=16, channels=[8, 12], n_images=2),
+        "steps": 4,
+        "batch": 4,
+        "warmup_steps": 0,
+        "checkpoint_every_steps": 2,
+        "precision": "fp32",
+    }
+    return DiffusionConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def diffusion_config():
+    """Function: the small configuration with changes."""
+    return small_diffusion

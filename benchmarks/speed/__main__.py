@@ -26,7 +26,7 @@ TARGETS = {
     "sampling": "samplers, guidance and batch sizes: time and network calls an image",
     "data": "reading, style sampling, recolouring, batches",
     "synthesis": "execution of a plan: what is spent outside of the network",
-    "growth": "time and memory against style images, planned images, patients, classes, image size",
+    "growth": "time and memory against style images, planned images, patients, image size",
 }
 """Name to what it measures; `run(setting, effort)` in NAME.py returns figures, tables and notes."""
 

@@ -6,7 +6,6 @@ GROWTH_SIZES: dict[str, tuple[int, ...]] = {
     "style images": (1, 2, 4, 8, 16, 32),
     "planned images": (100, 300, 1000, 3000, 10_000),
     "patients": (10, 30, 100, 300, 1000),
-    "classes": (2, 4, 8, 16, 32),
     "image size": (32, 64, 128, 256, 512),
 }
 

@@ -15,9 +15,7 @@ import torch
 
 from stedm.config import SynthesisConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
-from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.objective import Objective
-from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import DiffusionSamples, make_denoiser
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import build_segmenter
@@ -94,19 +92,14 @@ def _curves(setting: Setting) -> dict[str, dict[str, tuple[Prepare, float]]]:
     """Axis to what is measured along it, with the exponent that the work asks for."""
     px = setting.image_px
     return {
-        "style images": {
-            "style vectors of 4 patients": (lambda n: _style_vectors(setting, n), 1.0),
-            "training step": (lambda n: _training_step(setting, px, style_images=n), 1.0),
-        },
+        "style images": {"training step": (lambda n: _training_step(setting, px, style_images=n), 1.0)},
         "planned images": {"make_plan": (lambda n: _plan(setting, n), 1.0)},
         "patients": {
             "open the folder": (lambda n: _open(setting, n), 1.0),
             "begin a stream, 32 samples": (lambda n: _stream(setting, n), 1.0),
         },
-        "classes": {"training step": (lambda n: _training_step(setting, px, classes=n), 1.0)},
         "image size": {
             "training step": (lambda n: _training_step(setting, n), 2.0),
-            "one sampling step": (lambda n: _sampling_step(setting, n), 2.0),
             "masks": (lambda n: _masks(setting, n), 2.0),
         },
     }
@@ -115,40 +108,13 @@ def _curves(setting: Setting) -> dict[str, dict[str, tuple[Prepare, float]]]:
 # ---- networks -----------------------------------------------------------------------------------------------------
 
 
-def _style_vectors(setting: Setting, n: int) -> Callable[[], object]:
-    model = _model(setting, n)
-    styles = [list(setting.images(n))] * _BATCH
-    return lambda: model.style_vectors(styles)
-
-
-def _model(setting: Setting, style_images: int | None = None, px: int | None = None) -> StyleDiffusion:
-    classes = setting.dataset.info.classes
-    denoiser = _denoiser(setting, px or setting.image_px, len(classes), style_images)
-    model = StyleDiffusion(
-        denoiser,
-        setting.codec,
-        objective=setting.config.diffusion.objective,
-        classes=classes,
-        image_px=px or setting.image_px,
-    )
-    model.precision = setting.precision
-    return model
-
-
-def _denoiser(setting: Setting, px: int, classes: int, style_images: int | None) -> StyleDenoiser:
-    config = setting.config.diffusion
-    style = config.style.model_copy(update={"n_images": style_images or config.style.n_images, "weights": None})
-    config = config.model_copy(update={"style": style})
-    return make_denoiser(config, setting.codec, classes, 0, px).to(setting.device, memory_format=torch.channels_last)
-
-
-def _training_step(
-    setting: Setting, px: int, classes: int | None = None, style_images: int | None = None
-) -> Callable[[], object]:
+def _training_step(setting: Setting, px: int, style_images: int | None = None) -> Callable[[], object]:
     """Forward and backward pass of one image."""
-    config = setting.config.diffusion
-    n, k = style_images or config.style.n_images, classes or len(setting.dataset.info.classes)
-    denoiser = _denoiser(setting, px, k, n).train()
+    config, k = setting.config.diffusion, len(setting.dataset.info.classes)
+    n = style_images or config.style.n_images
+    shown = config.style.model_copy(update={"n_images": n, "weights": None})
+    denoiser = make_denoiser(config.model_copy(update={"style": shown}), setting.codec, k, 0, px)
+    denoiser.to(setting.device, memory_format=torch.channels_last).train()
     side = px // setting.codec.factor
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, setting.codec.latent_channels, side, side, generator=generator).to(setting.device)
@@ -165,13 +131,6 @@ def _training_step(
         denoiser.zero_grad(set_to_none=True)
 
     return step
-
-
-def _sampling_step(setting: Setting, px: int) -> Callable[[], object]:
-    model = _model(setting, px=px)
-    layout = np.zeros((1, px, px), np.uint8)
-    vector = np.zeros(setting.config.diffusion.style.dim, np.float32)
-    return lambda: model.generate(layout, style_vectors=vector, steps=1)
 
 
 def _masks(setting: Setting, px: int) -> Callable[[], object]:

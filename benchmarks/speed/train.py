@@ -7,7 +7,6 @@ pass over the data of a real run; no step writes a checkpoint.
 
 import contextlib
 import statistics
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,33 +33,6 @@ PHASES = {
     "optimiser": "clipping, optimiser, EMA, log",
 }
 _OPERATORS = 12
-# What the counter sees as one operator runs under the name of a library.
-_COUNTED_AS = {"mkldnn_convolution": "convolution", "cudnn_convolution": "convolution"}
-
-
-class _Flops:
-    """FLOPs of forward and backward passes, in all and by operator."""
-
-    def __init__(self) -> None:
-        self.totals: list[int] = []
-        self.by_operator: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
-        with FlopCounterMode(display=False) as counter:
-            yield
-        self.totals.append(counter.get_total_flops())
-        for operator, flops in counter.get_flop_counts()["Global"].items():
-            self.by_operator[str(operator).removeprefix("aten.")] += flops
-
-    @property
-    def per_step(self) -> float:
-        return statistics.mean(self.totals)
-
-    def of(self, operator: str) -> float:
-        """Those of an operator of the profiler, a step."""
-        name = operator.removeprefix("aten::")
-        return self.by_operator[_COUNTED_AS.get(name, name)] / len(self.totals)
 
 
 def run(setting: Setting, effort: Effort) -> dict[str, Any]:
@@ -69,7 +41,8 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
     steps = first + n + effort.profiled_steps
     update = {"steps": steps + 1, "checkpoint_every_steps": steps + 1, "accumulate": 1}
     config = setting.config.diffusion.model_copy(update=update)
-    clock, flops, profiled = PhaseClock(setting.device), _Flops(), profiler(setting.device)
+    clock, profiled = PhaseClock(setting.device), profiler(setting.device)
+    flops: list[int] = []
     peak = MatmulPeak(setting.device, setting.precision, effort.matmul_n)
     measured: list[dict[str, float]] = []
     # The very first step may compile and allocate; styles drop out at random, so several steps are counted.
@@ -83,12 +56,12 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
         if done == steps:
             profiled.stop()
             break
-    operators = _operators(profiled, effort.profiled_steps, flops, peak)
-    return _result(config.batch, measured, peak, flops, operators)
+    operators = _operators(profiled, effort.profiled_steps)
+    return _result(config.batch, measured, peak, statistics.mean(flops), operators)
 
 
 def _training(
-    setting: Setting, config: DiffusionConfig, clock: PhaseClock, flops: _Flops, counted: range
+    setting: Setting, config: DiffusionConfig, clock: PhaseClock, flops: list[int], counted: range
 ) -> Iterator[int]:
     """Train; yield the number of steps done after each, while no phase runs."""
     px, codec = setting.image_px, setting.codec
@@ -109,13 +82,15 @@ def _training(
         moments = cache(image, batch["row"], batch["turn"]) if cache else codec.moments(image)
         latent = codec.sample(moments, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
-        with flops.counting() if engine.step_done in counted else contextlib.nullcontext():
+        with FlopCounterMode(display=False) if engine.step_done in counted else contextlib.nullcontext() as counter:
             clock.enter("forward")
             with engine.autocast():
                 predicted = engine.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
             loss = objective(predicted.float(), target, timestep)
             clock.enter("backward")
             engine.backward(loss)
+        if counter:
+            flops.append(counter.get_total_flops())
         clock.enter("optimiser")
         engine.update()
         clock.enter(None)
@@ -124,7 +99,7 @@ def _training(
 
 
 def _result(
-    batch: int, steps: list[dict[str, float]], peak: MatmulPeak, flops: _Flops, operators: list[dict[str, Any]]
+    batch: int, steps: list[dict[str, float]], peak: MatmulPeak, flops: float, operators: list[dict[str, Any]]
 ) -> dict[str, Any]:
     totals = [sum(step.values()) for step in steps]
     low, high = (sorted(totals)[round(q * (len(totals) - 1))] for q in (0.25, 0.75))
@@ -139,11 +114,11 @@ def _result(
         "step_ms": 1e3 * statistics.median(totals),
         "images_per_s": batch / statistics.median(totals),
         "share_forward_and_backward": (seconds["forward"] + seconds["backward"]) / total,
-        "gflop_forward_and_backward": flops.per_step / 1e9,
-        "gflop_per_s_forward_and_backward": flops.per_step / statistics.median(network) / 1e9,
+        "gflop_forward_and_backward": flops / 1e9,
+        "gflop_per_s_forward_and_backward": flops / statistics.median(network) / 1e9,
         "gflop_per_s_matmul_peak": peak.flop_per_s / 1e9,
         "share_of_matmul_peak": statistics.median(
-            flops.per_step / one / rate for one, rate in zip(network, peak.samples, strict=True)
+            flops / one / rate for one, rate in zip(network, peak.samples, strict=True)
         ),
     }
     phases = [
@@ -152,14 +127,13 @@ def _result(
     ]
     notes = [
         "Shares are of the middle half of the steps by their time. The matmul peak is sampled after each step. "
-        "Operators: self time over all of a step, from torch.profiler in steps of their own; the FLOPs of their share "
-        "of the peak are counted in other steps."
+        "Operators: self time over all of a step, from torch.profiler in steps of their own."
     ]
     return {"figures": figures, "tables": {"phases": phases, "operators": operators}, "notes": notes}
 
 
-def _operators(profiled: torch.profiler.profile, steps: int, flops: _Flops, peak: MatmulPeak) -> list[dict[str, Any]]:
-    """The operators that take most of the time; their share of the peak is None where they have no FLOPs that count."""
+def _operators(profiled: torch.profiler.profile, steps: int) -> list[dict[str, Any]]:
+    """The operators that take most of the time."""
     events = profiled.key_averages()
     kind = "self_device_time_total" if any(event.self_device_time_total for event in events) else "self_cpu_time_total"
     seconds = {event.key: getattr(event, kind) / 1e6 / steps for event in events}
@@ -169,9 +143,6 @@ def _operators(profiled: torch.profiler.profile, steps: int, flops: _Flops, peak
             "share": seconds[event.key] / sum(seconds.values()),
             "ms_per_step": 1e3 * seconds[event.key],
             "calls_per_step": event.count / steps,
-            "share_of_matmul_peak": counted / seconds[event.key] / peak.flop_per_s
-            if (counted := flops.of(event.key))
-            else None,
         }
         for event in sorted(events, key=lambda event: seconds[event.key], reverse=True)[:_OPERATORS]
     ]

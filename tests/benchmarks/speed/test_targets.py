@@ -25,7 +25,6 @@ TINY = Effort(
         "style images": (1, 2),
         "planned images": (3, 6),
         "patients": (4, 8),
-        "classes": (2, 3),
         "image size": (16, 32),
     },
     growth_seconds=0.0,
@@ -78,14 +77,11 @@ def test_train_divides_the_whole_step(setting):
 
 
 def test_train_counts_the_flops_of_the_real_step(setting):
-    """As many as the shapes alone say, but for samples whose style dropped out; and as many an operator."""
+    """As many as the shapes alone say, but for samples whose style dropped out."""
     found = _run("train", setting)
     figures = found["figures"]
     most = cost(setting.config, len(setting.dataset.info.classes)).flops_per_step / 1e9
     assert 0.5 * most < figures["gflop_forward_and_backward"] <= most * (1 + 1e-9)
-    reached = {row["operator"]: row["share_of_matmul_peak"] for row in found["tables"]["operators"]}
-    assert reached["aten::convolution_backward"] > 0
-    assert all(value is None for operator, value in reached.items() if "fused_adamw" in operator)
 
 
 def test_sampling_counts_network_calls(setting):
