@@ -73,8 +73,6 @@ class Spec(Part):
 
     name: str
     model: Path
-    student: Path | None = None
-    """Model folder of a student of `model` (docs/fewstep.md), which draws where the sampler is `student`."""
     data: DataConfig
     """Dataset and label budget; `image_px` is the model's whatever stands here."""
     phantom: PhantomConfig | None = None
@@ -111,7 +109,7 @@ class Spec(Part):
 
     def network_calls(self, setting: Setting) -> int:
         """Network evaluations an image; a conditional and an unconditional one count as two."""
-        return self.guidance[setting.guidance].network_calls(setting.steps, setting.sampler)
+        return self.guidance[setting.guidance].network_calls(setting.steps)
 
     def plan_config(self) -> SynthesisConfig:
         """Of everything but the setting."""
@@ -138,8 +136,6 @@ def read_spec(path: Path, model: Path | None = None, data: Path | None = None) -
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         values["model"] = str(model.resolve() if model else (path.parent / values["model"]).resolve())
-        if values.get("student"):
-            values["student"] = str((path.parent / values["student"]).resolve())
         values["data"] = values.get("data") or {}
         given = data.resolve() if data else values["data"].get("path") and (path.parent / values["data"]["path"])
         values["data"]["path"] = str(Path(given).resolve()) if given else None
@@ -175,9 +171,9 @@ class Comparison:
     def run(self, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> None:
         """Draw and measure what is missing."""
         for setting in self.spec.settings:
-            if setting.sampler not in self.painter(setting).samplers:
+            if setting.sampler not in self.model.samplers:
                 raise StedmError(f"samplers: {setting.sampler} doesn't draw from {self.spec.model}")
-        claim(self.folder, self.spec, may_change=("samplers", "also", "seeds", "student"))
+        claim(self.folder, self.spec, may_change=("samplers", "also", "seeds"))
         reporter = Reporter(quiet=quiet)
         self.jury.bounds(reporter)
         for cell in self.cells[shard[0] :: shard[1]]:
@@ -196,7 +192,7 @@ class Comparison:
             reporter.say(f"== {cell.setting}, seed {cell.seed}")
             started = time.monotonic()
             with reporter.stage("draw") as tick:
-                synthesize(self.painter(cell.setting), self.plan(cell), folder / "images", on_progress=tick)
+                synthesize(self.model, self.plan(cell), folder / "images", on_progress=tick)
             drawn = time.monotonic()
             dataset = DatasetFolder.open(folder / "images")
             measures = self.jury.measure(ImageSet.read(dataset, self.model.image_px, with_masks=True))
@@ -229,20 +225,7 @@ class Comparison:
             time_shift=setting.time_shift,
             guidance=guidance.style,
             layout_guidance=guidance.layout,
-            guidance_start=guidance.interval[0],
-            guidance_stop=guidance.interval[1],
-            guidance_rescale=guidance.rescale,
         )
-
-    def painter(self, setting: Setting) -> StyleDiffusion:
-        """The model that draws a setting."""
-        return self.model if setting.sampler != "student" else self.student
-
-    @cached_property
-    def student(self) -> StyleDiffusion:
-        if self.spec.student is None:
-            raise StedmError("student: give the model folder of a student, as `stedm train student` writes it")
-        return StyleDiffusion.from_pretrained(self.spec.student)
 
     @cached_property
     def model(self) -> StyleDiffusion:

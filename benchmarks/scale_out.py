@@ -28,7 +28,7 @@ from stedm.diffusion.train import make_denoiser
 from stedm.phantom.patients import make_phantom
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan
-from stedm.workers.ray_pool import RayEngine
+from stedm.workers.ray_pool import RayPool
 
 IMAGE_PX = 64
 STEPS = 12
@@ -37,7 +37,7 @@ CLASSES = 2
 NODE = {"object_store_memory": 80 << 20, "include_dashboard": False}
 
 
-class LimitedEngine(RayEngine):
+class LimitedEngine(RayPool):
     """At most so many pieces at the same time."""
 
     workers = 1
@@ -58,10 +58,10 @@ def untrained_model(folder: Path) -> StyleDiffusion:
 
 
 def seconds(folder: Path, model: StyleDiffusion, plan, workers: int, name: str) -> float:
-    with LimitedEngine() as engine:
-        engine.workers = workers
+    with LimitedEngine() as pool:
+        pool.workers = workers
         started = time.perf_counter()
-        synthesize(model, plan, folder / name, engine=engine, model_folder=folder / "model")
+        synthesize(model, plan, folder / name, pool=pool, model_folder=folder / "model")
         return time.perf_counter() - started
 
 

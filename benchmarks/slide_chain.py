@@ -183,10 +183,9 @@ def write_settings(folder: Path, size: Size) -> None:
         "diffusion": {
             "steps": size.diffusion_steps,
             "batch": 8,
-            "warmup_steps": 20,
             "checkpoint_every_steps": 100,
             "denoiser": {"channels": [32, 64]},
-            "style": {"dim": 64, "channels": [16, 32], "sampling": "nearby"},
+            "style": {"dim": 64, "sampling": "nearby"},
         },
         "synthesis": {"n_images": size.synthetic_images, "steps": 6},
         "segmentation": {

@@ -2,7 +2,7 @@
 
 python benchmarks/training_step.py [--repeats 20] [--compile]        on an otherwise idle machine
 
-What the engine does is the ratio 1: on a CPU the segmenter in channels_last, the denoiser contiguous; on a GPU both
+What the trainer does is the ratio 1: on a CPU the segmenter in channels_last, the denoiser contiguous; on a GPU both
 in channels_last. `--compile` takes minutes to compile on a CPU.
 """
 
@@ -80,7 +80,7 @@ def segmenters(_: bool) -> dict[str, Callable[[], None]]:
 
 
 def own_format(network: str) -> str:
-    """The memory format that the engine trains a network in."""
+    """The memory format that the trainer trains a network in."""
     return "channels_last" if DEVICE.type == "cuda" or network == "segmenter" else "contiguous"
 
 

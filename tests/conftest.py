@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig
+from stedm.config import DenoiserConfig, DiffusionConfig, MachineConfig, StyleConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.seeds import numpy_generator
-from stedm.workers.pool import Engine, do_piece, new_name
+from stedm.workers.pool import Pool, do_piece, new_name
 
 TINY_PATIENTS = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
 
@@ -86,7 +86,7 @@ def predicted_ones():
     return pseudo_labels_of_ones
 
 
-class PicklingEngine(Engine):
+class PicklingPool(Pool):
     """Does everything here, last piece first, but sends it through pickle as engines with other processes do."""
 
     pieces = 0
@@ -103,9 +103,9 @@ class PicklingEngine(Engine):
 
 
 @pytest.fixture
-def pickling_engine():
-    """An engine that stands for one with other processes."""
-    return PicklingEngine()
+def pickling_pool():
+    """A pool that stands for one with other processes."""
+    return PicklingPool()
 
 
 @pytest.fixture
@@ -161,14 +161,19 @@ def small_diffusion(**changes) -> DiffusionConfig:
     """A configuration with which a step takes milliseconds."""
     values = {
         "denoiser": DenoiserConfig(channels=[16, 24], norm_groups=8, layout_channels=4),
-        "style": StyleConfig(dim=16, channels=[8, 12], n_images=2),
+        "style": StyleConfig(dim=16, n_images=2),
         "steps": 4,
         "batch": 4,
-        "warmup_steps": 0,
-        "checkpoint_every_steps": 2,
-        "precision": "fp32",
+        "lr": 0.001,
+        "time_shift": 1.0,
     }
     return DiffusionConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def machine():
+    """A machine whose arithmetic is the same everywhere, with checkpoints in a run of four steps."""
+    return MachineConfig(precision="fp32", checkpoint_every_steps=2)
 
 
 @pytest.fixture

@@ -53,6 +53,10 @@ def test_overrides_win_and_are_typed(config_file):
 def test_relative_paths_are_relative_to_the_file(config_file):
     path = config_file("name: x\ndata: {path: sub/cohort}\n")
     assert load_config(path).data.path == path.parent / "sub" / "cohort"
+    given = ["diffusion.codec.kind=autoencoder", "diffusion.codec.source=someone/vae"]
+    assert load_config(path, given).diffusion.codec.source == "someone/vae", "a name on the hub"
+    (path.parent / "someone" / "vae").mkdir(parents=True)
+    assert load_config(path, given).diffusion.codec.source == str(path.parent / "someone" / "vae")
 
 
 @pytest.mark.parametrize(

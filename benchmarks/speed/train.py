@@ -1,6 +1,6 @@
 """A training step of the diffusion model: where its time goes, and what it reaches of the machine's matrix products.
 
-The loop is that of `stedm.diffusion.train.train_diffusion` with a clock between its lines, `Engine.step` in its two
+The loop is that of `stedm.diffusion.train.train_diffusion` with a clock between its lines, `Trainer.step` in its two
 halves. A handful of images is used, so that after the steps that warm up all of them are decoded, as after the first
 pass over the data of a real run; no step writes a checkpoint.
 """
@@ -18,7 +18,7 @@ from stedm.data.symmetry import to_signed
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import DiffusionSamples, DrawnSamples, make_denoiser, open_cache
 from stedm.style.recolour import recoloured
-from stedm.training.trainer import Engine
+from stedm.training.trainer import Trainer
 
 from .effort import Effort
 from .machine import MatmulPeak
@@ -70,10 +70,10 @@ def _training(
     objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
     if config.activation_checkpointing:
         denoiser.checkpoint_activations()
-    engine = Engine(denoiser, setting.folder / "run", config, ema_decay=config.ema_decay, seed=0)
-    cache = open_cache(config, engine, codec, samples, px)
+    trainer = Trainer(denoiser, setting.folder / "run", config, ema_decay=config.ema_decay, seed=0)
+    cache = open_cache(config, trainer, codec, samples, px)
     clock.enter("data")
-    for batch in engine.batches(DrawnSamples(samples, objective, codec, px)):
+    for batch in trainer.batches(DrawnSamples(samples, objective, codec, px)):
         clock.enter("prepare")
         if config.recolour.probability > 0:
             image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
@@ -82,19 +82,19 @@ def _training(
         moments = cache(image, batch["row"], batch["turn"]) if cache else codec.moments(image)
         latent = codec.sample(moments, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
-        with FlopCounterMode(display=False) if engine.step_done in counted else contextlib.nullcontext() as counter:
+        with FlopCounterMode(display=False) if trainer.step_done in counted else contextlib.nullcontext() as counter:
             clock.enter("forward")
-            with engine.autocast():
-                predicted = engine.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
+            with trainer.autocast():
+                predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
             loss = objective(predicted.float(), target, timestep)
             clock.enter("backward")
-            engine.backward(loss)
+            trainer.backward(loss)
         if counter:
             flops.append(counter.get_total_flops())
         clock.enter("optimiser")
-        engine.update()
+        trainer.update()
         clock.enter(None)
-        yield engine.step_done
+        yield trainer.step_done
         clock.enter("data")
 
 

@@ -149,13 +149,13 @@ def tile(
     from stedm.config import load_tiling_config
     from stedm.data.tiles import tile_slides
     from stedm.progress import Reporter
-    from stedm.workers.pool import make_engine, parse_shard
+    from stedm.workers.pool import make_pool, parse_shard
 
     given = [f"{key}={value}" for key, value in (("tile_px", tile_px), ("mpp", mpp)) if value is not None]
     settings = load_tiling_config(config, [*(overrides or []), *given])
     reporter, part = Reporter(), parse_shard(shard)
-    with make_engine(engine, workers or os.cpu_count() or 1) as pool:
-        done = tile_slides(slides, output, settings, table_only=table_only, engine=pool, shard=part, reporter=reporter)
+    with make_pool(engine, workers or os.cpu_count() or 1) as pool:
+        done = tile_slides(slides, output, settings, table_only=table_only, pool=pool, shard=part, reporter=reporter)
     for slide_id in done.without_tissue:
         reporter.say(f"slide {slide_id}: no tile with enough tissue")
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
@@ -219,11 +219,11 @@ def synthesize(
     from stedm.synthesis.generate import load_painter
     from stedm.synthesis.generate import synthesize as draw
     from stedm.synthesis.plan import read_plan
-    from stedm.workers.pool import make_engine, parse_shard
+    from stedm.workers.pool import make_pool, parse_shard
 
     part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
-    with make_engine(engine) as pool, Reporter().stage("draw synthetic images") as tick:
-        complete = draw(painter, rows, output, shard=part, engine=pool, model_folder=model, on_progress=tick)
+    with make_pool(engine) as pool, Reporter().stage("draw synthetic images") as tick:
+        complete = draw(painter, rows, output, shard=part, pool=pool, model_folder=model, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
 
@@ -270,7 +270,7 @@ def segment(
     """
     from stedm.segmentation.predict import segment_folder
     from stedm.segmentation.whole_slide import load_slide_config, segment_slides, slides_in
-    from stedm.workers.pool import make_engine, parse_shard
+    from stedm.workers.pool import make_pool, parse_shard
 
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
@@ -282,8 +282,8 @@ def segment(
             raise StedmError(f"{images}: no slides; {flags} are for slides")
         typer.echo(f"{output}: {len(segment_folder(model, images, output))} masks")
         return
-    with make_engine(engine) as pool:
-        done = segment_slides(model, slides, output, config, engine=pool, shard=part)
+    with make_pool(engine) as pool:
+        done = segment_slides(model, slides, output, config, pool=pool, shard=part)
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
     typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides{rest}")
     if done.failures:

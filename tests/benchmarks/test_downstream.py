@@ -47,7 +47,7 @@ def _spec_file(folder: Path, data: Path, **changes) -> Path:
                 "batch": 2,
                 "checkpoint_every_steps": 2,
                 "denoiser": {"channels": [16, 16], "norm_groups": 8},
-                "style": {"dim": 16, "channels": [8], "n_images": 2},
+                "style": {"dim": 16, "n_images": 2},
             },
             "synthesis": {"n_images": 4, "batch": 4, "steps": 2, "style_images": 1},
             "segmentation": {

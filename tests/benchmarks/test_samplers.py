@@ -30,7 +30,7 @@ def spec_file(tmp_path, tiny_dataset):
     tiny_dataset(images=4, image_px=16)
     config = DiffusionConfig(
         denoiser=DenoiserConfig(channels=[8, 8], norm_groups=4, layout_channels=4),
-        style=StyleConfig(dim=8, channels=[8], n_images=2),
+        style=StyleConfig(dim=8, n_images=2),
     )
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=1, image_px=16)
     model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], image_px=16)
@@ -42,8 +42,8 @@ def spec_file(tmp_path, tiny_dataset):
             "model": "model",
             "data": {"path": "tiny"},
             "synthesis": {"n_images": 6, "batch": 6, "style_images": 1, "match_category": False},
-            "samplers": {"dpm++": [2], "heun": [2]},
-            "guidance": {"full": {"style": 1.5}, "interval": {"style": 1.5, "interval": [0.0, 0.5]}},
+            "samplers": {"dpm++": [2], "euler": [2]},
+            "guidance": {"full": {"style": 1.5}, "layout": {"style": 1.5, "layout": 2.0}},
             "reference": {"sampler": "dpm++", "steps": 6, "guidance": "full"},
             "seeds": [0, 1],
             "cohort": {"patients": 3, "style_images": 2, "reference_images": 2, "least_images": 4},
@@ -82,9 +82,8 @@ def test_one_plan_for_all_measured_once_and_a_verdict(spec_file, tmp_path):
         (values["sampler"], values["guidance"], values["steps"]): values["network_calls"]
         for values in (json.loads(path.read_text()) for path in runs.rglob("measures.json"))
     }
-    assert found["dpm++", "interval", 2] == 3
-    assert found["heun", "full", 2] == 6
-    assert found["heun", "interval", 2] == 2 * 2 + 1
+    assert found["dpm++", "layout", 2] == 6
+    assert found["euler", "full", 2] == 4
     assert found["dpm++", "full", 6] == 12
 
     # The same layouts, styles and noise in every cell of a seed, and never a reference image as style.
@@ -92,7 +91,7 @@ def test_one_plan_for_all_measured_once_and_a_verdict(spec_file, tmp_path):
     assert len(tables) == 5, "images are kept of the first seed alone"
     for column in ("layout_image_file_name", "style_image_file_names", "seed"):
         assert all(table[column].equals(tables[0][column]) for table in tables)
-    assert len({tuple(table[["sampler", "steps", "guidance_stop"]].iloc[0]) for table in tables}) == 5
+    assert len({tuple(table[["sampler", "steps", "layout_guidance"]].iloc[0]) for table in tables}) == 5
     given = {name for names in tables[0]["style_image_file_names"] for name in str(names).split(LIST_SEPARATOR)}
     assert given <= set(driven.jury.pool.table["image_file_name"])
     assert not given & set(driven.jury.reference.table["image_file_name"])
@@ -195,7 +194,7 @@ def test_a_setting_with_fewer_seeds_does_not_hold_yet():
     ("changes", "message"),
     [
         ({"samplers": {"dpm": [4]}}, "spec.yaml: .*samplers"),
-        ({"reference": {"sampler": "dpm++", "steps": 9, "guidance": "none"}}, "none is not one of full, interval"),
+        ({"reference": {"sampler": "dpm++", "steps": 9, "guidance": "none"}}, "none is not one of full, layout"),
         ({"synthesis": {"n_image": 3}}, "n_image"),
         ({"data": {}}, "data"),
         ({"model": None}, "spec.yaml"),
@@ -218,6 +217,5 @@ def test_the_committed_specifications_are_valid(name, tmp_path):
     assert spec.model == tmp_path / "model"
     calls = {str(setting): spec.network_calls(setting) for setting in spec.settings}
     assert calls["dpm++, 12 steps, guidance full"] == 24
-    assert calls["heun, 6 steps, guidance full"] == 22
     assert calls[str(spec.reference)] == max(calls.values()) == 500
     assert len(spec.seeds) == 5

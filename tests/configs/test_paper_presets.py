@@ -11,22 +11,22 @@ from timm.layers import DropPath
 import stedm.diffusion.train as training
 from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
-from stedm.diffusion.codec import AutoencoderCodec, trained_codec_folder
-from stedm.diffusion.codec_train import build_autoencoder
+from stedm.diffusion import codec
+from stedm.diffusion.codec import AutoencoderCodec
+from stedm.diffusion.ldm_checkpoint import VQ_F4
 from stedm.diffusion.objective import BETAS
 from stedm.diffusion.train import make_denoiser, train_diffusion
 from stedm.experiment.cost import cost
 from stedm.segmentation.model import build_segmenter
+from stedm.training import trainer
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper"
 NAMES = ["flowers102", "her2", "catch"]
 STYLE_IMAGES = {"flowers102": 1, "her2": 10, "catch": 10}
-# Without the published first stage, which is not at hand: one of the same shape.
-NO_WEIGHTS = ["diffusion.codec.initial_weights=null", "diffusion.codec.steps=1"]
 
 
 def preset(name: str, *overrides: str) -> RunConfig:
-    return load_config(PAPER / f"{name}.yaml", [*NO_WEIGHTS, *overrides])
+    return load_config(PAPER / f"{name}.yaml", list(overrides))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,10 +34,9 @@ def test_settings_are_those_of_the_paper(name):
     config = load_config(PAPER / f"{name}.yaml")
     diffusion, synthesis, segmentation = config.diffusion, config.synthesis, config.segmentation
     assert config.data.image_px == 512
-    assert (diffusion.codec.kind, diffusion.codec.num_vq_embeddings, diffusion.codec.factor) == ("vq", 8192, 4)
-    assert diffusion.codec.initial_weights is not None
-    assert diffusion.codec.steps == 0, "the published first stage is taken as it is"
-    assert (diffusion.objective, diffusion.loss, diffusion.timesteps) == ("eps", "l1", "uniform")
+    assert diffusion.codec.kind == "vq-f4", "the published first stage is taken as it is"
+    assert (diffusion.codec.weights.name, diffusion.codec.weights.is_absolute()) == ("model.ckpt", True)
+    assert (diffusion.objective, diffusion.loss) == ("eps", "l1")
     assert (BETAS["beta_schedule"], BETAS["beta_start"], BETAS["beta_end"]) == ("scaled_linear", 0.0015, 0.0205)
     assert diffusion.style.sampling == {"flowers102": "augmented"}.get(name, "multi-patch")
     assert diffusion.style.n_images == synthesis.style_images == STYLE_IMAGES[name]
@@ -83,7 +82,8 @@ def test_each_takes_one_training_step_at_full_size(tiny_dataset, tmp_path, monke
     dataset = DatasetFolder.open(tiny_dataset(image_px=512, patients={"train": 2, "unlabeled": 1}, images=2))
     monkeypatch.setattr(training, "_IMAGES_TO_MEASURE", 2)
     monkeypatch.setattr(AutoencoderCodec, "moments", _remembered(AutoencoderCodec.moments))
-    changes = ["batch=1", "style.dropout=0", "lr=0.001", "weight_decay=0", "precision=auto"]
+    changes = ["batch=1", "style.dropout=0", "lr=0.001", "precision=auto"]
+    monkeypatch.setattr(trainer, "WEIGHT_DECAY", 0.0)
     for name in NAMES:
         config = preset(name, *(f"diffusion.{change}" for change in changes))
         # The null style was not shown: there was one sample and no dropout.
@@ -94,7 +94,6 @@ def test_each_takes_one_training_step_at_full_size(tiny_dataset, tmp_path, monke
 
 def _unmoved_by_one_step(config: RunConfig, dataset: DatasetFolder, run: Path) -> list[str]:
     """Names of the parameters that are the same after one step."""
-    _write_new_codec(config, run)
     started: dict[str, torch.Tensor] = {}
     denoiser = None
 
@@ -114,6 +113,7 @@ def _unmoved_by_one_step(config: RunConfig, dataset: DatasetFolder, run: Path) -
     # A context of its own: monkeypatch would hold the networks of all presets until the end of the test.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "make_denoiser", watched)
+        patch.setattr(codec, "load_ldm_vq", _new_vq_f4)
         with pytest.raises(_OneStepDone):
             train_diffusion(config.diffusion, *splits, run, image_px=512, on_progress=stop)
     return [name for name, parameter in denoiser.named_parameters() if torch.equal(parameter, started[name])]
@@ -123,10 +123,10 @@ def _remembered(encode):
     """`AutoencoderCodec.moments`, which doesn't encode the same image with the same weights again."""
     done: dict[tuple[str, bytes], torch.Tensor] = {}
 
-    def moments(codec: AutoencoderCodec, images: torch.Tensor) -> torch.Tensor:
-        key = (codec.fingerprint, images.numpy().tobytes())
+    def moments(first_stage: AutoencoderCodec, images: torch.Tensor) -> torch.Tensor:
+        key = (first_stage.fingerprint, images.numpy().tobytes())
         if key not in done:
-            done[key] = encode(codec, images)
+            done[key] = encode(first_stage, images)
         return done[key]
 
     return moments
@@ -143,10 +143,9 @@ def _open_every_block(swin: torch.nn.Module) -> None:
             part.drop_prob = 0.0
 
 
-def _write_new_codec(config: RunConfig, run: Path) -> None:
-    """An untrained first stage of the configuration, where `stedm train codec` would leave a trained one."""
+def _new_vq_f4(path: Path) -> VQModel:
+    """An untrained one in the place of the published one, which is not at hand."""
+    assert path.name == "model.ckpt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        autoencoder = build_autoencoder(config.diffusion.codec)
-    assert isinstance(autoencoder, VQModel)
-    AutoencoderCodec(autoencoder, [0.0] * 3, [1.0] * 3).save_pretrained(trained_codec_folder(run))
+        return VQModel(**VQ_F4)

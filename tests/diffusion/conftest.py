@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stedm.data.folder import DatasetFolder
+from stedm.diffusion.ldm_checkpoint import VQ_F4
 
 
 @pytest.fixture
@@ -70,6 +71,32 @@ def _ldm_shapes(ch=32, ch_mult=(1, 2, 2), blocks=1, z_channels=3, embed_dim=3, n
 def ldm_shapes():
     """Function: key names and shapes of a VQ first stage of latent-diffusion."""
     return _ldm_shapes
+
+
+SMALL_VQ = {
+    "block_out_channels": (32, 64, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 1,
+    "latent_channels": 3,
+    "vq_embed_dim": 3,
+    "num_vq_embeddings": 20,
+    "norm_num_groups": 32,
+    "scaling_factor": 1.0,
+}
+
+
+@pytest.fixture
+def small_vq() -> dict:
+    """Arguments of diffusers' VQModel for `ldm_state`."""
+    return SMALL_VQ
+
+
+@pytest.fixture
+def small_vq_f4(monkeypatch):
+    """Let the published VQ-f4 be one as small as `ldm_state`."""
+    for key, value in SMALL_VQ.items():
+        monkeypatch.setitem(VQ_F4, key, value)
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 
-from stedm.config import AutoencoderCodecConfig, KLCodecConfig, PixelCodecConfig
-from stedm.diffusion.codec import AutoencoderCodec, PixelCodec, load_codec, open_codec
+from stedm.config import AutoencoderCodecConfig, PixelCodecConfig, VQF4CodecConfig
+from stedm.diffusion.codec import AutoencoderCodec, PixelCodec, codec_shapes, load_codec, open_codec
 from stedm.errors import StedmError
 
 
@@ -85,14 +85,12 @@ def test_a_distribution_is_drawn_from_with_noise_and_only_then():
 def test_statistics_of_the_folder_are_kept_and_missing_ones_are_measured(tmp_path):
     codec = AutoencoderCodec(_autoencoder(AutoencoderKL), mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
     codec.save_pretrained(tmp_path / "vae")
-    config = AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "vae")
-    assert open_codec(config, tmp_path, _images()).mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    config = AutoencoderCodecConfig(source=str(tmp_path / "vae"))
+    assert open_codec(config, _images()).mean.flatten().tolist() == [1.0, 2.0, 3.0]
     (tmp_path / "vae" / "latents.json").unlink()
-    latents = open_codec(config, tmp_path, _images()).encode(_images())
+    latents = open_codec(config, _images()).encode(_images())
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
-    assert isinstance(open_codec(PixelCodecConfig(), tmp_path, _images()), PixelCodec)
-    with pytest.raises(StedmError, match="stedm train codec"):
-        open_codec(KLCodecConfig(kind="kl"), tmp_path, _images())
+    assert isinstance(open_codec(PixelCodecConfig(), _images()), PixelCodec)
 
 
 def test_a_hub_name_is_looked_up_in_the_local_cache_only(tmp_path, monkeypatch):
@@ -105,21 +103,39 @@ def test_a_hub_name_is_looked_up_in_the_local_cache_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    config = AutoencoderCodecConfig(kind="autoencoder", hub_id="someone/vae", subfolder="vae")
+    config = AutoencoderCodecConfig(source="someone/vae/vae")
     with pytest.raises(StedmError, match=r"hf download someone/vae") as error:
-        open_codec(config, tmp_path, _images())
+        open_codec(config, _images())
     assert len(str(error.value).splitlines()) == 1
     snapshot = tmp_path / "models--someone--vae" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     (snapshot / "vae").mkdir(parents=True)
     (tmp_path / "models--someone--vae" / "refs").mkdir()
     (tmp_path / "models--someone--vae" / "refs" / "main").write_text(snapshot.name)
     _autoencoder(AutoencoderKL).save_pretrained(snapshot / "vae")
-    assert open_codec(config, tmp_path, _images()).latent_channels == 3
+    assert open_codec(config, _images()).latent_channels == 3
     (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(StedmError, match="can't be read"):
-        open_codec(config, tmp_path, _images())
-    with pytest.raises(StedmError, match="not/a/name"):
-        open_codec(config.model_copy(update={"hub_id": "not/a/name"}), tmp_path, _images())
+        open_codec(config, _images())
+    with pytest.raises(StedmError, match="no such folder"):
+        open_codec(AutoencoderCodecConfig(source="/no/such/folder"), _images())
+
+
+def test_the_published_vq_f4_is_converted_when_it_is_opened(ldm_state, small_vq_f4, tmp_path):
+    torch.save({"state_dict": ldm_state}, tmp_path / "model.ckpt")
+    config = VQF4CodecConfig(weights=tmp_path / "model.ckpt")
+    latents = open_codec(config, _images()).encode(_images())
+    assert latents.shape == (6, 3, 4, 4)
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_the_shapes_of_a_vq_f4_need_no_file(tmp_path):
+    codec = codec_shapes(VQF4CodecConfig(weights=tmp_path / "none.ckpt"))
+    assert (codec.latent_channels, codec.factor) == (3, 4)
+    # 55.3 M, as counted in the authors' network.
+    assert round(sum(p.numel() for p in codec.parameters()) / 1e6, 1) == 55.3
+    assert {p.device.type for p in codec.parameters()} == {"meta"}
+    with pytest.raises(StedmError, match=r"none\.ckpt: no such checkpoint"):
+        open_codec(VQF4CodecConfig(weights=tmp_path / "none.ckpt"), _images())
 
 
 def test_what_encodes_no_images_is_refused(tmp_path):

@@ -45,7 +45,7 @@ def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
     losses = {}
     for cached in (False, True):
         config = diffusion_config(
-            codec=AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "vae"),
+            codec=AutoencoderCodecConfig(source=str(tmp_path / "vae")),
             recolour=RecolourConfig(probability=0.0),
             cache_latents=cached,
             steps=12,
@@ -110,7 +110,7 @@ def test_a_cache_of_another_codec_or_of_other_images_is_made_anew(cohort, tmp_pa
 
 
 def test_the_cache_is_refused_where_pixels_change_or_nothing_is_encoded(diffusion_config):
-    codec = AutoencoderCodecConfig(kind="autoencoder", path="vae")
+    codec = AutoencoderCodecConfig(source="vae")
     with pytest.raises(ValidationError, match=r"set recolour\.probability to 0"):
         diffusion_config(codec=codec, cache_latents=True)
     with pytest.raises(ValidationError, match="nothing to cache"):

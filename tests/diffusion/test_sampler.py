@@ -44,9 +44,8 @@ def _draw(
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_network_calls_are_exactly_those_promised(objective, name, steps, shift):
     scheduler = make_sampler(name, objective, steps, shift)
-    assert len(scheduler.timesteps) == (2 * steps - 1 if name == "heun" else steps)
-    assert len(scheduler.timesteps) == Guidance(style=1.0).network_calls(steps, name)
-    assert [k // scheduler.order for k in range(len(scheduler.timesteps))][-1] == steps - 1
+    assert len(scheduler.timesteps) == Guidance(style=1.0).network_calls(steps) == steps
+    assert scheduler.order == 1
     assert (scheduler.timesteps.diff() <= 0).all()
     assert scheduler.timesteps[0] >= 999
     assert scheduler.timesteps[-1] > 0 or objective != "flow"
@@ -80,8 +79,7 @@ def test_a_higher_order_needs_fewer_steps():
         name: float((_draw("flow", name, 12, noise, mean, sd) - (mean + sd * noise)).abs().max())
         for name in SAMPLERS["flow"]
     }
-    assert error["dpm++3m"] < 0.7 * error["dpm++"] < 0.7 * 0.3 * error["euler"]
-    assert error["heun"] < 0.3 * error["euler"]
+    assert max(error["dpm++"], error["unipc"]) < 0.3 * error["euler"]
 
 
 def test_ddim_is_diffusers_ddim_where_that_is_exact():
@@ -101,15 +99,13 @@ def test_flow_is_told_the_time_it_is_at():
     for name in SAMPLERS["flow"]:
         scheduler = make_sampler(name, "flow", 60)
         torch.testing.assert_close(scheduler.timesteps[-1] / 1000, torch.tensor(1 / 60), rtol=0.06, atol=0)
-        if name not in ("heun", "euler"):
+        if name != "euler":
             torch.testing.assert_close(scheduler.timesteps, 1000 * scheduler.sigmas[:-1])
 
 
 @pytest.mark.parametrize("name", SAMPLERS["flow"])
 def test_a_shift_multiplies_the_ratio_of_noise_to_image(name):
     even, moved = (make_sampler(name, "flow", 8, shift).sigmas[:-1].double() for shift in (1.0, 3.0))
-    if name == "heun":
-        even, moved = even[::2], moved[::2]
     torch.testing.assert_close(moved[1:] / (1 - moved[1:]), 3 * even[1:] / (1 - even[1:]), rtol=2e-3, atol=0)
 
 
@@ -123,7 +119,7 @@ def test_a_shift_goes_to_its_place_in_the_noise_of_eps_and_v():
 def test_samplers_that_do_not_fit_are_refused():
     with pytest.raises(StedmError, match=r"flow is sampled with dpm\+\+"):
         make_sampler("ddim", "flow", 4)
-    for name in ("euler", "heun", "nonsense"):
+    for name in ("euler", "nonsense"):
         with pytest.raises(StedmError, match=rf"sampler {name}: .* eps is sampled with ddim"):
             make_sampler(name, "eps", 4)
 

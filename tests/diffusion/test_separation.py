@@ -54,13 +54,12 @@ def _train(root: Path, sampling: str, n_patients: int, n_images: int):
     dataset = _cohort(root / "data", n_patients, n_images)
     config = DiffusionConfig(
         denoiser=DenoiserConfig(channels=[16, 32], norm_groups=8, layout_channels=4),
-        style=StyleConfig(dim=32, channels=[8, 16], n_images=2, sampling=sampling),
+        style=StyleConfig(dim=32, n_images=2, sampling=sampling),
         recolour=RecolourConfig(probability=0.0),
         unlabeled_fraction=0.3,
         steps=200,
         batch=16,
         lr=5e-3,
-        warmup_steps=10,
         ema_decay=0.98,
         checkpoint_every_steps=200,
         precision="fp32",

@@ -4,18 +4,18 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from stedm.config import DiffusionConfig
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.train import make_denoiser, train_diffusion
 from stedm.diffusion.unet import injection_per_level, make_unet, run_unet
+from stedm.training import trainer
 
-INJECTIONS = ["mid", "own-block", "all", "cross", ["none", "both", "cross"], ["scale-shift", "none", "none"]]
+INJECTIONS = ["mid", "own-block", "all", "cross"]
 
 
 def tiny_denoiser(**changes) -> StyleDenoiser:
     torch.manual_seed(0)
-    values = {"channels": (16, 24), "norm_groups": 8, "layout_channels": 4, "style_dim": 16, "style_channels": (8,)}
+    values = {"channels": (16, 24), "norm_groups": 8, "layout_channels": 4, "style_dim": 16}
     return StyleDenoiser(n_classes=2, latent_channels=12, layout_factor=2, **{**values, **changes}).eval()
 
 
@@ -54,8 +54,6 @@ def changes_by_block(denoiser: StyleDenoiser) -> dict[str, bool]:
         ("mid", {"mid_block"}),
         ("all", {"down_blocks0", "down_blocks1", "mid_block", "up_blocks0", "up_blocks1"}),
         ("cross", {"down_blocks0", "down_blocks1", "mid_block", "up_blocks0", "up_blocks1"}),
-        (("none", "scale-shift", "none"), {"down_blocks1", "up_blocks0"}),
-        (("none", "none", "cross"), {"mid_block"}),
     ],
 )
 def test_the_style_reaches_the_asked_blocks_and_no_other(injection, styled):
@@ -88,7 +86,7 @@ def test_own_block_is_one_more_resblock_and_the_only_place_of_the_style():
 
 def test_own_block_without_its_block_is_diffusers_mid_block():
     torch.manual_seed(1)
-    unet = make_unet(6, 4, [16, 24], 1, [False, False], 8, injection_per_level("own-block", 2), token_dim=8)
+    unet = make_unet(6, 4, [16, 24], 1, 8, injection_per_level("own-block", 2), token_dim=8)
     torch.nn.init.zeros_(unet.style_block.conv2.weight)
     torch.nn.init.zeros_(unet.style_block.conv2.bias)
     sample, style = torch.randn(2, 6, 8, 8), torch.randn(2, 64)
@@ -98,7 +96,7 @@ def test_own_block_without_its_block_is_diffusers_mid_block():
 
 def test_scale_shift_everywhere_is_what_diffusers_computes_with_a_class_embedding():
     torch.manual_seed(1)
-    ours = make_unet(6, 4, [16, 24], 1, [False, False], 8, injection_per_level("all", 2), token_dim=8)
+    ours = make_unet(6, 4, [16, 24], 1, 8, injection_per_level("all", 2), token_dim=8)
     theirs = UNet2DModel(**{**ours.config, "class_embed_type": "identity"})
     theirs.load_state_dict(ours.state_dict())
     sample, time, style = torch.randn(2, 6, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 64)
@@ -109,7 +107,7 @@ def test_scale_shift_everywhere_is_what_diffusers_computes_with_a_class_embeddin
 
 def test_cross_attention_everywhere_is_what_diffusers_computes():
     torch.manual_seed(1)
-    unet = make_unet(6, 4, [16, 32], 1, [False, True], 8, injection_per_level("cross", 2), token_dim=8)
+    unet = make_unet(6, 4, [16, 32], 1, 8, injection_per_level("cross", 2), token_dim=8)
     sample, time, tokens = torch.randn(2, 6, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 5, 8)
     with torch.no_grad():
         expected = unet(sample, time, encoder_hidden_states=tokens).sample
@@ -118,11 +116,13 @@ def test_cross_attention_everywhere_is_what_diffusers_computes():
 
 @pytest.mark.parametrize("injection", INJECTIONS, ids=str)
 @pytest.mark.parametrize("aggregation", ["mean", "linear", "set-vit", "attention"])
-def test_every_combination_trains_whole_and_saves(diffusion_config, cohort, tmp_path, injection, aggregation):
+def test_every_combination_trains_whole_and_saves(
+    diffusion_config, cohort, tmp_path, monkeypatch, injection, aggregation
+):
+    monkeypatch.setattr(trainer, "WEIGHT_DECAY", 0.0)
     base = diffusion_config()
     config = diffusion_config(
         steps=1,
-        weight_decay=0.0,
         ema_decay=0.0,
         style=base.style.model_copy(update={"injection": injection, "aggregation": aggregation, "dropout": 0.5}),
     )
@@ -148,18 +148,8 @@ def test_a_frozen_style_encoder_stays_and_the_rest_learns(diffusion_config, coho
     assert {"unet", "style_to_time", "null_style", "layout_embedding"} <= learned
 
 
-@pytest.mark.parametrize("injection", [["all"], ["none", "mid"], ["scale-shift"], ["none", "cross", "none"]], ids=str)
-def test_a_wrong_injection_is_refused_by_the_configuration(injection):
-    with pytest.raises(ValueError, match="injection"):
-        DiffusionConfig.model_validate(
-            {"style": {"injection": injection}, "denoiser": {"channels": [16, 32], "norm_groups": 8}}
-        )
-
-
 @pytest.mark.parametrize("changes", [{"injection": kind} for kind in INJECTIONS] + [{"style_backbone": "resnet18"}])
 def test_checkpointed_activations_give_equal_gradients_and_keep_less(changes):
-    injection = changes.get("injection", "all")
-    changes = {**changes, "injection": tuple(injection) if isinstance(injection, list) else injection}
     noisy, times = torch.randn(2, 12, 8, 8), torch.tensor([1.0, 900.0])
     layout, style = torch.randint(0, 3, (2, 16, 16)), torch.rand(2, 2, 3, 32, 32)
     present, kept, gradients = torch.ones(2, 2, dtype=torch.bool), [], []
@@ -180,7 +170,7 @@ def test_checkpointed_activations_give_equal_gradients_and_keep_less(changes):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name])
-    assert kept[1] < 0.7 * kept[0]
+    assert kept[1] < 0.75 * kept[0]
 
 
 def test_activation_checkpointing_is_asked_for_by_the_configuration(diffusion_config, cohort, tmp_path, monkeypatch):
@@ -190,26 +180,3 @@ def test_activation_checkpointing_is_asked_for_by_the_configuration(diffusion_co
         config = diffusion_config(steps=1, activation_checkpointing=on)
         train_diffusion(config, *cohort, tmp_path / str(on), image_px=16)
         assert len(asked) == on
-
-
-def test_skip_adds_the_linear_estimate_of_the_flow():
-    """Of unit noise and images of unit variance: what an untrained network's zeros leave is least, and of variance
-    `scale` squared."""
-    denoiser = tiny_denoiser(skip=True)
-    for parameter in denoiser.unet.conv_out.parameters():
-        torch.nn.init.zeros_(parameter)
-    generator = torch.Generator().manual_seed(0)
-    latent, noise = torch.randn(2, 64, 12, 8, 8, generator=generator)
-    layout, style = torch.zeros(64, 16, 16, dtype=torch.long), torch.zeros(64, 16)
-    for time in (0.1, 0.5, 0.8):
-        noisy, target = (1 - time) * latent + time * noise, noise - latent
-        with torch.no_grad():
-            predicted = denoiser.denoise(noisy, torch.full((64,), 1000 * time), layout, style)
-        left = (target - predicted).square().mean()
-        assert left == pytest.approx(1 / ((1 - time) ** 2 + time**2), rel=0.03)
-        assert left < min((target - factor * predicted).square().mean() for factor in (0.8, 1.2)) or time == 0.5
-
-
-def test_skip_is_refused_for_other_objectives_than_flow():
-    with pytest.raises(ValueError, match="skip"):
-        DiffusionConfig(objective="v", denoiser={"skip": True})

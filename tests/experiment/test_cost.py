@@ -5,7 +5,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from stedm.cli import main
-from stedm.config import AutoencoderCodecConfig, KLCodecConfig, RunConfig, StyleConfig, VQCodecConfig
+from stedm.config import AutoencoderCodecConfig, RunConfig, StyleConfig
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
@@ -13,16 +13,15 @@ from stedm.experiment.cost import classes_of, cost, flops_of
 
 KINDS = {
     "set-vit": {"style": {"dim": 16, "aggregation": "set-vit", "n_images": 2}},
-    "linear": {"style": {"dim": 16, "channels": [8], "aggregation": "linear", "n_images": 2}},
-    "attention": {"style": {"dim": 16, "channels": [8], "aggregation": "attention"}},
-    "none": {"style": {"dim": 16, "channels": [8], "aggregation": "none"}},
-    "cross": {"style": {"dim": 16, "channels": [8], "injection": "cross", "tokens": 2}},
-    "own-block": {"style": {"dim": 16, "channels": [8], "injection": "own-block"}},
+    "linear": {"style": {"dim": 16, "aggregation": "linear", "n_images": 2}},
+    "attention": {"style": {"dim": 16, "aggregation": "attention"}},
+    "none": {"style": {"dim": 16, "aggregation": "none"}},
+    "cross": {"style": {"dim": 16, "injection": "cross"}},
+    "own-block": {"style": {"dim": 16, "injection": "own-block"}},
     "timm": {"style": {"dim": 16, "encoder": "resnet10t"}},
     "swin": {"style": {"dim": 16, "encoder": "swinv2_cr_tiny_ns_224", "pooling": "head"}},
-    "frozen": {"style": {"dim": 16, "channels": [8], "trainable": False}},
-    "kl": {"codec": {"kind": "kl", "channels": [8, 8], "norm_groups": 4}},
-    "vq": {"codec": {"kind": "vq", "channels": [8, 8], "norm_groups": 4, "num_vq_embeddings": 16}},
+    "frozen": {"style": {"dim": 16, "trainable": False}},
+    "vq-f4": {"codec": {"kind": "vq-f4", "weights": "nowhere.ckpt"}},
 }
 
 
@@ -55,7 +54,7 @@ def test_parameters_are_those_of_the_real_network(diffusion_config):
 
 def test_weights_gradients_moments_and_average_are_exact(diffusion_config):
     """Against the bytes that the training loop's optimizer and average really hold, with a part frozen."""
-    config = diffusion_config(style=StyleConfig(dim=16, channels=[8], trainable=False))
+    config = diffusion_config(style=StyleConfig(dim=16, trainable=False))
     real = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0, image_px=32)
     optimizer, average = torch.optim.AdamW(real.parameters()), EMAModel(real.parameters())
     trained = [parameter for parameter in real.parameters() if parameter.requires_grad]
@@ -73,7 +72,7 @@ def test_weights_gradients_moments_and_average_are_exact(diffusion_config):
 
 def test_activations_are_what_a_real_forward_pass_saves(diffusion_config):
     """At a batch that was not run on fake tensors, with nearly nothing between: the real pass keeps some indices."""
-    config = diffusion_config(batch=5, style=StyleConfig(dim=16, channels=[8], n_images=3))
+    config = diffusion_config(batch=5, style=StyleConfig(dim=16, n_images=3))
     real = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0, image_px=32)
     weights, saved = {parameter.data_ptr() for parameter in real.parameters()}, {}
 
@@ -117,13 +116,13 @@ def test_every_kind_of_part_can_be_counted(kind, diffusion_config):
     config = type(config).model_validate({**config.model_dump(), **KINDS[kind]})
     counted = cost(run_config(config, synthesis={"style_images": 6}), n_classes=2)
     assert counted.flops_per_sample > 2 * counted.flops_per_call > 0
-    assert (counted.parameters["codec"] > 0) == isinstance(config.codec, KLCodecConfig | VQCodecConfig)
+    assert (counted.parameters["codec"] > 0) == (config.codec.kind != "pixel")
 
 
 def test_published_weights_are_not_needed(diffusion_config, tmp_path):
     style = StyleConfig(dim=16, encoder="resnet10t", weights=tmp_path / "not-there.safetensors")
     assert cost(run_config(diffusion_config(style=style)), 2).parameters["style encoder"] > 4e6
-    codec = AutoencoderCodecConfig(kind="autoencoder", path=tmp_path / "no-autoencoder")
+    codec = AutoencoderCodecConfig(source=str(tmp_path / "no-autoencoder"))
     with pytest.raises(StedmError, match="no-autoencoder"):
         cost(run_config(diffusion_config(codec=codec)), 2)
 
@@ -141,7 +140,7 @@ def test_classes_are_those_of_the_data_where_they_are_known(tiny_dataset, tmp_pa
 def test_the_command_prints_the_tables_without_any_data(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(
         "name: printed\ndata: {path: gone, image_px: 16}\n"
-        "diffusion: {batch: 3, denoiser: {channels: [16, 16], norm_groups: 8}, style: {dim: 8, channels: [8]}}\n"
+        "diffusion: {batch: 3, denoiser: {channels: [16, 16], norm_groups: 8}, style: {dim: 8}}\n"
     )
     with pytest.raises(SystemExit) as stop:
         main(["config", "show", str(tmp_path / "c.yaml"), "--cost", "--set", "synthesis.steps=4"])

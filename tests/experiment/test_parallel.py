@@ -46,8 +46,8 @@ def test_workers_make_what_one_process_makes(tmp_path, tiny_run, one_thread):
     config = parse_config(tiny_run({"phantom": PHANTOM}, arms=ARMS, seeds=[0, 1]), "test")
     alone = Experiment(config, tmp_path / "alone", Reporter(quiet=True)).run()
     experiment = Experiment(config, tmp_path / "workers", Reporter(quiet=True))
-    with LocalPool(2, patient=False) as engine:
-        together = run_side_by_side(experiment, engine)
+    with LocalPool(2, patient=False) as pool:
+        together = run_side_by_side(experiment, pool)
         assert _made(tmp_path / "workers") == _made(tmp_path / "alone")
         assert together["arms"] == alone["arms"]
         seconds = json.loads((tmp_path / "workers/provenance.json").read_text())["seconds"]
@@ -56,7 +56,7 @@ def test_workers_make_what_one_process_makes(tmp_path, tiny_run, one_thread):
         # Only what is missing is done again.
         before = {file: file.stat().st_mtime_ns for file in (tmp_path / "workers").rglob("*.safetensors")}
         (tmp_path / "workers/segmenters/real+synthetic/seed-1/counts-test.parquet").unlink()
-        assert run_side_by_side(experiment, engine)["arms"] == alone["arms"]
+        assert run_side_by_side(experiment, pool)["arms"] == alone["arms"]
         assert {file: file.stat().st_mtime_ns for file in before} == before
 
 

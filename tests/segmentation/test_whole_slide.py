@@ -243,12 +243,12 @@ def _own(n_classes: int) -> torch.nn.Module:
     return torch.nn.Conv2d(3, n_classes, 3, padding=1)
 
 
-def test_slides_are_segmented_by_an_own_network(tmp_path, path, pickling_engine):
+def test_slides_are_segmented_by_an_own_network(tmp_path, path, pickling_pool):
     info = DatasetInfo("x", CLASSES)
     model = save_segmenter(tmp_path / "own", _own(len(CLASSES)), None, info, image_px=64, mpp=1.0)
     [here] = Segmenter.from_pretrained(model, _own).predict_slide(path, tmp_path / "here")
     slides = slides_in(path, tmp_path / "there.geojson")
-    done = segment_slides(model, slides, tmp_path / "there", reporter=QUIET, engine=pickling_engine, network=_own)
+    done = segment_slides(model, slides, tmp_path / "there", reporter=QUIET, pool=pickling_pool, network=_own)
     assert done.written[0].read_bytes() == here.read_bytes()
 
 
@@ -393,16 +393,16 @@ def test_shards_together_do_all_slides(tmp_path, model, path):
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
-def test_an_engine_gives_the_same(tmp_path, model, path, pickling_engine):
+def test_an_engine_gives_the_same(tmp_path, model, path, pickling_pool):
     slides = _table(tmp_path, path)
-    by_engine = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=pickling_engine)
+    by_engine = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, pool=pickling_pool)
     alone = segment_slides(model, slides, tmp_path / "whole", reporter=QUIET)
     assert by_engine.failures == alone.failures
     assert [file.name for file in by_engine.written] == ["one.geojson", "two.geojson", "three.geojson"]
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
-    assert pickling_engine.pieces == 4
-    segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=pickling_engine)
-    assert pickling_engine.pieces == 5, "more than the slide that failed"
+    assert pickling_pool.pieces == 4
+    segment_slides(model, slides, tmp_path / "out", reporter=QUIET, pool=pickling_pool)
+    assert pickling_pool.pieces == 5, "more than the slide that failed"
 
 
 # ---- what is a slide, and mistakes --------------------------------------------------------------------------------

@@ -25,9 +25,7 @@ from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import LIST_SEPARATOR, layout_recipe, make_plan, read_plan, write_plan
 from stedm.workers.pool import parse_shard
 
-CONFIG = DiffusionConfig(
-    denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16, channels=[8])
-)
+CONFIG = DiffusionConfig(denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16))
 
 
 @pytest.fixture
@@ -123,7 +121,7 @@ def test_a_image_can_be_made_again_from_its_row(model, plan, dataset, tmp_path):
 
 
 def test_rows_with_other_guidance_are_drawn_with_it(model, dataset, tmp_path):
-    parts = [{}, {"layout_guidance": 4.0, "guidance_interval": (0.0, 0.5), "guidance_rescale": 0.5}]
+    parts = [{}, {"layout_guidance": 4.0}]
     plans = [
         make_plan(
             SynthesisConfig(n_images=4, batch=4, steps=2, **part), dataset.split("train"), dataset.split("unlabeled")
@@ -135,7 +133,7 @@ def test_rows_with_other_guidance_are_drawn_with_it(model, dataset, tmp_path):
     synthesize(model, mixed, tmp_path / "set")
     made = DatasetFolder.open(tmp_path / "set")
     row_of = {name: row for row, name in enumerate(dataset.table["image_file_name"])}
-    guided = Guidance(style=1.5, layout=4.0, interval=(0.0, 0.5), rescale=0.5)
+    guided = Guidance(style=1.5, layout=4.0)
     for row, guidance in enumerate([Guidance(), guided, guided, Guidance()]):
         planned = made.table.iloc[row]
         style = [dataset.read_image(row_of[name]) for name in planned["style_image_file_names"].split(LIST_SEPARATOR)]
@@ -171,15 +169,15 @@ def test_shards_together_make_the_same_set(model, plan, tmp_path):
     assert _content(tmp_path / "parts") == _content(tmp_path / "whole")
 
 
-def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_engine):
+def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_pool):
     model.save_pretrained(tmp_path / "model")
     synthesize(model, plan, tmp_path / "whole")
-    options = {"engine": pickling_engine, "model_folder": tmp_path / "model"}
+    options = {"pool": pickling_pool, "model_folder": tmp_path / "model"}
     assert not synthesize(model, plan, tmp_path / "out", shard=(1, 2), **options)
-    assert pickling_engine.pieces == 3
+    assert pickling_pool.pieces == 3
     seen = []
     assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
-    assert pickling_engine.pieces == 6
+    assert pickling_pool.pieces == 6
     assert seen[-1] == (22, 22)
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
@@ -215,7 +213,7 @@ def test_images_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset, 
         synthesize(model, plan, tmp_path / "mine")
 
 
-def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted_ones, tmp_path, pickling_engine):
+def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted_ones, tmp_path, pickling_pool):
     unlabeled = dataset.split("unlabeled")
     predicted = predicted_ones(unlabeled, tmp_path / "predicted")
     settings = SynthesisConfig(n_images=8, batch=4, steps=2, layouts="predicted", start=0.02)
@@ -233,7 +231,7 @@ def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted
         # So little noise changes little, whatever the network says.
         assert np.abs(made.read_image(row).astype(int) - source).mean() < 6
     model.save_pretrained(tmp_path / "model")
-    synthesize(model, plan, tmp_path / "others", engine=pickling_engine, model_folder=tmp_path / "model")
+    synthesize(model, plan, tmp_path / "others", pool=pickling_pool, model_folder=tmp_path / "model")
     for name in made.table["image_file_name"]:
         there, here = (read_image_file(tmp_path / folder, name).astype(int) for folder in ("others", "set"))
         assert np.abs(there - here).max() <= 1

@@ -16,7 +16,7 @@ from stedm.errors import StedmError
 def _model(seed: int = 0, **style) -> StyleDiffusion:
     config = DiffusionConfig(
         denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8),
-        style=StyleConfig(**{"dim": 16, "channels": [8], "n_images": 2, **style}),
+        style=StyleConfig(**{"dim": 16, "n_images": 2, **style}),
     )
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=seed, image_px=16)
     model = StyleDiffusion(denoiser, PixelCodec(2), objective="flow", classes=["background", "disc"], image_px=16)

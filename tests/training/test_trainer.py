@@ -1,4 +1,4 @@
-"""The engine: the same weights however a run is computed, and runs that stop when they must."""
+"""The trainer: the same weights however a run is computed, and runs that stop when they must."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
 from stedm.seeds import torch_generator
-from stedm.training.trainer import Engine, resolve_workers
+from stedm.training.trainer import Trainer, resolve_workers
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def _network(memory_format: torch.memory_format = torch.contiguous_format) -> nn
 
 
 def _config(**changes) -> TrainingConfig:
-    values = {"steps": 6, "batch": 4, "lr": 1e-2, "warmup_steps": 0, "checkpoint_every_steps": 3, "precision": "fp32"}
+    values = {"steps": 6, "batch": 4, "lr": 1e-2, "checkpoint_every_steps": 3, "precision": "fp32"}
     return TrainingConfig(**{**values, **changes})
 
 
@@ -52,16 +52,16 @@ def _train(
     folder: Path, network: nn.Module | None = None, samples: Dataset | None = None, stop=None, **changes
 ) -> dict:
     """Weights after training, or after `stop` steps of it."""
-    engine = Engine(network or _network(), folder, _config(**changes), seed=1, ema_decay=0.9)
-    for batch in engine.batches(samples or Samples()):
-        with engine.autocast():
-            predicted = engine.network(batch)
-        engine.step((predicted - batch.flip(-1)).square().mean())
-        if engine.step_done == stop:
+    trainer = Trainer(network or _network(), folder, _config(**changes), seed=1, ema_decay=0.9)
+    for batch in trainer.batches(samples or Samples()):
+        with trainer.autocast():
+            predicted = trainer.network(batch)
+        trainer.step((predicted - batch.flip(-1)).square().mean())
+        if trainer.step_done == stop:
             break
     return {
         name: value.detach().clone()
-        for name, value in engine.accelerator.unwrap_model(engine.network).state_dict().items()
+        for name, value in trainer.accelerator.unwrap_model(trainer.network).state_dict().items()
     }
 
 
@@ -114,11 +114,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 
 
 def test_parts_of_a_batch_draw_different_noise(tmp_path):
-    engine = Engine(_network(), tmp_path, _config(steps=2, accumulate=2), seed=1)
+    trainer = Trainer(_network(), tmp_path, _config(steps=2, accumulate=2), seed=1)
     drawn = []
-    for batch in engine.batches(Samples()):
-        drawn.append(float(torch.rand(1, generator=engine.generator)))
-        engine.step(engine.network(batch).mean())
+    for batch in trainer.batches(Samples()):
+        drawn.append(float(torch.rand(1, generator=trainer.generator)))
+        trainer.step(trainer.network(batch).mean())
     assert len(set(drawn)) == 4
 
 
@@ -135,12 +135,12 @@ def test_a_checkpoint_of_another_memory_format_goes_on(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
-    engine = Engine(_network(), tmp_path, _config(steps=40, checkpoint_every_steps=4), seed=1)
+    trainer = Trainer(_network(), tmp_path, _config(steps=40, checkpoint_every_steps=4), seed=1)
 
     def run() -> None:
-        for batch in engine.batches(Samples()):
+        for batch in trainer.batches(Samples()):
             # Not in a step that is logged or saved.
-            engine.step(engine.network(batch).mean() * (float("nan") if engine.step_done >= 2 else 1.0))
+            trainer.step(trainer.network(batch).mean() * (float("nan") if trainer.step_done >= 2 else 1.0))
 
     with pytest.raises(StedmError, match="the loss became nan by step 4"):
         run()
@@ -149,8 +149,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
 
 def test_the_loss_is_not_read_in_every_step(tmp_path, monkeypatch):
     reads = []
-    original = Engine._read_loss
-    monkeypatch.setattr(Engine, "_read_loss", lambda self: (reads.append(self.step_done), original(self)))
+    original = Trainer._read_loss
+    monkeypatch.setattr(Trainer, "_read_loss", lambda self: (reads.append(self.step_done), original(self)))
     _train(tmp_path, steps=25, checkpoint_every_steps=12)
     assert reads == [1, 10, 12, 20, 24, 25]
 
@@ -161,10 +161,9 @@ def test_the_loss_is_not_read_in_every_step(tmp_path, monkeypatch):
 def _diffusion(**changes) -> DiffusionConfig:
     values = {
         "denoiser": {"channels": [16, 24], "norm_groups": 8, "layout_channels": 4},
-        "style": {"dim": 16, "channels": [8, 12], "n_images": 2},
+        "style": {"dim": 16, "n_images": 2},
         "steps": 3,
         "batch": 8,
-        "warmup_steps": 0,
         "precision": "fp32",
     }
     return DiffusionConfig(**{**values, **changes})
@@ -214,7 +213,7 @@ def test_two_processes_end_in_the_weights_of_one(tiny_dataset, tmp_path, accumul
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
     with pytest.raises(StedmError, match=r"4 images at once .* can't be divided among 3 processes"):
-        Engine(_network(), tmp_path, _config(), seed=1)
+        Trainer(_network(), tmp_path, _config(), seed=1)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -235,6 +234,6 @@ def test_compiled_training_steps_alike_and_saves_the_same_names(tiny_dataset, tm
 
 
 def test_any_network_is_compiled_in_place(tmp_path):
-    engine = Engine(_network(), tmp_path, _config(compile=True), seed=1)
-    assert engine.network._compiled_call_impl is not None
-    assert engine.accelerator.unwrap_model(engine.network).state_dict().keys() == _network().state_dict().keys()
+    trainer = Trainer(_network(), tmp_path, _config(compile=True), seed=1)
+    assert trainer.network._compiled_call_impl is not None
+    assert trainer.accelerator.unwrap_model(trainer.network).state_dict().keys() == _network().state_dict().keys()

@@ -1,7 +1,7 @@
 """What every part of the configuration is made of."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,11 +19,6 @@ class Part(BaseModel):
 
 class TrainingConfig(Part):
     """What every training loop needs (see stedm.training.trainer)."""
-
-    warmup_steps: ClassVar[int] = 100
-    """The learning rate rises linearly in these steps, or in a tenth of all where those are fewer, and then falls to 0
-    along a cosine."""
-    weight_decay: ClassVar[float] = 0.01
 
     steps: Positive
     batch: Positive = 16

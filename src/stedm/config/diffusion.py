@@ -1,6 +1,6 @@
 """The diffusion model: U-Net, objective, training."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -34,8 +34,6 @@ class DenoiserConfig(Part):
 
 class DiffusionConfig(TrainingConfig):
     """Training of the style-extracting diffusion model."""
-
-    weight_decay: ClassVar[float] = 0.01
 
     codec: CodecConfig = PixelCodecConfig()
     style: StyleConfig = StyleConfig()

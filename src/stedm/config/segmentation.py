@@ -1,7 +1,7 @@
 """Segmentation networks and the arms of the comparison."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -65,8 +65,6 @@ class StainAugmentConfig(Part):
 
 class SegmentationConfig(TrainingConfig):
     """Segmentation networks: one per arm and seed, all with the same steps."""
-
-    warmup_steps: ClassVar[int] = 20
 
     architecture: str = "unet"
     """Any architecture name of segmentation_models_pytorch."""

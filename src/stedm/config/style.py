@@ -12,9 +12,7 @@ class StyleConfig(Part):
     """Style encoder E_s, aggregation block, style sampling and injection."""
 
     encoder: str = "conv"
-    """`conv` (small, convolutional, see `channels`), or the name of any timm backbone."""
-    channels: list[Positive] = [24, 48, 96]
-    """Widths of the `conv` encoder, each level halves the image."""
+    """`conv` (small, convolutional), or the name of any timm backbone."""
     pooling: Literal["statistics", "head"] = "statistics"
     """How a timm backbone's features become a vector: `statistics` = mean and standard deviation of the channels of
     all levels; `head` = its pooled output and one linear layer (paper)."""
@@ -27,15 +25,10 @@ class StyleConfig(Part):
     aggregation: Literal["none", "mean", "max", "linear", "set-vit", "attention"] = "mean"
     """How the vectors of several style images become one (see stedm.style.aggregation); `linear` and `set-vit` take
     `n_images` at most, also at generation."""
-    injection: Literal["mid", "own-block", "all", "cross"] | list[Literal["none", "scale-shift", "cross", "both"]] = (
-        "all"
-    )
+    injection: Literal["mid", "own-block", "all", "cross"] = "all"
     """Where the style enters the U-Net: `all` = scale and shift of every ResBlock; `mid` = those of the mid block only;
     `own-block` = one more ResBlock in the mid block, for the style alone (released reference); `cross` =
-    cross-attention to style tokens at every level; or a list with one choice a level of the U-Net, fine to coarse, and
-    one for the mid block."""
-    tokens: Positive = 8
-    """Style tokens for cross-attention, all projected from the style vector."""
+    cross-attention to style tokens at every level."""
     sampling: Literal["none", "augmented", "nearby", "multi-patch", "cohort"] = "cohort"
     """Which images are the query styles in training: `augmented` = the image itself, strongly deformed; `nearby` =
     images of the same slide within one tile's distance; `multi-patch` = random tissue patches of other images of

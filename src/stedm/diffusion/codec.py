@@ -10,12 +10,13 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, ModelMixin, VQModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 from torch.nn import functional as F
 
-from stedm.config import AutoencoderCodecConfig, CodecConfig, PixelCodecConfig
+from stedm.config import CodecConfig, PixelCodecConfig, VQF4CodecConfig
+from stedm.diffusion.ldm_checkpoint import VQ_F4, load_ldm_vq
 from stedm.errors import StedmError
 from stedm.io.files import write_json
 
@@ -188,39 +189,42 @@ def load_codec(folder: Path) -> Codec:
     return PixelCodec.from_pretrained(str(folder)) if name == "PixelCodec" else AutoencoderCodec.from_pretrained(folder)
 
 
-def open_codec(config: CodecConfig, run: Path, images: Tensor) -> Codec:
+def open_codec(config: CodecConfig, images: Tensor) -> Codec:
     """The first stage of a configuration; its latents are measured on `images (n, 3, H, W)` in [-1, 1] where the
-    folder has no statistics of its own.
-
-    Args:
-        run: run folder, where `train_codec` has left a codec that is to be trained.
-    """
+    folder has no statistics of its own."""
     if isinstance(config, PixelCodecConfig):
         codec: Codec = PixelCodec(config.space_to_depth)
-    elif isinstance(config, AutoencoderCodecConfig):
-        codec = AutoencoderCodec.from_pretrained(config.path or _in_hub_cache(config.hub_id or "", config.subfolder))
-    elif trained_codec_folder(run).is_dir():
-        codec = AutoencoderCodec.from_pretrained(trained_codec_folder(run))
+    elif isinstance(config, VQF4CodecConfig):
+        codec = AutoencoderCodec(load_ldm_vq(config.weights))
     else:
-        raise StedmError(f"{trained_codec_folder(run)}: no codec yet; run `stedm train codec` first")
+        codec = AutoencoderCodec.from_pretrained(_folder_of(config.source))
     return codec if codec.is_measured else codec.measured(images)
 
 
-def trained_codec_folder(run: Path) -> Path:
-    """Where a run keeps the codec that it has trained."""
-    return run / "codec" / "model"
+def codec_shapes(config: CodecConfig) -> Codec:
+    """The first stage of a configuration on torch's meta device: shapes without numbers, for which the weights of
+    a VQ-f4 are not needed."""
+    with torch.device("meta"):
+        if isinstance(config, PixelCodecConfig):
+            return PixelCodec(config.space_to_depth)
+        if isinstance(config, VQF4CodecConfig):
+            return AutoencoderCodec(VQModel(**VQ_F4))
+    return AutoencoderCodec.from_pretrained(_folder_of(config.source)).to("meta")
 
 
-def _in_hub_cache(hub_id: str, subfolder: str) -> Path:
-    """Folder of a hub repository in the local cache; the network is never asked."""
+def _folder_of(source: str) -> Path:
+    """The folder `source`, or that of a hub repository in the local cache; the network is never asked."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    if Path(source).is_dir():
+        return Path(source)
+    hub_id, subfolder = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
     try:
         found = hf_hub_download(hub_id, "config.json", subfolder=subfolder or None, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise StedmError(
-            f"hub_id {hub_id}: {subfolder + '/' if subfolder else ''}config.json is not in the local Hugging Face "
-            f"cache, and nothing is downloaded here; run `hf download {hub_id}` once where there is a network"
+            f"diffusion.codec.source {source}: no such folder, and not in the local Hugging Face cache; nothing is "
+            f"downloaded here: run `hf download {hub_id}` once where there is a network"
         ) from error
     return Path(found).parent

@@ -7,14 +7,15 @@ One module, so that the optimizer, the averaged weights, data parallelism and th
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
-from stedm.diffusion.objective import TRAIN_TIMESTEPS
 from stedm.diffusion.unet import injection_per_level, make_unet, run_unet
 from stedm.layout.embedding import LayoutEmbedding
 from stedm.style.aggregation import AGGREGATIONS
 from stedm.style.encoder import make_style_encoder
+
+STYLE_TOKENS = 8
+"""For cross-attention, all projected from the style vector."""
 
 
 class StyleDenoiser(ModelMixin, ConfigMixin):
@@ -28,17 +29,11 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         latent_channels: channels of the latent.
         layout_factor: image side divided by latent side.
         channels: U-Net widths per level.
-        attention: self-attention per level (the mid block always has it).
-        skip: add the linear prediction of the flow (see `_flow_skip`) to the U-Net's.
-        style_backbone: `conv` or a timm name; `style_channels` are the widths of `conv`, `pooling` is for timm's.
+        style_backbone: `conv` or a timm name; `pooling` is for timm's.
         aggregation: a name in stedm.style.aggregation.AGGREGATIONS.
-        injection: `mid`, `own-block`, `all`, `cross`, or one of none, scale-shift, cross, both for each level and the
-            mid block.
-        style_tokens: tokens for cross-attention.
+        injection: `mid`, `own-block`, `all` or `cross`.
         style_images: most style images that an aggregation of fixed size takes.
         style_image_px: side of the style images in training.
-        step_size: a student (stedm.diffusion.distill): `denoise` is told how long its step is, and predicts the mean
-            velocity over it. The embedding of the step begins at zero: the network then is what it was without.
     """
 
     @register_to_config
@@ -49,30 +44,24 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         layout_factor: int,
         channels: tuple[int, ...] = (48, 96, 128),
         blocks_per_level: int = 1,
-        attention: tuple[bool, ...] | None = None,
         norm_groups: int = 16,
         layout_channels: int = 16,
-        skip: bool = False,
         style_dim: int = 256,
         style_backbone: str = "conv",
-        style_channels: tuple[int, ...] = (24, 48, 96),
         pooling: str = "statistics",
         aggregation: str = "mean",
-        injection: str | tuple[str, ...] = "all",
-        style_tokens: int = 8,
+        injection: str = "all",
         style_images: int = 4,
         style_image_px: int = 64,
-        step_size: bool = False,
     ):
         super().__init__()
-        attention = tuple(attention or [False] * len(channels))
         self.injected = injection_per_level(injection, len(channels))
         self.aggregate = AGGREGATIONS[aggregation](style_dim, style_images, style_image_px)
         # Aggregations that read images take the encoder's place; an idle one would be trained by nothing.
         self.style_encoder = (
             None
             if self.aggregate.reads_images
-            else make_style_encoder(style_backbone, style_dim, list(style_channels), pooling, style_image_px)
+            else make_style_encoder(style_backbone, style_dim, pooling, style_image_px)
         )
         self.null_style = nn.Parameter(torch.randn(style_dim))
         self.layout_embedding = LayoutEmbedding(n_classes, layout_channels, layout_factor)
@@ -81,7 +70,6 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
             latent_channels,
             list(channels),
             blocks_per_level,
-            list(attention),
             norm_groups,
             self.injected,
             style_dim,
@@ -90,11 +78,7 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         self.style_to_time = (
             nn.Linear(style_dim, 4 * channels[0]) if ways & {"scale-shift", "both", "own-block"} else None
         )
-        self.style_to_tokens = nn.Linear(style_dim, style_tokens * style_dim) if ways & {"cross", "both"} else None
-        self.step_embedding = TimestepEmbedding(channels[0], 4 * channels[0]) if step_size else None
-        if self.step_embedding is not None:
-            nn.init.zeros_(self.step_embedding.linear_2.weight)
-            nn.init.zeros_(self.step_embedding.linear_2.bias)
+        self.style_to_tokens = nn.Linear(style_dim, STYLE_TOKENS * style_dim) if ways & {"cross", "both"} else None
 
     @property
     def unknown(self) -> int:
@@ -161,33 +145,11 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         timestep: torch.Tensor,
         layout: torch.Tensor,
         style: torch.Tensor,
-        step: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predict from style vectors `(b, style_dim)`: sampling encodes the style once and steps many times.
-
-        step: length `(b,)` of the step in the units of the timestep, for a network with `step_size`.
-        """
+        """Predict from style vectors `(b, style_dim)`: sampling encodes the style once and steps many times."""
         conditioned = torch.cat([noisy, self.layout_embedding(layout)], dim=1)
         added = self.style_to_time(style) if self.style_to_time is not None else None
         tokens = (
             self.style_to_tokens(style).unflatten(1, (-1, style.shape[1])) if self.style_to_tokens is not None else None
         )
-        length = None
-        if self.step_embedding is not None and step is not None:
-            length = self.step_embedding(self.unet.time_proj(step).to(noisy.dtype))
-        predicted = run_unet(self.unet, conditioned, timestep, added, tokens, self.injected, length)
-        if not self.config.skip:
-            return predicted
-        keep, scale = _flow_skip(timestep)
-        return keep * noisy + scale * predicted
-
-
-def _flow_skip(timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(a, c), each `(b, 1, 1, 1)`, for a * noisy + c * output.
-
-    Of noisy = (1 - t) x + t e with x and e of unit variance, a * noisy is the linear least-squares estimate of e - x,
-    and c the deviation of what it leaves.
-    """
-    t = (timestep.float() / TRAIN_TIMESTEPS).view(-1, 1, 1, 1)
-    variance = (1.0 - t) ** 2 + t**2
-    return (2.0 * t - 1.0) / variance, variance.rsqrt()
+        return run_unet(self.unet, conditioned, timestep, added, tokens, self.injected)

@@ -13,11 +13,9 @@ its own absence) the difference is the layout's alone, and D(s, 0) is what unann
 """
 
 import torch
-from diffusers.guiders.guider_utils import rescale_noise_cfg
 
 from stedm.config import Guidance, checked
 from stedm.diffusion.denoiser import StyleDenoiser
-from stedm.diffusion.objective import clean_image_weights
 
 __all__ = ["Guidance", "as_guidance", "guided_prediction"]
 
@@ -34,17 +32,14 @@ def guided_prediction(
     layout: torch.Tensor,
     style: torch.Tensor,
     guidance: Guidance,
-    *,
-    objective: str,
 ) -> torch.Tensor:
-    """The guided prediction of one step, by the formula above; `guidance.interval` is the caller's business.
+    """The guided prediction of one step, by the formula above.
 
     Args:
         noisy: `(b, latent_channels, h, w)`.
         timestep: scalar or `(b,)`, the same for all.
         layout: class indices `(b, height, width)`; `denoiser.unknown` = unknown.
         style: `(b, style_dim)`.
-        objective: `eps`, `v` or `flow`; what the prediction means.
     """
     null = denoiser.null_style.expand_as(style)
     conditions = [(layout, style)]
@@ -63,28 +58,4 @@ def guided_prediction(
         guided = without_style + guidance.style * (conditional - without_style)
     if guidance.layout != 1.0:
         guided = guided + (guidance.layout - 1.0) * (conditional - predictions[-1])
-    if guidance.rescale > 0.0 and n > 1:
-        guided = _rescaled(guided, conditional, noisy, float(timestep.flatten()[0]), guidance.rescale, objective)
     return guided
-
-
-def _rescaled(
-    guided: torch.Tensor,
-    conditional: torch.Tensor,
-    noisy: torch.Tensor,
-    timestep: float,
-    amount: float,
-    objective: str,
-) -> torch.Tensor:
-    """Bring the spread of the guided clean image back to that of the conditional one (Lin et al. 2024, section 3.4).
-
-    diffusers' pipelines rescale whatever the network predicts. Lin et al. predict v, which at the pure-noise end of
-    their schedule is the clean image but for its sign. A flow (noise - image) holds the noise as well: shrinking
-    it by r would leave a part (1 - r) of the noise in the image. So the clean images that the predictions imply
-    are rescaled, which means the same for every objective: the image keeps the contrast of the conditional one.
-    """
-    of_noisy, of_prediction = clean_image_weights(objective, timestep)
-    clean, clean_conditional = (
-        of_noisy * noisy + of_prediction * prediction.float() for prediction in (guided, conditional)
-    )
-    return (rescale_noise_cfg(clean, clean_conditional, amount) - of_noisy * noisy) / of_prediction

@@ -16,18 +16,31 @@ from torch import Tensor
 from stedm.errors import StedmError
 from stedm.io.weights import read_weights
 
+VQ_F4 = {
+    "block_out_channels": (128, 256, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 2,
+    "latent_channels": 3,
+    "vq_embed_dim": 3,
+    "num_vq_embeddings": 8192,
+    "norm_num_groups": 32,
+    "scaling_factor": 1.0,
+}
+"""Arguments of diffusers' VQModel for the published VQ-f4."""
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 _CODES = "quantize.embedding.weight"
 
 
-def load_ldm_vq(path: str | Path) -> VQModel:
+def load_ldm_vq(path: str | Path, architecture: dict[str, Any] = VQ_F4) -> VQModel:
     """Read a VQ first stage, alone or inside a whole latent diffusion checkpoint (`first_stage_model.*`).
 
     Args:
+        architecture: arguments of diffusers' VQModel.
         path: .safetensors, or a checkpoint of torch or Lightning (.ckpt, .pt, .pth).
 
     Raises:
-        StedmError: no such file, not readable without running its code, or no VQ first stage in it.
+        StedmError: no such file, not readable without running its code, or no first stage of this architecture in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,12 +49,12 @@ def load_ldm_vq(path: str | Path) -> VQModel:
     state = values.get("state_dict", values)
     tensors = {str(key).removeprefix("first_stage_model."): v for key, v in state.items() if isinstance(v, Tensor)}
     try:
-        return convert_ldm_vq({key: value for key, value in tensors.items() if key.startswith(_PARTS)})
+        return convert_ldm_vq({key: value for key, value in tensors.items() if key.startswith(_PARTS)}, architecture)
     except StedmError as error:
         raise StedmError(f"{path}: {error}") from error
 
 
-def convert_ldm_vq(state: dict[str, Tensor]) -> VQModel:
+def convert_ldm_vq(state: dict[str, Tensor], architecture: dict[str, Any] = VQ_F4) -> VQModel:
     """The VQModel of a state dict with the key names of latent-diffusion, without prefix and losses.
 
     Equal outputs, not only equal weights: see the test. Attention inside the levels (vq-f8, vq-f16) isn't covered.
@@ -52,33 +65,13 @@ def convert_ldm_vq(state: dict[str, Tensor]) -> VQModel:
     if _CODES not in state or "encoder.conv_in.weight" not in state:
         raise StedmError(f"no VQ first stage of latent-diffusion here ({_CODES} or the encoder is missing)")
     with torch.device("meta"):
-        model = VQModel(**vq_model_config(state))
+        model = VQModel(**architecture)
     converted = convert_ldm_vae_checkpoint(state, model.config) | {_CODES: state[_CODES]}
     try:
         model.load_state_dict(converted, strict=True, assign=True)
     except RuntimeError as error:
-        raise StedmError(f"not the architecture of a VQ first stage ({' '.join(str(error).split())})") from error
+        raise StedmError(f"not the architecture of VQ-f4 ({' '.join(str(error).split())})") from error
     return model.requires_grad_(True).eval()
-
-
-def vq_model_config(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of diffusers' VQModel, read off the shapes of a latent-diffusion state dict."""
-
-    def count(prefix: str) -> int:
-        return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
-
-    levels = range(count("encoder.down."))
-    return {
-        "block_out_channels": tuple(state[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in levels),
-        "down_block_types": ("DownEncoderBlock2D",) * len(levels),
-        "up_block_types": ("UpDecoderBlock2D",) * len(levels),
-        "layers_per_block": count("encoder.down.0.block."),
-        "latent_channels": state["quant_conv.weight"].shape[1],
-        "vq_embed_dim": state["quant_conv.weight"].shape[0],
-        "num_vq_embeddings": state[_CODES].shape[0],
-        "norm_num_groups": 32,
-        "scaling_factor": 1.0,
-    }
 
 
 class _Inert:

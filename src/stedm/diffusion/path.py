@@ -30,15 +30,9 @@ def guided_path(
         objective: `eps`, `v` or `flow`.
         clean: like `noise`; latents of the images that the way begins at where `sampling.start` is below 1.
     """
-    guidance, steps = sampling.guidance, sampling.steps
-    scheduler = make_sampler(sampling.sampler, objective, steps, sampling.time_shift, sampling.start)
+    scheduler = make_sampler(sampling.sampler, objective, sampling.steps, sampling.time_shift, sampling.start)
     latents = noise if clean is None else torch.lerp(clean, noise, sampling.start)
-    last = len(scheduler.timesteps) - 1
-    for evaluation, timestep in enumerate(scheduler.timesteps):
-        now, step = timestep.to(noise.device), evaluation // scheduler.order
-        predicted = guided_prediction(
-            denoiser, latents, now, layout, style, guidance.at(step, steps), objective=objective
-        )
+    for timestep in scheduler.timesteps:
+        predicted = guided_prediction(denoiser, latents, timestep.to(noise.device), layout, style, sampling.guidance)
         latents = scheduler.step(predicted.float(), timestep, latents).prev_sample
-        if evaluation == last or (evaluation + 1) % scheduler.order == 0:
-            yield latents
+        yield latents

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from stedm.config import Sampling, checked
+from stedm.config import Sampling
 from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import Codec, load_codec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.guidance import Guidance, as_guidance
 from stedm.diffusion.path import guided_path
 from stedm.diffusion.sampler import SAMPLERS
-from stedm.diffusion.student import STUDENT_SAMPLER, Student, student_steps
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
 from stedm.seeds import torch_generator
@@ -42,7 +41,6 @@ class StyleDiffusion:
         image_px: side of the images it was trained on.
         sampler: default sampler.
         style_sampling: which images it was shown as style in training (see stedm.style.sampling).
-        student: of a student: the steps and the guidance that it was distilled for; None = an ordinary model.
 
     Attributes:
         precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.training.precision).
@@ -60,12 +58,11 @@ class StyleDiffusion:
         image_px: int,
         sampler: str = _DEFAULT.sampler,
         style_sampling: str = "cohort",
-        student: Student | None = None,
     ):
         self.denoiser = denoiser.eval()
         self.codec = codec.eval()
         self.objective, self.classes, self.image_px, self.sampler = objective, list(classes), image_px, sampler
-        self.style_sampling, self.student = style_sampling, student
+        self.style_sampling = style_sampling
 
     @property
     def device(self) -> torch.device:
@@ -75,8 +72,6 @@ class StyleDiffusion:
     def fingerprint(self) -> str:
         """Names the weights and settings: equal for models that draw equal images."""
         settings = f"{self.objective}/{self.classes}/{self.image_px}"
-        if self.student is not None:
-            settings += f"/{self.student.model_dump_json()}"
         digest = hashlib.sha256(settings.encode())
         for part in (self.denoiser, self.codec):
             for name, tensor in sorted(part.state_dict().items()):
@@ -87,7 +82,7 @@ class StyleDiffusion:
     @property
     def samplers(self) -> tuple[str, ...]:
         """Names of the samplers that this model can be drawn with."""
-        return (STUDENT_SAMPLER,) if self.student is not None else SAMPLERS[self.objective]
+        return SAMPLERS[self.objective]
 
     def to(self, device: str | torch.device) -> "StyleDiffusion":
         """Move the networks."""
@@ -121,11 +116,10 @@ class StyleDiffusion:
             style_vectors: instead of style images, a style vector `(style_dim,)` for all layouts, or one for each
                 `(n, style_dim)`, as `style_vectors()` or a style bank give them.
             guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout;
-                None = the default one, of a student that which it holds.
-            steps: sampler steps, of one network evaluation each (`heun`: two); None = the default number, of a student
-                the most that it was distilled for.
+                None = the default one.
+            steps: sampler steps, of one network evaluation each; None = the default number.
             time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.objective.shifted); None =
-                the default one; nothing to a student, whose steps are where they were distilled.
+                the default one.
             seed: one seed for the call, or one for each image (image i then doesn't depend on the others).
             start_images: uint8 RGB `(n, H, W, 3)`: images to paint anew. Noise is put on them up to time `start`;
                 what stands out from it and doesn't contradict layout and style stays (SDEdit, Meng et al. 2022).
@@ -136,8 +130,7 @@ class StyleDiffusion:
             uint8 RGB `(n, H, W, 3)`.
 
         Raises:
-            StedmError: layouts, style images or style vectors of a wrong shape or type; a student is asked for what
-                it wasn't distilled for.
+            StedmError: layouts, style images or style vectors of a wrong shape or type.
         """
         layouts = self._checked_layouts(layouts)
         settings = self._checked_sampling(guidance, steps, time_shift, sampler)
@@ -219,13 +212,10 @@ class StyleDiffusion:
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
         latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
-        if self.student is not None:
-            latents = student_steps(self.denoiser, latents, layout, style, settings)
-        else:
-            clean = None if start_images is None else self._latents(start_images)
-            *_, latents = guided_path(
-                self.denoiser, latents, layout, style, settings, objective=self.objective, clean=clean
-            )
+        clean = None if start_images is None else self._latents(start_images)
+        *_, latents = guided_path(
+            self.denoiser, latents, layout, style, settings, objective=self.objective, clean=clean
+        )
         images = self.codec.decode(latents)
         return ((images + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -243,8 +233,6 @@ class StyleDiffusion:
             raise StedmError(
                 f"generate: start_images: uint8 RGB {(*shape, 3)} expected, got {images.dtype} {images.shape}"
             )
-        if self.student is not None:
-            raise StedmError("generate: a student draws from noise only; use the model that it was distilled from")
         return settings.model_copy(update={"start": start})
 
     def _checked_sampling(
@@ -252,16 +240,9 @@ class StyleDiffusion:
     ) -> Sampling:
         """With this model's defaults where there is None."""
         given = {"guidance": guidance if guidance is None else as_guidance(guidance), "steps": steps}
-        given |= {"time_shift": time_shift if self.student is None else None, "sampler": sampler}
-        default = Sampling(sampler=self.sampler) if self.student is None else self.student.sampling
-        asked = default.model_copy(update={key: value for key, value in given.items() if value is not None})
-        if self.student is not None:
-            self.student.check(asked)
-        elif asked.sampler == STUDENT_SAMPLER:
-            raise StedmError(
-                f"sampler {STUDENT_SAMPLER}: this model is no student; make one with `stedm train student`"
-            )
-        return asked
+        given |= {"time_shift": time_shift, "sampler": sampler}
+        default = Sampling(sampler=self.sampler)
+        return default.model_copy(update={key: value for key, value in given.items() if value is not None})
 
     def _checked_layouts(self, layouts: np.ndarray) -> np.ndarray:
         layouts = np.asarray(layouts)
@@ -301,7 +282,6 @@ class StyleDiffusion:
                 "style_sampling": self.style_sampling,
                 "classes": self.classes,
                 "image_px": self.image_px,
-                **({"student": self.student.model_dump(mode="json")} if self.student else {}),
                 "provenance": provenance or {},
             }
             write_json(temporary / "model_index.json", index)
@@ -329,8 +309,7 @@ class StyleDiffusion:
             raise StedmError(f"{folder / 'denoiser'}: can't be read ({' '.join(str(error).split())})") from error
         keys = ("objective", "classes", "image_px", "sampler")
         keys += ("style_sampling",) if "style_sampling" in index else ()
-        student = checked(Student, index["student"], f"{index_path}: student") if "student" in index else None
-        return cls(denoiser, load_codec(folder / "codec"), student=student, **{key: index[key] for key in keys})
+        return cls(denoiser, load_codec(folder / "codec"), **{key: index[key] for key in keys})
 
     @classmethod
     def train(

@@ -1,14 +1,13 @@
 """Samplers by name: diffusers' schedulers, set up for an objective.
 
 Every one of them starts from unit noise, takes the network's input unscaled and ends at sigma 0. `scheduler.timesteps`
-has one entry a network evaluation, `scheduler.order` of them for each step (the last step of `heun` has one).
+has one entry a step.
 """
 
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
@@ -21,14 +20,12 @@ _MULTISTEP = {
     # timesteps whatever their distance, so that it ends above sigma 0 unless `steps` divides 1000.
     "ddim": (DPMSolverMultistepScheduler, {"solver_order": 1}),
     "dpm++": (DPMSolverMultistepScheduler, {"solver_order": 2}),
-    "dpm++3m": (DPMSolverMultistepScheduler, {"solver_order": 3}),
     "unipc": (UniPCMultistepScheduler, {}),
 }
-_FLOW_ONLY = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
 SAMPLERS = {
-    "flow": ("dpm++", "dpm++3m", "unipc", "euler", "heun"),
-    "eps": ("ddim", "dpm++", "dpm++3m", "unipc"),
-    "v": ("ddim", "dpm++", "dpm++3m", "unipc"),
+    "flow": ("dpm++", "unipc", "euler"),
+    "eps": ("ddim", "dpm++", "unipc"),
+    "v": ("ddim", "dpm++", "unipc"),
 }
 """Names of the samplers of each objective."""
 
@@ -37,8 +34,8 @@ def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0, star
     """A scheduler set up for exactly `steps` steps.
 
     Args:
-        name: `dpm++` and `dpm++3m` (DPM-Solver++ of order 2 and 3, Lu et al. 2022), `unipc` (Zhao et al. 2023); `ddim`
-            (Song et al. 2021) for eps and v; `euler`, and `heun` with two evaluations a step, for flow.
+        name: `dpm++` (DPM-Solver++ of order 2, Lu et al. 2022), `unipc` (Zhao et al. 2023); `ddim`
+            (Song et al. 2021) for eps and v; `euler` for flow.
         objective: `eps`, `v` or `flow`.
         shift: 1 = steps evenly spaced in time; more puts more of them near noise (`objective.shifted`).
         start: time at which the first step begins, 1 = pure noise; all times are scaled by it.
@@ -64,8 +61,8 @@ def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0, star
 
 
 def _flow_sampler(name: str, steps: int, shift: float) -> SchedulerMixin:
-    if name in _FLOW_ONLY:
-        scheduler = _FLOW_ONLY[name](num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
+    if name == "euler":
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=shift)
         # Steps of equal length (before the shift), the last one from 1 / steps to 0. diffusers spaces them from 1 to
         # 1 / 1000 and goes from there to 0 in one more, which is an evaluation for nothing.
         scheduler.sigma_min = 1.0 / steps

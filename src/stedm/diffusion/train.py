@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from stedm.config import DiffusionConfig
+from stedm.config import DiffusionConfig, MachineConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
@@ -23,7 +23,7 @@ from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.recolour import recoloured, stain_factors
 from stedm.style.sampling import StyleSampler, refuse_impossible_sampling
-from stedm.training.trainer import Engine, Progress
+from stedm.training.trainer import Progress, Trainer
 
 _IMAGES_TO_MEASURE = 256
 
@@ -38,8 +38,8 @@ def train_diffusion(
     seed: int = 0,
     pseudo_labels: DatasetFolder | None = None,
     style_sources: DatasetFolder | None = None,
-    codec_run: Path | None = None,
-    begin_with: StyleDiffusion | None = None,
+    init_from: StyleDiffusion | None = None,
+    machine: MachineConfig | None = None,
     on_progress: Progress | None = None,
 ) -> StyleDiffusion:
     """Train, or go on training, in `folder`; the model with its averaged weights is written to `folder/model`.
@@ -53,30 +53,34 @@ def train_diffusion(
             everywhere.
         style_sources: images of the annotated patients that are shown as style only (see
             stedm.style.sampling.unannotated_tissue).
-        codec_run: run folder with the first stage that was trained for the model; None = `folder`.
-        begin_with: a model of the same configuration, whose weights are the initial ones; None = random ones.
+        init_from: a model of the same configuration, whose weights are the initial ones; None = random ones.
+        machine: how it is computed.
     """
+    machine = machine or MachineConfig()
     samples = DiffusionSamples(config, annotated, unlabeled, image_px, seed, pseudo_labels, style_sources)
     some_images = to_signed(samples.some_images(_IMAGES_TO_MEASURE))
-    codec = open_codec(config.codec, codec_run or folder, some_images)
+    codec = open_codec(config.codec, some_images)
     denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, image_px)
-    if begin_with is not None:
-        denoiser.load_state_dict(begin_with.denoiser.state_dict())
+    if init_from is not None:
+        denoiser.load_state_dict(init_from.denoiser.state_dict())
     denoiser.measure(some_images)
-    objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
-    if config.activation_checkpointing:
+    objective = Objective(config.objective, config.loss, config.time_shift)
+    if machine.activation_checkpointing:
         denoiser.checkpoint_activations()
-    engine = Engine(
+    trainer = Trainer(
         denoiser,
         folder,
         config,
+        machine,
         ema_decay=config.ema_decay,
         seed=seed_for(seed, "diffusion"),
         on_progress=on_progress,
     )
-    codec.to(engine.device)
-    cache = open_cache(config, engine, codec, samples, image_px)
-    for batch in engine.batches(DrawnSamples(samples, objective, codec, image_px)):
+    codec.to(trainer.device)
+    cache = None
+    if machine.cache_latents and config.recolour.probability == 0:
+        cache = open_cache(trainer, codec, samples, image_px)
+    for batch in trainer.batches(DrawnSamples(samples, objective, codec, image_px)):
         if config.recolour.probability > 0:
             image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
         else:
@@ -84,10 +88,10 @@ def train_diffusion(
         moments = cache(image, batch["row"], batch["turn"]) if cache else codec.moments(image)
         latent = codec.sample(moments, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
-        with engine.autocast():
-            predicted = engine.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
-        engine.step(objective(predicted.float(), target, timestep))
-    with engine.averaged_weights() as network:
+        with trainer.autocast():
+            predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
+        trainer.step(objective(predicted.float(), target))
+    with trainer.averaged_weights() as network:
         model = StyleDiffusion(
             network,
             codec,
@@ -96,9 +100,9 @@ def train_diffusion(
             image_px=image_px,
             style_sampling=config.style.sampling,
         )
-        if engine.accelerator.is_main_process:
+        if trainer.accelerator.is_main_process:
             model.save_pretrained(folder / "model")
-    engine.accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
     return StyleDiffusion.from_pretrained(folder / "model")
 
 
@@ -246,8 +250,8 @@ class _Pool:
                 raise StedmError(f"{layouts.root}: {len(layouts)} layouts for {len(dataset)} images; remove it")
             self.layouts = self.cache if layouts is dataset else ImageCache(layouts, image_px)
         self.styles = StyleSampler(self.cache, config.style.sampling, config.style.n_images)
-        by_patient = list(rows_by_patient(dataset.table).values())
-        self._rows = by_patient if config.balance == "patients" else [np.arange(len(dataset))]
+        # A patient is drawn and then one of its images: patients with many images don't drown the others.
+        self._rows = list(rows_by_patient(dataset.table).values())
 
     def __len__(self) -> int:
         return self._n_images
@@ -257,14 +261,12 @@ class _Pool:
         return int(rows[generator.integers(len(rows))])
 
 
-def open_cache(
-    config: DiffusionConfig, engine: Engine, codec: Codec, samples: DiffusionSamples, image_px: int
-) -> LatentCache | None:
-    """The latents of the training images in RUN/latents, where the configuration asks for them."""
-    if not (config.cache_latents and isinstance(codec, AutoencoderCodec)):
+def open_cache(trainer: Trainer, codec: Codec, samples: DiffusionSamples, image_px: int) -> LatentCache | None:
+    """The latents of the training images in RUN/latents, where the codec is an autoencoder."""
+    if not isinstance(codec, AutoencoderCodec):
         return None
-    with engine.accelerator.main_process_first():
-        return LatentCache(engine.folder / "latents", codec, samples.names, image_px)
+    with trainer.accelerator.main_process_first():
+        return LatentCache(trainer.folder / "latents", codec, samples.names, image_px)
 
 
 def make_denoiser(
@@ -281,17 +283,13 @@ def make_denoiser(
             layout_factor=codec.factor,
             channels=tuple(unet.channels),
             blocks_per_level=unet.blocks_per_level,
-            attention=tuple(unet.attention) if unet.attention else None,
             norm_groups=unet.norm_groups,
             layout_channels=unet.layout_channels,
-            skip=unet.skip,
             style_dim=style.dim,
             style_backbone=style.encoder,
-            style_channels=tuple(style.channels),
             pooling=style.pooling,
             aggregation=style.aggregation,
-            injection=style.injection if isinstance(style.injection, str) else tuple(style.injection),
-            style_tokens=style.tokens,
+            injection=style.injection,
             style_images=style.n_images,
             style_image_px=image_px,
         )

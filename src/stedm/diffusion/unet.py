@@ -16,11 +16,9 @@ from diffusers.models.resnet import ResnetBlock2D
 UNet = UNet2DModel | UNet2DConditionModel
 
 
-def injection_per_level(injection: str | list[str] | tuple[str, ...], levels: int) -> list[str]:
-    """One of none, scale-shift, cross, both for each level, fine to coarse, and for the mid block (last), which may
-    also have own-block."""
-    if not isinstance(injection, str):
-        return list(injection)
+def injection_per_level(injection: str, levels: int) -> list[str]:
+    """One of none, scale-shift, cross for each level, fine to coarse, and for the mid block (last), which may also
+    have own-block."""
     return {
         "mid": ["none"] * levels + ["scale-shift"],
         "own-block": ["none"] * levels + ["own-block"],
@@ -34,7 +32,6 @@ def make_unet(
     out_channels: int,
     channels: list[int],
     blocks_per_level: int,
-    attention: list[bool],
     norm_groups: int,
     injection: list[str],
     token_dim: int,
@@ -42,11 +39,10 @@ def make_unet(
     """An untrained U-Net; with cross-attention at the levels whose injection says so.
 
     Args:
-        attention: self-attention per level (the mid block always has it).
         injection: as from `injection_per_level`.
         token_dim: length of the style tokens.
     """
-    cross = [kind in ("cross", "both") for kind in injection]
+    cross = [kind == "cross" for kind in injection]
     head_dim = math.gcd(32, *channels)
     common = {
         "in_channels": in_channels,
@@ -56,7 +52,7 @@ def make_unet(
         "norm_num_groups": norm_groups,
         "resnet_time_scale_shift": "scale_shift",
     }
-    kinds = ["CrossAttn" if c else "Attn" if a else "" for c, a in zip(cross, attention, strict=False)]
+    kinds = ["CrossAttn" if c else "" for c in cross[:-1]]
     blocks = {
         "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
         "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
@@ -79,8 +75,8 @@ def make_unet(
         cross_attention_dim=token_dim,
         # In cross-attention blocks diffusers means the number of heads by this, in the others their width.
         attention_head_dim=tuple(c // head_dim if x else head_dim for c, x in zip(channels, cross, strict=False)),
-        # Self-attention grows with the square of the positions: only where it is asked for, and in the mid block.
-        only_cross_attention=tuple(not a for a in attention),
+        # Self-attention grows with the square of the positions: only in the mid block.
+        only_cross_attention=True,
         mid_block_only_cross_attention=False,
     )
 
@@ -92,7 +88,6 @@ def run_unet(
     style: torch.Tensor | None,
     tokens: torch.Tensor | None,
     injection: list[str],
-    step: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The U-Net's prediction `(b, out_channels, h, w)`.
 
@@ -103,17 +98,13 @@ def run_unet(
             place where it is own-block; None where no level has either.
         tokens: `(b, n, token_dim)` for cross-attention; None where no level has it.
         injection: one kind a level, fine to coarse, the mid block's last.
-        step: `(b, 4 * channels[0])`, added to the time embedding at every level; None = nothing.
     """
     time = unet.time_embedding(unet.time_proj(timestep).to(sample.dtype))
-    time = time if step is None else time + step
     styled = time if style is None else time + style
 
     def conditions(level: int) -> dict[str, torch.Tensor]:
-        temb = styled if injection[level] in ("scale-shift", "both") else time
-        return (
-            {"temb": temb, "encoder_hidden_states": tokens} if injection[level] in ("cross", "both") else {"temb": temb}
-        )
+        temb = styled if injection[level] == "scale-shift" else time
+        return {"temb": temb, "encoder_hidden_states": tokens} if injection[level] == "cross" else {"temb": temb}
 
     levels = len(unet.down_blocks)
     features = unet.conv_in(sample)

@@ -6,17 +6,15 @@ configurations of the paper are counted in seconds and without their memory.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from stedm.config import CodecConfig, DiffusionConfig, PixelCodecConfig, RunConfig, TrainedCodecConfig
+from stedm.config import DiffusionConfig, RunConfig
 from stedm.data.folder import read_info
-from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec, open_codec
-from stedm.diffusion.codec_train import build_autoencoder
+from stedm.diffusion.codec import Codec, codec_shapes
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import make_denoiser
@@ -183,8 +181,8 @@ class _Run:
         with torch.no_grad():
             latent = self.codec.encode(self._images(batch))
         predicted = self.denoise(batch, self.style(batch, self.config.style.n_images))
-        objective = Objective(self.config.objective, self.config.loss, self.config.timesteps)
-        return objective(predicted.float(), latent, torch.full((batch,), 500))
+        objective = Objective(self.config.objective, self.config.loss)
+        return objective(predicted.float(), latent)
 
     def style(self, batch: int, n: int) -> Tensor:
         """Style vectors `(batch, style_dim)` of n images each, or of the most that the aggregation takes."""
@@ -209,18 +207,9 @@ def _on_meta(config: DiffusionConfig, n_classes: int, image_px: int) -> tuple[Co
     """Codec and denoiser without memory for their weights."""
     # Published weights have the shapes of those that they replace.
     config = config.model_copy(update={"style": config.style.model_copy(update={"weights": None})})
-    codec = _codec(config.codec).to("meta")
+    codec = codec_shapes(config.codec)
     with torch.device("meta"):
         return codec, make_denoiser(config, codec, n_classes, seed=0, image_px=image_px)
-
-
-def _codec(config: CodecConfig) -> Codec:
-    with torch.device("meta"):
-        if isinstance(config, TrainedCodecConfig):
-            return AutoencoderCodec(build_autoencoder(config))
-        if isinstance(config, PixelCodecConfig):
-            return PixelCodec(config.space_to_depth)
-    return open_codec(config, Path(), torch.zeros(0))
 
 
 def _memory(run: _Run, **saved_bytes_of: Callable[[int], int]) -> dict[tuple[str, int], TrainingMemory]:

@@ -13,25 +13,25 @@ from typing import Any, ClassVar
 from stedm.config import Arm, RunConfig, uses_self_training, uses_ssl, uses_synthetic
 from stedm.experiment.experiment import Experiment
 from stedm.progress import Reporter
-from stedm.workers.pool import Engine, Work, check_shared
+from stedm.workers.pool import Pool, Work, check_shared
 
 Piece = tuple[Arm, int] | None
 """Arm and seed of a segmenter; None = the synthetic set, with the model that draws it."""
 
 
-def run_side_by_side(experiment: Experiment, engine: Engine) -> dict[str, Any]:
-    """As `Experiment.run`, by the workers of `engine`; returns the summary.
+def run_side_by_side(experiment: Experiment, pool: Pool) -> dict[str, Any]:
+    """As `Experiment.run`, by the workers of `pool`; returns the summary.
 
     Weights are those of one process that has as many threads as a worker.
     """
     experiment.check()
     job = StageJob(experiment.config, experiment.folder.resolve(), experiment.reporter.quiet)
     first, then = _pieces(experiment)
-    for number, seconds in engine.run(job, first):
+    for number, seconds in pool.run(job, first):
         _note(experiment, seconds)
         if first[number] is None:
             # While other pieces of the first kind are still being done.
-            for _, more in engine.run(job, then):
+            for _, more in pool.run(job, then):
                 _note(experiment, more)
     return experiment.report()
 

@@ -19,7 +19,7 @@ from stedm.config import SegmentationConfig
 from stedm.data.symmetry import to_signed
 from stedm.segmentation.augment import augment_geometry, augment_stain
 from stedm.segmentation.model import SegmentationLoss
-from stedm.training.trainer import Engine
+from stedm.training.trainer import Trainer
 
 CONFIDENCE = 0.95
 """Pixels whose most probable class has a lower probability, by the teacher, teach nothing."""
@@ -93,33 +93,33 @@ class StudentAndTeacher(nn.Module):
 
 @dataclass(frozen=True)
 class Consistency:
-    """The loss of an `ssl` arm; all that it draws comes from the engine's generator of the step."""
+    """The loss of an `ssl` arm; all that it draws comes from the trainer's generator of the step."""
 
     config: SegmentationConfig
     loss_of: SegmentationLoss
 
-    def loss(self, engine: Engine, images: Tensor, masks: Tensor, unlabeled: Tensor) -> Tensor:
+    def loss(self, trainer: Trainer, images: Tensor, masks: Tensor, unlabeled: Tensor) -> Tensor:
         """The loss on annotated images plus the weighted one on unannotated ones.
 
         images (n, 3, H, W) in [-1, 1] and masks (n, H, W) are augmented; unlabeled: uint8 (m, H, W, 3).
         """
-        learner = engine.accelerator.unwrap_model(engine.network)
+        learner = trainer.accelerator.unwrap_model(trainer.network)
         # First here, not last in a step: a checkpoint is then the same whether or not the run goes on.
-        if engine.part == 0:
+        if trainer.part == 0:
             learner.update_teacher()
-        strong, pseudo_labels = self.strong_views(engine, learner.teacher, unlabeled)
-        dropped = learner.dropped_channels(len(unlabeled), FEATURE_DROPOUT, engine.generator)
+        strong, pseudo_labels = self.strong_views(trainer, learner.teacher, unlabeled)
+        dropped = learner.dropped_channels(len(unlabeled), FEATURE_DROPOUT, trainer.generator)
         intact = torch.ones(len(images), 1, 1, 1)
         channels = [
             torch.cat([intact.expand(-1, a.shape[1], 1, 1), a, b]).to(images.device)
             for a, b in zip(*dropped, strict=True)
         ]
         # One pass for all: batch norms then see annotated and unannotated patients together, as they will in use.
-        with engine.autocast():
-            logits = engine.network(torch.cat([images, strong]), channels)
+        with trainer.autocast():
+            logits = trainer.network(torch.cat([images, strong]), channels)
         of_annotated, of_strong = logits.float().split([len(images), len(strong)])
         unsupervised = consistency_loss(of_strong, pseudo_labels, self.loss_of.ignore_index)
-        return self.loss_of(of_annotated, masks) + self.weight(engine.step_done) * unsupervised
+        return self.loss_of(of_annotated, masks) + self.weight(trainer.step_done) * unsupervised
 
     def weight(self, step: int) -> float:
         """Weight of the loss on unannotated images: rises as in Laine & Aila 2017."""
@@ -127,12 +127,12 @@ class Consistency:
         done = min(1.0, step / ramp_up_steps) if ramp_up_steps else 1.0
         return WEIGHT * math.exp(-5 * (1 - done) ** 2)
 
-    def strong_views(self, engine: Engine, teacher: nn.Module, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
+    def strong_views(self, trainer: Trainer, teacher: nn.Module, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
         """Two strong views of each image, (2 m, 3, H, W) in [-1, 1], and what the teacher is sure of in them."""
-        generator = engine.generator
+        generator = trainer.generator
         blank = torch.zeros(unlabeled.shape[:3], dtype=torch.uint8, device=unlabeled.device)
         weak, _ = augment_geometry(unlabeled.permute(0, 3, 1, 2).float() / 255, blank, generator)
-        with torch.no_grad(), engine.autocast():
+        with torch.no_grad(), trainer.autocast():
             logits = teacher(_signed(weak))
         labels = confident_labels(logits.float(), CONFIDENCE, self.loss_of.ignore_index)
         views, targets = [], []

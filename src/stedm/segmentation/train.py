@@ -23,7 +23,9 @@ from stedm.segmentation.augment import augment_geometry, augment_stain
 from stedm.segmentation.consistency import Consistency, StudentAndTeacher
 from stedm.segmentation.model import Network, SegmentationLoss, build_own, build_segmenter, save_segmenter
 from stedm.segmentation.samples import MixedSamples, UnlabeledSamples
-from stedm.training.trainer import Engine, Progress
+from stedm.training.trainer import Progress, Trainer
+
+WARMUP_STEPS = 20
 
 
 def train_segmenter(
@@ -64,30 +66,32 @@ def train_segmenter(
     loss_of = SegmentationLoss(config.dice_weight, annotated.info.ignore_index)
     n_classes = len(annotated.info.classes)
     built = build_own(network, n_classes, seed, image_px) if network else build_segmenter(config, n_classes, seed)
-    engine = Engine(
+    trainer = Trainer(
         StudentAndTeacher(built) if consistent else built,
         Path(folder),
         config,
         machine,
         seed=seed_for(seed, "segmentation"),
+        warmup_steps=min(WARMUP_STEPS, config.steps // 10),
+        weight_decay=config.weight_decay,
         on_progress=on_progress,
     )
     consistency = Consistency(config, loss_of)
     with torch.random.fork_rng():
-        for batch in engine.batches(samples):
+        for batch in trainer.batches(samples):
             # Dropout and stochastic depth of some encoders draw from the global generator.
-            torch.manual_seed(engine.generator.initial_seed())
-            images, masks = augment_batch(batch["image"], batch["mask"], engine.generator, config, arm)
+            torch.manual_seed(trainer.generator.initial_seed())
+            images, masks = augment_batch(batch["image"], batch["mask"], trainer.generator, config, arm)
             if consistent:
-                loss = consistency.loss(engine, images, masks, batch["unlabeled"])
+                loss = consistency.loss(trainer, images, masks, batch["unlabeled"])
             else:
-                with engine.autocast():
-                    logits = engine.network(images)
+                with trainer.autocast():
+                    logits = trainer.network(images)
                 loss = loss_of(logits.float(), masks)
-            engine.step(loss)
+            trainer.step(loss)
     model = Path(folder) / "model"
-    if engine.accelerator.is_main_process:
-        trained = engine.accelerator.unwrap_model(engine.network)
+    if trainer.accelerator.is_main_process:
+        trained = trainer.accelerator.unwrap_model(trainer.network)
         save_segmenter(
             model,
             trained.student if consistent else trained,
@@ -97,7 +101,7 @@ def train_segmenter(
             mpp=annotated.common_mpp(image_px),
             mirror=config.mirror,
         )
-    engine.accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
     return model
 
 

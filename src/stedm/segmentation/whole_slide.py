@@ -39,7 +39,7 @@ from stedm.slides.table import read_slides
 from stedm.slides.tissue import TissueMask
 from stedm.slides.write_geojson import write_geojson
 from stedm.slides.write_label_map import LabelMapWriter, tifffile
-from stedm.workers.pool import Engine, Work, check_shared
+from stedm.workers.pool import Pool, Work, check_shared
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
 _LARGEST_IMAGE_PX = 8192
@@ -146,7 +146,7 @@ def segment_slides(
     config: SlideSegmentationConfig | None = None,
     reporter: Reporter | None = None,
     *,
-    engine: Engine | None = None,
+    pool: Pool | None = None,
     shard: tuple[int, int] = (0, 1),
     network: Network | None = None,
 ) -> SegmentedSlides:
@@ -157,7 +157,7 @@ def segment_slides(
     `failures`, the others are done. In a folder slides are skipped that were done with this model and these settings.
 
     Args:
-        engine: who segments the slides (see stedm.workers.pool), a slide at a time; None = this process.
+        pool: who segments the slides (see stedm.workers.pool), a slide at a time; None = this process.
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `areas.csv`.
         network: what makes the network, where it is one's own; engines send it to their processes by pickle.
@@ -171,11 +171,11 @@ def segment_slides(
     for target in mine:
         target.failed.unlink(missing_ok=True)
     missing = [target for target in mine if not target.is_done(config)]
-    if engine is None or engine.is_here:
+    if pool is None or pool.is_here:
         work = _Segmentation(loaded.to(_device()), info, config, reporter)
         outcomes = enumerate(map(work, missing))
     else:
-        outcomes = _by_engine(engine, _SegmentJob(Path(model_folder).resolve(), config, network), missing, reporter)
+        outcomes = _by_pool(pool, _SegmentJob(Path(model_folder).resolve(), config, network), missing, reporter)
     failures = {missing[number]: line for number, line in outcomes if line}
     if shard[1] > 1:
         for target, line in failures.items():
@@ -272,11 +272,11 @@ class _SegmentJob:
         return _Segmentation(loaded.to(_device()), info, self.config, Reporter(quiet=True))
 
 
-def _by_engine(
-    engine: Engine, job: _SegmentJob, missing: Sequence[_Target], reporter: Reporter
+def _by_pool(
+    pool: Pool, job: _SegmentJob, missing: Sequence[_Target], reporter: Reporter
 ) -> Iterator[tuple[int, str | None]]:
     with reporter.stage("segment slides") as tick:
-        for done, outcome in enumerate(engine.run(job, missing), start=1):
+        for done, outcome in enumerate(pool.run(job, missing), start=1):
             yield outcome
             tick(done, len(missing))
 

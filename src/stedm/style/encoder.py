@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from stedm.errors import StedmError
 from stedm.io.weights import load_backbone_weights
 
+WIDTHS = [24, 48, 96]
+"""Of the levels of the `conv` encoder."""
+
 
 class ConvStyleEncoder(nn.Module):
     """Convolutional encoder whose output is made of channel statistics over the image.
@@ -141,10 +144,10 @@ class TimmStyleEncoder(nn.Module):
         return self.project(torch.cat(statistics, dim=1))
 
 
-def make_style_encoder(name: str, dim: int, channels: list[int], pooling: str, image_px: int) -> nn.Module:
+def make_style_encoder(name: str, dim: int, pooling: str, image_px: int) -> nn.Module:
     """`conv`, or a timm backbone by name."""
     if name == "conv":
-        return ConvStyleEncoder(channels, dim)
+        return ConvStyleEncoder(WIDTHS, dim)
     return TimmStyleEncoder(name, dim, pooling, image_px)
 
 

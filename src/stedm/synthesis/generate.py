@@ -24,7 +24,7 @@ from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
 from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
-from stedm.workers.pool import Engine, Work, check_shared
+from stedm.workers.pool import Pool, Work, check_shared
 
 
 def synthesize(
@@ -33,7 +33,7 @@ def synthesize(
     folder: Path,
     *,
     shard: tuple[int, int] = (0, 1),
-    engine: Engine | None = None,
+    pool: Pool | None = None,
     model_folder: Path | None = None,
     memory: CacheBudget | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -45,7 +45,7 @@ def synthesize(
 
     Args:
         shard: (i, n) draws only the batches i, i + n, i + 2 n, ...; shards may run at the same time.
-        engine: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
+        pool: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
             the model from `model_folder`.
         memory: what decoded style images may take in this process (None = what all other folders share).
         on_progress: called with (images drawn, images of this shard); those of the last batch may still be written.
@@ -67,12 +67,12 @@ def synthesize(
     missing = [batch for batch in batches if not _are_drawn(folder, batch)]
     total = sum(map(len, batches))
     done = total - sum(map(len, missing))
-    if engine is None or engine.is_here:
+    if pool is None or pool.is_here:
         drawn = _drawn_here(painter, folder, missing)
     else:
         there = None if predicted is None else _absolute(predicted.root)
         job = DrawJob(_absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder), there)
-        drawn = (missing[number] for number, _ in engine.run(job, missing))
+        drawn = (missing[number] for number, _ in pool.run(job, missing))
     for batch in drawn:
         done += len(batch)
         if on_progress:

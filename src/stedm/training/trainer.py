@@ -34,6 +34,8 @@ from stedm.training.precision import autocast
 Progress = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, the loss that was read last)."""
 
+WARMUP_STEPS = 100
+WEIGHT_DECAY = 0.01
 _LOG_EVERY_STEPS = 10
 _WORKERS_PER_GPU = 4
 _KEEP_CHECKPOINTS = 2
@@ -49,6 +51,9 @@ class Trainer:
         machine: precision, workers, parts of a batch and the like; weights and their averages are float32 in every
             precision.
         seed: of noise and augmentation.
+        warmup_steps: in which the learning rate rises linearly, before it falls to 0 along a cosine; None =
+            `WARMUP_STEPS`, but a tenth of all steps at most.
+        weight_decay: of AdamW; None = `WEIGHT_DECAY`.
         ema_decay: largest decay of the averaged weights; None = no average.
     """
 
@@ -60,6 +65,8 @@ class Trainer:
         machine: MachineConfig | None = None,
         *,
         seed: int,
+        warmup_steps: int | None = None,
+        weight_decay: float | None = None,
         ema_decay: float | None = None,
         on_progress: Progress | None = None,
     ):
@@ -67,6 +74,7 @@ class Trainer:
         self.machine = machine or MachineConfig()
         # Precision is not left to Accelerate: its state is global, and a run may train its parts in different ones.
         self.accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True))
+        self.warmup_steps = min(WARMUP_STEPS, config.steps // 10) if warmup_steps is None else warmup_steps
         self._refuse_unequal_parts()
         if self.device.type == "cuda":
             # On a CPU group normalisation in this format takes more than the convolutions gain: there it is the
@@ -75,7 +83,8 @@ class Trainer:
         if self.machine.compile:
             # In place: a wrapper would change the names of the weights in checkpoints.
             network.compile()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        decay = WEIGHT_DECAY if weight_decay is None else weight_decay
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=decay, fused=True)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.ema = None
         if ema_decay is not None:
@@ -169,8 +178,7 @@ class Trainer:
 
     def _lr_factor(self, step: int) -> float:
         """Linear warm-up, then cosine decay to zero."""
-        steps = self.config.steps
-        warmup_steps = min(self.config.warmup_steps, steps // 10)
+        steps, warmup_steps = self.config.steps, self.warmup_steps
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = (step - warmup_steps) / max(1, steps - warmup_steps)

@@ -1,7 +1,7 @@
 """Who does a long job piece by piece: this process, several, or the nodes of a Ray cluster (stedm.workers.ray_pool).
 
 A piece is work that needs no other piece and writes its own finished files under a temporary name and renames them.
-So it does no harm to do a piece twice, a killed worker leaves nothing half-done, and an engine has only to see that
+So it does no harm to do a piece twice, a killed worker leaves nothing half-done, and a pool has only to see that
 every piece is done. What is done already is not given to it.
 """
 
@@ -35,7 +35,7 @@ class Job(Protocol):
         ...
 
 
-class Engine(ABC):
+class Pool(ABC):
     """Does pieces of work, in any order. Use it in a `with` statement."""
 
     @property
@@ -51,7 +51,7 @@ class Engine(ABC):
         may still be done.
         """
 
-    def __enter__(self) -> "Engine":
+    def __enter__(self) -> "Pool":
         return self
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Engine(ABC):
         """Let go of the workers."""
 
 
-class LocalEngine(Engine):
+class LocalPool(Pool):
     """This process alone, or several beside it.
 
     Args:
@@ -107,14 +107,14 @@ class LocalEngine(Engine):
         self._pool.shutdown(cancel_futures=True)
 
 
-def make_engine(name: str, processes: int = 1, *, patient: bool = True) -> Engine:
-    """`local` (see `LocalEngine`) or `ray`. `StedmError` for other names, and where Ray can't be had."""
+def make_pool(name: str, processes: int = 1, *, patient: bool = True) -> Pool:
+    """`local` (see `LocalPool`) or `ray`. `StedmError` for other names, and where Ray can't be had."""
     if name == "local":
-        return LocalEngine(processes, patient=patient)
+        return LocalPool(processes, patient=patient)
     if name == "ray":
-        from stedm.workers.ray_pool import RayEngine
+        from stedm.workers.ray_pool import RayPool
 
-        return RayEngine()
+        return RayPool()
     raise StedmError(f"--engine {name}: give local or ray")
 
 
