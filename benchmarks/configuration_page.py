@@ -4,6 +4,7 @@ python benchmarks/configuration_page.py docs/configuration.md
 python benchmarks/configuration_page.py --count
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ def used_keys() -> set[str]:
             values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
             base = values.pop("base", {})
             variants = values.pop("variants", {})
+            # A specification of runs varies these by itself (benchmarks/downstream.py).
+            found |= {
+                f"data.{'draw' if key == 'draws' else 'annotated_patients'}"
+                for key in ("draws", "budgets")
+                if key in values
+            }
             for mapping in (values, base):
                 found |= set(_flat(mapping))
             for variant in variants.values():
@@ -73,7 +80,7 @@ def page() -> str:
     lines = [
         "# All configuration keys",
         "",
-        f"{len(all_keys())} keys; a file needs `name` and `data.path` alone. Made from the docstrings of `stedm.config`",
+        f"{len(all_keys())} keys; a file needs `name` and `data.path`. Made from the docstrings of `stedm.config`",
         "by `python benchmarks/configuration_page.py docs/configuration.md`; a test checks that it is current.",
     ]
     for path, model in sections():
@@ -116,6 +123,7 @@ def _type(annotation: Any) -> str:
                 break
         inner = text[start + len("Annotated[") : end]
         text = text[:start] + inner.split(", FieldInfo")[0].split(", Gt")[0] + text[end + 1 :]
+    text = re.sub(r"Optional\[(\w+)\]", r"\1 or null", text)
     return text.replace("Literal[", "one of [").replace("|", "or")
 
 

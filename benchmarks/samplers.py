@@ -32,9 +32,19 @@ from matplotlib.figure import Figure
 from pydantic import Field, ValidationError
 
 from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, Part, claim, interval, wrapped
-from stedm.config import DataConfig, Guidance, PhantomConfig, RunConfig, Sampler, SegmentationConfig, SynthesisConfig
+from stedm.config import (
+    DataConfig,
+    Guidance,
+    PhantomConfig,
+    RunConfig,
+    Sampler,
+    Sampling,
+    SegmentationConfig,
+    SynthesisConfig,
+)
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.sampler import SAMPLERS
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, save_png
 from stedm.evaluation.quality import ColourSpace, ImageEncoder, ImageSet
@@ -109,7 +119,7 @@ class Spec(Part):
 
     def network_calls(self, setting: Setting) -> int:
         """Network evaluations an image; a conditional and an unconditional one count as two."""
-        return self.guidance[setting.guidance].network_calls(setting.steps)
+        return Sampling(guidance=self.guidance[setting.guidance], steps=setting.steps).nfe
 
     def plan_config(self) -> SynthesisConfig:
         """Of everything but the setting."""
@@ -171,7 +181,7 @@ class Comparison:
     def run(self, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> None:
         """Draw and measure what is missing."""
         for setting in self.spec.settings:
-            if setting.sampler not in self.model.samplers:
+            if setting.sampler not in SAMPLERS[self.model.objective]:
                 raise StedmError(f"samplers: {setting.sampler} doesn't draw from {self.spec.model}")
         claim(self.folder, self.spec, may_change=("samplers", "also", "seeds"))
         reporter = Reporter(quiet=quiet)

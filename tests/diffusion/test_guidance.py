@@ -73,8 +73,8 @@ def test_the_formula_in_one_pass_that_holds_only_what_is_needed(style, layout, e
         ({"guidance": 1.0, "layout_guidance": 0.0}, 16),
     ],
 )
-def test_the_configuration_knows_the_network_calls(changes, calls):
-    assert SynthesisConfig(**changes).network_calls == calls
+def test_the_configuration_knows_the_function_evaluations(changes, calls):
+    assert SynthesisConfig(**changes).sampling.nfe == calls
 
 
 def test_a_number_is_guidance_on_style_alone():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from stedm.config import Guidance
+from stedm.config import Guidance, Sampling
 from stedm.diffusion.objective import BETAS, shifted
 from stedm.diffusion.sampler import SAMPLERS, make_sampler
 from stedm.errors import StedmError
@@ -44,7 +44,7 @@ def _draw(
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_network_calls_are_exactly_those_promised(objective, name, steps, shift):
     scheduler = make_sampler(name, objective, steps, shift)
-    assert len(scheduler.timesteps) == Guidance(style=1.0).network_calls(steps) == steps
+    assert len(scheduler.timesteps) == Sampling(guidance=Guidance(style=1.0), steps=steps).nfe == steps
     assert scheduler.order == 1
     assert (scheduler.timesteps.diff() <= 0).all()
     assert scheduler.timesteps[0] >= 999

@@ -229,6 +229,7 @@ def test_no_ray_is_one_line(monkeypatch, capsys, tmp_path):
 
 
 def test_a_cpu_is_left_for_the_driver(monkeypatch):
+    from stedm.workers import ray_pool
 
     def node(name, alive=True, **resources):
         return {"NodeID": name, "Alive": alive, "Resources": resources}
@@ -236,7 +237,7 @@ def test_a_cpu_is_left_for_the_driver(monkeypatch):
     nodes = [node("head", CPU=4.0), node("a", CPU=8.0, GPU=2.0), node("dead", alive=False, CPU=16.0, GPU=8.0)]
     context = SimpleNamespace(get_node_id=lambda: "head")
     ray = SimpleNamespace(nodes=lambda: nodes, get_runtime_context=lambda: context)
-    monkeypatch.setattr(ray_engine, "_connected", lambda: (ray, False))
+    monkeypatch.setattr(ray_pool, "_connected", lambda: (ray, False))
     pool = make_pool("ray")
     assert pool._slots(gpus=0) == 11
     assert pool._slots(gpus=1) == 2

@@ -15,8 +15,7 @@ from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import Codec, load_codec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.guidance import Guidance, as_guidance
-from stedm.diffusion.path import guided_path
-from stedm.diffusion.sampler import SAMPLERS
+from stedm.diffusion.sampler import guided_trajectory
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
 from stedm.seeds import torch_generator
@@ -25,9 +24,6 @@ from stedm.version import __version__
 
 ENCODED_AT_ONCE = 256
 """Style images that the encoder sees in one pass."""
-
-
-_DEFAULT = Sampling()
 
 
 class StyleDiffusion:
@@ -39,7 +35,6 @@ class StyleDiffusion:
         objective: `eps`, `v` or `flow`, as trained.
         classes: names of the layout's classes, by index.
         image_px: side of the images it was trained on.
-        sampler: default sampler.
         style_sampling: which images it was shown as style in training (see stedm.style.sampling).
 
     Attributes:
@@ -56,12 +51,11 @@ class StyleDiffusion:
         objective: str,
         classes: list[str],
         image_px: int,
-        sampler: str = _DEFAULT.sampler,
         style_sampling: str = "cohort",
     ):
         self.denoiser = denoiser.eval()
         self.codec = codec.eval()
-        self.objective, self.classes, self.image_px, self.sampler = objective, list(classes), image_px, sampler
+        self.objective, self.classes, self.image_px = objective, list(classes), image_px
         self.style_sampling = style_sampling
 
     @property
@@ -79,11 +73,6 @@ class StyleDiffusion:
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    @property
-    def samplers(self) -> tuple[str, ...]:
-        """Names of the samplers that this model can be drawn with."""
-        return SAMPLERS[self.objective]
-
     def to(self, device: str | torch.device) -> "StyleDiffusion":
         """Move the networks."""
         self.denoiser.to(device)
@@ -97,11 +86,10 @@ class StyleDiffusion:
         style: Sequence[np.ndarray] | Sequence[Sequence[np.ndarray]] | None = None,
         *,
         style_vectors: np.ndarray | torch.Tensor | None = None,
+        sampling: Sampling | None = None,
         guidance: float | Guidance | None = None,
         steps: int | None = None,
-        time_shift: float | None = None,
         seed: int | Sequence[int] = 0,
-        sampler: str | None = None,
         start_images: np.ndarray | None = None,
         start: float = 1.0,
         batch: int = 32,
@@ -115,14 +103,13 @@ class StyleDiffusion:
             style: style images, uint8 RGB `(h, w, 3)`, for all layouts; or one such list for each layout.
             style_vectors: instead of style images, a style vector `(style_dim,)` for all layouts, or one for each
                 `(n, style_dim)`, as `style_vectors()` or a style bank give them.
-            guidance: classifier-free guidance on style, 1 = none; or a `Guidance` with weights for style and layout;
-                None = the default one.
-            steps: sampler steps, of one network evaluation each; None = the default number.
-            time_shift: more than 1 puts more of the steps near noise (see stedm.diffusion.objective.shifted); None =
-                the default one.
+            sampling: guidance, sampler, steps and time shift; None = the default ones.
+            guidance: in place of that of `sampling`; a number is classifier-free guidance on style alone, 1 = none.
+            steps: in place of those of `sampling`.
             seed: one seed for the call, or one for each image (image i then doesn't depend on the others).
             start_images: uint8 RGB `(n, H, W, 3)`: images to paint anew. Noise is put on them up to time `start`;
                 what stands out from it and doesn't contradict layout and style stays (SDEdit, Meng et al. 2022).
+            start: 1 = pure noise, where there are no `start_images`; with them a time below 1.
             batch: images drawn at once.
             on_progress: called with the number of images done.
 
@@ -133,9 +120,10 @@ class StyleDiffusion:
             StedmError: layouts, style images or style vectors of a wrong shape or type.
         """
         layouts = self._checked_layouts(layouts)
-        settings = self._checked_sampling(guidance, steps, time_shift, sampler)
+        given = {"guidance": guidance if guidance is None else as_guidance(guidance), "steps": steps}
+        sampling = (sampling or Sampling()).model_copy(update={k: v for k, v in given.items() if v is not None})
         if start_images is not None or start != 1.0:
-            settings = self._checked_start(settings, start_images, start, layouts.shape)
+            _check_start(start_images, start, layouts.shape)
         if (style is None) == (style_vectors is None):
             raise StedmError("generate: give either style images or style_vectors")
         styles = _checked_styles(style, len(layouts)) if style is not None else []
@@ -144,14 +132,14 @@ class StyleDiffusion:
         if len(seeds) != len(layouts):
             raise StedmError(f"generate: {len(seeds)} seeds for {len(layouts)} layouts; give one seed or one for each")
         done = []
-        for start in range(0, len(layouts), batch):
-            part = slice(start, start + batch)
+        for first in range(0, len(layouts), batch):
+            part = slice(first, first + batch)
             with autocast(self.precision, self.device):
                 chosen = self.style_vectors(styles[part]) if vectors is None else vectors[part]
-                begun = None if start_images is None else start_images[part]
-                done.append(self._draw(layouts[part], chosen, seeds[part], settings, begun))
+                images = None if start_images is None else start_images[part]
+                done.append(self._draw(layouts[part], chosen, seeds[part], sampling, images, start))
             if on_progress:
-                on_progress(min(start + batch, len(layouts)))
+                on_progress(min(first + batch, len(layouts)))
         return np.concatenate(done)
 
     @torch.inference_mode()
@@ -203,8 +191,9 @@ class StyleDiffusion:
         layouts: np.ndarray,
         style: torch.Tensor,
         seeds: Sequence[int],
-        settings: Sampling,
-        start_images: np.ndarray | None = None,
+        sampling: Sampling,
+        start_images: np.ndarray | None,
+        start: float,
     ) -> np.ndarray:
         height, width = layouts.shape[1:]
         shape = (self.codec.latent_channels, height // self.codec.factor, width // self.codec.factor)
@@ -213,8 +202,8 @@ class StyleDiffusion:
         latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
         clean = None if start_images is None else self._latents(start_images)
-        *_, latents = guided_path(
-            self.denoiser, latents, layout, style, settings, objective=self.objective, clean=clean
+        *_, latents = guided_trajectory(
+            self.denoiser, latents, layout, style, sampling, objective=self.objective, clean=clean, start=start
         )
         images = self.codec.decode(latents)
         return ((images + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -222,27 +211,6 @@ class StyleDiffusion:
     def _latents(self, images: np.ndarray) -> torch.Tensor:
         """Latents of uint8 RGB `(n, H, W, 3)`."""
         return self.codec.encode(to_signed(torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)))
-
-    def _checked_start(
-        self, settings: Sampling, images: np.ndarray | None, start: float, shape: tuple[int, ...]
-    ) -> Sampling:
-        """Settings that begin at images, for layouts of `shape`."""
-        if images is None or not 0 < start < 1:
-            raise StedmError(f"generate: start {start} needs start_images, and they a start between 0 and 1")
-        if images.shape != (*shape, 3) or images.dtype != np.uint8:
-            raise StedmError(
-                f"generate: start_images: uint8 RGB {(*shape, 3)} expected, got {images.dtype} {images.shape}"
-            )
-        return settings.model_copy(update={"start": start})
-
-    def _checked_sampling(
-        self, guidance: float | Guidance | None, steps: int | None, time_shift: float | None, sampler: str | None
-    ) -> Sampling:
-        """With this model's defaults where there is None."""
-        given = {"guidance": guidance if guidance is None else as_guidance(guidance), "steps": steps}
-        given |= {"time_shift": time_shift, "sampler": sampler}
-        default = Sampling(sampler=self.sampler)
-        return default.model_copy(update={key: value for key, value in given.items() if value is not None})
 
     def _checked_layouts(self, layouts: np.ndarray) -> np.ndarray:
         layouts = np.asarray(layouts)
@@ -278,7 +246,6 @@ class StyleDiffusion:
                 "_class_name": "StyleDiffusion",
                 "_stedm_version": __version__,
                 "objective": self.objective,
-                "sampler": self.sampler,
                 "style_sampling": self.style_sampling,
                 "classes": self.classes,
                 "image_px": self.image_px,
@@ -307,7 +274,7 @@ class StyleDiffusion:
             denoiser = StyleDenoiser.from_pretrained(str(folder / "denoiser"))
         except OSError as error:
             raise StedmError(f"{folder / 'denoiser'}: can't be read ({' '.join(str(error).split())})") from error
-        keys = ("objective", "classes", "image_px", "sampler")
+        keys = ("objective", "classes", "image_px")
         keys += ("style_sampling",) if "style_sampling" in index else ()
         return cls(denoiser, load_codec(folder / "codec"), **{key: index[key] for key in keys})
 
@@ -349,6 +316,14 @@ def _rgb(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise StedmError(f"style: uint8 RGB images (h, w, 3) expected, got {image.dtype} {image.shape}")
     return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _check_start(images: np.ndarray | None, start: float, shape: tuple[int, ...]) -> None:
+    """Refuse what drawing can't begin at, for layouts of `shape`."""
+    if images is None or not 0 < start < 1:
+        raise StedmError(f"generate: start {start} needs start_images, and they a start between 0 and 1")
+    if images.shape != (*shape, 3) or images.dtype != np.uint8:
+        raise StedmError(f"generate: start_images: uint8 RGB {(*shape, 3)} expected, got {images.dtype} {images.shape}")
 
 
 def _checked_styles(style: Sequence, n: int) -> list[list[np.ndarray]]:

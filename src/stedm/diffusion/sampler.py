@@ -1,8 +1,10 @@
-"""Samplers by name: diffusers' schedulers, set up for an objective.
+"""From noise to latents: samplers by name, which are diffusers' schedulers set up for an objective.
 
 Every one of them starts from unit noise, takes the network's input unscaled and ends at sigma 0. `scheduler.timesteps`
 has one entry a step.
 """
+
+from collections.abc import Iterator
 
 import torch
 from diffusers import (
@@ -12,6 +14,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from stedm.config import Sampling
+from stedm.diffusion.denoiser import StyleDenoiser
+from stedm.diffusion.guidance import guided_prediction
 from stedm.diffusion.objective import BETAS, TRAIN_TIMESTEPS, shifted
 from stedm.errors import StedmError
 
@@ -28,6 +33,36 @@ SAMPLERS = {
     "v": ("ddim", "dpm++", "unipc"),
 }
 """Names of the samplers of each objective."""
+
+
+def guided_trajectory(
+    denoiser: StyleDenoiser,
+    noise: torch.Tensor,
+    layout: torch.Tensor,
+    style: torch.Tensor,
+    sampling: Sampling,
+    *,
+    objective: str,
+    clean: torch.Tensor | None = None,
+    start: float = 1.0,
+) -> Iterator[torch.Tensor]:
+    """Yield the latent `(b, latent_channels, h, w)` after each of `sampling.steps` steps; the last one is the image.
+
+    Args:
+        noise: standard normal `(b, latent_channels, h, w)`: all samplers start from unit noise and leave the network's
+            input unscaled.
+        layout: class indices `(b, height, width)`; `denoiser.unknown` = unknown.
+        style: `(b, style_dim)`.
+        objective: `eps`, `v` or `flow`.
+        clean: like `noise`; latents of the images that the trajectory begins at where `start` is below 1.
+        start: time at which the first step begins: 1 = pure noise; below, `clean` with so much noise (flow only).
+    """
+    scheduler = make_sampler(sampling.sampler, objective, sampling.steps, sampling.time_shift, start)
+    latents = noise if clean is None else torch.lerp(clean, noise, start)
+    for timestep in scheduler.timesteps:
+        predicted = guided_prediction(denoiser, latents, timestep.to(noise.device), layout, style, sampling.guidance)
+        latents = scheduler.step(predicted.float(), timestep, latents).prev_sample
+        yield latents
 
 
 def make_sampler(name: str, objective: str, steps: int, shift: float = 1.0, start: float = 1.0) -> SchedulerMixin:
