@@ -120,6 +120,9 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
         for key, value in part:
             if isinstance(value, Path):
                 changed[key] = (base / value.expanduser()).resolve()
+            elif key == "source" and (folder := base / Path(value).expanduser()).is_dir():
+                # A folder of an autoencoder; else a name on the Hugging Face hub.
+                changed[key] = str(folder.resolve())
             elif isinstance(value, BaseModel):
                 changed[key] = resolve(value)
         return part.model_copy(update=changed)
