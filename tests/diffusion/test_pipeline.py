@@ -120,6 +120,25 @@ def test_network_calls_are_as_many_as_promised(model, style, guidance, calls_a_i
         assert Sampling(guidance=guidance, steps=5).nfe == sum(calls_a_image)
 
 
+def test_one_object_says_how_to_draw_and_shortcuts_override_it(model, style):
+    sampling = Sampling(guidance=Guidance(style=3.0), sampler="euler", steps=3, time_shift=2.0)
+    drawn = model.generate(LAYOUTS, style, sampling=sampling)
+    assert not np.array_equal(drawn, model.generate(LAYOUTS, style, steps=3, guidance=3.0)), "its sampler and shift"
+    for shortcut in ({"guidance": 1.0}, {"steps": 2}):
+        changes = {key: Guidance(style=value) if key == "guidance" else value for key, value in shortcut.items()}
+        expected = model.generate(LAYOUTS, style, sampling=sampling.model_copy(update=changes))
+        assert np.array_equal(model.generate(LAYOUTS, style, sampling=sampling, **shortcut), expected)
+        assert not np.array_equal(expected, drawn)
+
+
+def test_images_are_painted_anew_in_any_batches(model, style):
+    images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    together, single = (
+        model.generate(LAYOUTS, style, steps=2, start_images=images, start=0.5, batch=batch) for batch in (32, 1)
+    )
+    assert np.abs(together.astype(int) - single).max() <= 1
+
+
 def test_style_vectors_draw_what_the_images_they_come_from_draw(model, style):
     vectors = model.style_vectors([style, style[:1], style[1:]])
     drawn = model.generate(LAYOUTS, style_vectors=vectors, steps=3, seed=4)

@@ -73,7 +73,6 @@ def train_segmenter(
         machine,
         seed=seed_for(seed, "segmentation"),
         warmup_steps=min(WARMUP_STEPS, config.steps // 10),
-        weight_decay=config.weight_decay,
         on_progress=on_progress,
     )
     consistency = Consistency(config, loss_of)

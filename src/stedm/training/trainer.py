@@ -53,7 +53,6 @@ class Trainer:
         seed: of noise and augmentation.
         warmup_steps: in which the learning rate rises linearly, before it falls to 0 along a cosine; None =
             `WARMUP_STEPS`, but a tenth of all steps at most.
-        weight_decay: of AdamW; None = `WEIGHT_DECAY`.
         ema_decay: largest decay of the averaged weights; None = no average.
     """
 
@@ -66,7 +65,6 @@ class Trainer:
         *,
         seed: int,
         warmup_steps: int | None = None,
-        weight_decay: float | None = None,
         ema_decay: float | None = None,
         on_progress: Progress | None = None,
     ):
@@ -83,8 +81,7 @@ class Trainer:
         if self.machine.compile:
             # In place: a wrapper would change the names of the weights in checkpoints.
             network.compile()
-        decay = WEIGHT_DECAY if weight_decay is None else weight_decay
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=decay, fused=True)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.ema = None
         if ema_decay is not None:
