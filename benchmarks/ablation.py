@@ -1,7 +1,8 @@
 """The ablation table: one choice at a time around a base configuration, several seeds, judged independently.
 
     python benchmarks/ablation.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
-    python benchmarks/ablation.py table FOLDER -o docs/results/NAME
+    python benchmarks/ablation.py table FOLDER -o results/NAME
+    python benchmarks/ablation.py print results/NAME        the table of what is kept there, without any run
 
 `run` trains what is missing, draws the same plan with every variant, measures the images (stedm.evaluation.quality)
 and can be stopped and started at any time, or in several shards at once:
@@ -302,24 +303,48 @@ def _columns(prefix: str, table: pd.DataFrame) -> dict[str, float]:
 
 
 def write_table(ablation: Ablation, target: Path) -> None:
-    """TARGET/{table.md, summary.csv, per_patient.csv, bounds.json}, TARGET_measures.png and TARGET_grid.png."""
+    """TARGET/{table.md, measures.parquet, measures.png, grid.png}; measures.parquet holds all that is measured."""
     values, bounds = collect(ablation), ablation.bounds(Reporter(quiet=True))
     summary = summarise(values)
-    for name, table in (("summary.csv", summary), ("per_patient.csv", values)):
-        with replacing(target / name) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.5g")
-    write_json(target / "bounds.json", bounds)
-    write_text(target / "table.md", markdown(ablation.spec, summary, bounds))
+    write_measures(target / "measures.parquet", values, bounds)
+    write_text(target / "table.md", markdown(ablation.spec.name, summary, bounds))
     shown = [name for name in MEASURES if name in set(summary["measure"])]
-    save_png(Path(f"{target}_measures.png"), measures_figure(summary, bounds, shown), dpi=110)
-    save_png(Path(f"{target}_grid.png"), grid_figure(ablation), dpi=110)
+    save_png(target / "measures.png", measures_figure(summary, bounds, shown), dpi=110)
+    save_png(target / "grid.png", grid_figure(ablation), dpi=110)
 
 
-def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, float]]) -> str:
+def write_measures(path: Path, values: pd.DataFrame, bounds: dict[str, dict[str, float]]) -> None:
+    """Keep the table of `collect` in one file, and the bounds as variants `*real*` and `*chance*` without a seed."""
+    rows = [(f"*{label}*", -1, name, "", value) for label, known in bounds.items() for name, value in known.items()]
+    table = pd.concat([values, pd.DataFrame(rows, columns=values.columns)], ignore_index=True)
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")
+
+
+def read_measures(path: Path) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+    """What `write_measures` kept: the table of `collect` and the bounds."""
+    if not path.is_file():
+        raise StedmError(f"{path}: no such file; give a folder that `ablation.py table` wrote")
+    table = pd.read_parquet(path)
+    bound = table["seed"] == -1
+    bounds = {
+        label: table[bound & (table["variant"] == f"*{label}*")].set_index("measure")["value"].to_dict()
+        for label in ("real", "chance")
+    }
+    return table[~bound], bounds
+
+
+def kept_table(folder: Path) -> str:
+    """`markdown` of what FOLDER/measures.parquet holds."""
+    values, bounds = read_measures(folder / "measures.parquet")
+    return markdown(folder.name, summarise(values), bounds)
+
+
+def markdown(title: str, summary: pd.DataFrame, bounds: dict[str, dict[str, float]]) -> str:
     """Two tables, means and differences to base; a bold difference has an interval without 0."""
     names = [name for name in MEASURES if name in set(summary["measure"])]
     cells = summary.set_index(["variant", "measure"])
-    variants = [name for name in spec.variants if name in set(summary["variant"])]
+    variants = list(dict.fromkeys(summary["variant"]))
     arrows = [f"{MEASURES[name]} {'↓' if name.startswith(LOWER_IS_BETTER) else '↑'}" for name in names]
     head = ["| variant | seeds | " + " | ".join(arrows) + " |", "|---" * (len(names) + 2) + "|"]
     means, differences = list(head), list(head)
@@ -340,7 +365,7 @@ def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, floa
         "shuffled layouts, for the parameters the mean of all patients. Differences are paired by seed and patient; "
         "bold: the interval leaves out 0."
     )
-    return "\n".join([f"## {spec.name}", "", *means, "", f"### Difference to {BASE}", "", *differences, "", notes, ""])
+    return "\n".join([f"## {title}", "", *means, "", f"### Difference to {BASE}", "", *differences, "", notes, ""])
 
 
 def _cell(row: pd.Series, prefix: str) -> str:
@@ -433,10 +458,14 @@ def main(arguments: list[str] | None = None) -> None:
     table = verbs.add_parser("table", help="tables and figures of what is measured")
     table.add_argument("folder", type=Path)
     table.add_argument("-o", dest="target", type=Path, required=True)
+    kept = verbs.add_parser("print", help="the table of a folder that `table` wrote")
+    kept.add_argument("folder", type=Path)
     given = parser.parse_args(arguments)
     try:
         if given.verb == "run":
             Ablation(read_spec(given.spec), given.folder).run(given.only, parse_shard(given.shard))
+        elif given.verb == "print":
+            print(kept_table(given.folder), end="")
         else:
             write_table(Ablation(read_spec(given.folder / "spec.yaml"), given.folder), given.target)
     except StedmError as error:

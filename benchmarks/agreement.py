@@ -1,6 +1,6 @@
 """How well does agreement, which needs no masks, tell for which patients segmenters are wrong? On patients with masks.
 
-    python benchmarks/agreement.py RUN DATASET -o docs/results/agreement/NAME.csv [--split val]
+    python benchmarks/agreement.py RUN DATASET -o results/agreement/NAME.csv [--split val]
 
 RUN: a run with `synthesis.rounds: 2`. What it does to its unannotated patients (RUN/agreement.csv) is done here to
 those of the split, which no network of RUN has seen: the segmenters of the annotated images (RUN/teachers) say what

@@ -1,14 +1,14 @@
 """What segmentation gains from each choice: variants of a run over label budgets, draws of patients and seeds.
 
     python benchmarks/downstream.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
-    python benchmarks/downstream.py table FOLDER -o docs/results/NAME [--keep]
-    python benchmarks/downstream.py curve FOLDER -o docs/results/NAME [--keep]   a figure: IoU against patients
-    python benchmarks/downstream.py headline FOLDER -o docs/results/NAME [--keep]   a report over all draws
+    python benchmarks/downstream.py table FOLDER -o results/NAME [--keep]
+    python benchmarks/downstream.py curve FOLDER -o results/NAME [--keep]   a figure: IoU against patients
+    python benchmarks/downstream.py headline FOLDER -o results/NAME [--keep]   a report over all draws
 
 `run` trains and scores what is missing and can be stopped and started at any time, or in several shards at once. What
 two runs have in common (a diffusion model, a synthetic set, segmenters without synthetic images) is made once:
 
-With --keep a table is added to: counts that docs/results/NAME has of runs that are not in FOLDER stay.
+With --keep a table is added to: counts that results/NAME has of runs that are not in FOLDER stay.
 
 FOLDER/spec.yaml                         the specification, paths made absolute
 FOLDER/shared/{models,sets,segmenters}/  what runs have in common, each a run folder of its own
@@ -345,7 +345,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             write = {"table": write_table, "curve": write_curve, "headline": write_headline}[given.verb]
             comparison = Comparison(read_spec(given.folder / "spec.yaml"), given.folder)
-            write(comparison, given.target, kept=given.target if given.keep else None)
+            print(write(comparison, given.target, kept=given.target if given.keep else None) or "", end="")
     except StedmError as error:
         sys.exit(str(error))
 

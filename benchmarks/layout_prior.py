@@ -1,4 +1,5 @@
-"""How far drawn layouts are from annotated ones, per kind and category; prints the table, writes page and image.
+"""How far drawn layouts are from annotated ones, per kind and category: prints the tables of results/layout_prior and
+writes its figure.
 
 python benchmarks/layout_prior.py [EBHI_SEG_FOLDER]        default ../shared/data/ebhi_seg; left out where absent
 """
@@ -13,7 +14,7 @@ import numpy as np
 
 from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetFolder
-from stedm.io.files import replacing, write_text
+from stedm.io.files import replacing
 from stedm.layout.measures import compare_layouts
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS
@@ -24,31 +25,11 @@ from matplotlib import pyplot as plt
 
 IMAGE_PX, N_DRAWN, SEED = 64, 200, 0
 SHOWN = {"phantom, H&E": ["grade2"], "EBHI-Seg": ["polyp", "lgin", "adenoca"]}
-DOCS = Path(__file__).parents[1] / "docs" / "results"
-PAGE = """# The composition prior: drawn and annotated layouts
-
-Command: `python benchmarks/layout_prior.py`. Layouts at {px} px; fitted on the annotated images (split train) of each
-category and compared with the same images; {n} layouts drawn per kind and category, seed {seed}.
-Phantom: H&E, 6 patients of 12 images, seed 0. EBHI-Seg: Shi et al., Front. Med. 10:1114673, 2023 (CC BY 4.0, figshare
-10.6084/m9.figshare.21540159.v1).
-
-*fraction*: Wasserstein distance of the distribution of the class fraction over layouts, mean over classes. *log area*:
-the same for the natural logarithm of the area of 4-connected components, per class in the order of the mask indices.
-*floor*: the distance between two random halves of the annotated layouts, mean of 20 splits; a half has fewer layouts
-than a category, so that the floor is somewhat higher than what perfect drawing would give. `resample` draws the
-annotated layouts themselves: its distance is what {n} random choices leave.
-
-{table}
-
-![annotated and drawn layouts](layout_prior/layouts.png)
-
-## What came out
-{findings}
-"""
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def rows_of(name: str, prior: LayoutPrior) -> list[list[str]]:
-    """A table row for each category and kind."""
+    """For each category and kind: data, category, kind, distance of fractions, floor, distances of areas, floors."""
     categories = prior.annotated.table["category"].to_numpy()
     rows = []
     for category in sorted(set(categories)):
@@ -62,8 +43,16 @@ def rows_of(name: str, prior: LayoutPrior) -> list[list[str]]:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    head = ["data", "category (layouts)", "kind", "fraction", "floor", "log area, per class", "floor"]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    """Two tables, of class fractions and of component areas: a row a category, a column a kind."""
+    head = ["data, category (layouts)", *KINDS, "floor"]
+    tables = []
+    for distance, floor in ((3, 4), (5, 6)):
+        lines = {}
+        for row in rows:
+            lines.setdefault(f"{row[0]}, {row[1]}", [row[floor]]).insert(-1, row[distance])
+        cells = [head, ["---"] * len(head), *([name, *line] for name, line in lines.items())]
+        tables.append("\n".join("| " + " | ".join(line) + " |" for line in cells))
+    return "\n\n".join(tables)
 
 
 def save_image(priors: dict[str, LayoutPrior], path: Path, columns: int = 12) -> None:
@@ -89,7 +78,7 @@ def save_image(priors: dict[str, LayoutPrior], path: Path, columns: int = 12) ->
 
 def main() -> None:
     start = time.perf_counter()
-    ebhi = Path(sys.argv[1] if sys.argv[1:] else DOCS.parents[2] / "shared" / "data" / "ebhi_seg")
+    ebhi = Path(sys.argv[1] if sys.argv[1:] else RESULTS.parents[1] / "shared" / "data" / "ebhi_seg")
     with tempfile.TemporaryDirectory() as name:
         config = PhantomConfig(stain="he", patients={"train": 6, "unlabeled": 0, "val": 0, "test": 0})
         make_phantom(config, Path(name) / "data")
@@ -99,11 +88,7 @@ def main() -> None:
         priors = {name: LayoutPrior.fit(dataset.split("train"), IMAGE_PX) for name, dataset in datasets.items()}
         table = markdown([row for name, prior in priors.items() for row in rows_of(name, prior)])
     print(table)
-    save_image(priors, DOCS / "layout_prior" / "layouts.png")
-    page = DOCS / "layout_prior.md"
-    old = page.read_text(encoding="utf-8") if page.is_file() else ""
-    findings = old.partition("## What came out\n")[2].strip()  # written by hand, kept
-    write_text(page, PAGE.format(px=IMAGE_PX, n=N_DRAWN, seed=SEED, table=table, findings=findings))
+    save_image(priors, RESULTS / "layout_prior" / "layouts.png")
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -1,7 +1,7 @@
 """Samplers against network calls: which cheapest setting keeps the quality of a reference of many steps.
 
     python benchmarks/samplers.py run SPEC.yaml -o FOLDER [--model MODEL --data DATASET] [--shard I/N]
-    python benchmarks/samplers.py table FOLDER -o docs/results/NAME
+    python benchmarks/samplers.py table FOLDER -o results/NAME
 
 A trained model draws one plan a seed (the same noise, layouts and style images) with every sampler, number of steps
 and guidance of the specification; independent judges measure the images (see judging.py). `run` can be stopped and
@@ -356,16 +356,14 @@ def verdict(summary: pd.DataFrame, reference: Setting) -> dict[str, Any]:
 
 
 def write_table(comparison: Comparison, target: Path) -> None:
-    """TARGET/{table.md, summary.csv, values.csv, verdict.json} and TARGET.png."""
+    """TARGET/{table.md, values.csv, quality.png}."""
     spec, values = comparison.spec, collect(comparison)
     summary, bounds = summarise(values, spec.reference), comparison.jury.bounds(Reporter(quiet=True))
     judged = verdict(summary, spec.reference)
-    for name, table in (("summary.csv", summary), ("values.csv", values)):
-        with replacing(target / name) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.5g")
-    write_json(target / "verdict.json", judged)
+    with replacing(target / "values.csv") as temporary:
+        values.to_csv(temporary, index=False, float_format="%.5g")
     write_text(target / "table.md", markdown(spec, summary, bounds, judged))
-    save_png(Path(f"{target}.png"), figure(summary, spec.reference, bounds), dpi=110)
+    save_png(target / "quality.png", figure(summary, spec.reference, bounds), dpi=110)
 
 
 def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, float]], judged: dict[str, Any]) -> str:

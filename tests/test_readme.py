@@ -80,7 +80,7 @@ def test_the_short_configuration_is_enough(tmp_path):
     assert load_config(tmp_path / "c.yaml").data.path == tmp_path / "DATASET"
 
 
-PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]
+PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("results/**/*.md")]
 
 
 @pytest.mark.parametrize("page", sorted(path.relative_to(REPOSITORY) for path in PAGES), ids=str)

@@ -1,5 +1,6 @@
 """The ablation driver, end to end on a miniature phantom: resumable, shared models, tables with intervals."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def _driven(folder: Path, **changes):
     return ablation.Ablation(spec, folder / "runs", encoders=(colour_encoder, colour_encoder))
 
 
-def test_runs_bounds_and_tables(tmp_path):
+def test_runs_bounds_and_tables(tmp_path, capsys):
     driven = _driven(tmp_path)
     driven.run(shard=(1, 2), quiet=True)  # the second of: base 0, max 0, base 1, max 1
     made = {path.parent.relative_to(tmp_path / "runs").as_posix() for path in tmp_path.rglob("measures.json")}
@@ -82,11 +83,14 @@ def test_runs_bounds_and_tables(tmp_path):
     assert given == set(driven.pool.table["image_file_name"])
     assert not given & set(driven.reference.table["image_file_name"])
 
-    target = tmp_path / "docs" / "tiny"
+    target = tmp_path / "results" / "tiny"
     ablation.write_table(driven, target)
-    for name in ("tiny_measures.png", "tiny_grid.png", "tiny/per_patient.csv", "tiny/bounds.json"):
-        assert (tmp_path / "docs" / name).stat().st_size > 100, name
-    summary = pd.read_csv(target / "summary.csv").set_index(["variant", "measure"])
+    for name in ("measures.png", "grid.png", "measures.parquet"):
+        assert (target / name).stat().st_size > 100, name
+    values, bounds = ablation.read_measures(target / "measures.parquet")
+    pd.testing.assert_frame_equal(values, ablation.collect(driven))
+    assert bounds == driven.bounds(ablation.Reporter(quiet=True))
+    summary = ablation.summarise(values).set_index(["variant", "measure"])
     assert set(summary.loc["two"].index) >= set(ablation.MEASURES) - {"correlation_haematoxylin"}
     row = summary.loc[("max", "colour_distance")]
     assert row["low"] <= row["mean"] <= row["high"]
@@ -94,6 +98,9 @@ def test_runs_bounds_and_tables(tmp_path):
     text = (target / "table.md").read_text()
     assert text.count("\n| max | 2 |") == 2
     assert text.count("\n| base | 2 |") == 1
+    shutil.rmtree(runs)
+    ablation.main(["print", str(target)])
+    assert capsys.readouterr().out.splitlines()[1:] == text.splitlines()[1:]
 
 
 def test_bounds_are_of_real_images(tmp_path):

@@ -97,17 +97,18 @@ def test_one_plan_for_all_measured_once_and_a_verdict(spec_file, tmp_path):
     assert given <= set(driven.jury.pool.table["image_file_name"])
     assert not given & set(driven.jury.reference.table["image_file_name"])
 
-    target = tmp_path / "docs" / "tiny"
+    target = tmp_path / "results" / "tiny"
     samplers.write_table(driven, target)
-    judged = json.loads((target / "verdict.json").read_text())
+    summary = samplers.summarise(samplers.collect(driven), driven.spec.reference)
+    judged = samplers.verdict(summary, driven.spec.reference)
     assert judged["reference"]["network_calls"] == 12
     assert judged["cheapest"]["network_calls"] <= 12
     assert judged["seeds"] == 2
     text = (target / "table.md").read_text()
     assert text.count("\n| dpm++ | full |") == 2
     assert "| 12 | 2 |" in text
-    assert (tmp_path / "docs" / "tiny.png").stat().st_size > 1000
-    assert len(pd.read_csv(target / "summary.csv")) == 5
+    assert (target / "quality.png").stat().st_size > 1000
+    assert len(summary) == 5
     assert len(pd.read_csv(target / "values.csv")) == 10
 
 

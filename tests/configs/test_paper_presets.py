@@ -56,7 +56,7 @@ def test_sizes_are_those_of_the_paper(name):
     assert counted.parameters["U-Net"] == pytest.approx(234.64e6, rel=0.03)
     assert counted.parameters["style encoder"] == pytest.approx(27.98e6, rel=0.01)
     assert counted.parameters["codec"] == pytest.approx(55.3e6, rel=0.01)
-    page = (PAPER.parents[1] / "docs" / "results" / "paper_presets.md").read_text(encoding="utf-8")
+    page = (PAPER.parents[1] / "results" / "paper_presets" / "README.md").read_text(encoding="utf-8")
     for figure in (counted.parameters["U-Net"], counted.parameters["total"], round(counted.flops_per_sample / 1e9, 1)):
         assert f"{figure:,}" in page, "the page isn't what the command prints"
     assert counted.flops_per_call == pytest.approx(872e9, rel=0.01)

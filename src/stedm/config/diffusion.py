@@ -64,7 +64,7 @@ class PseudoLabelConfig(Part):
     """Train the diffusion model again in each round of `synthesis.rounds` after the first, with labels by the
     segmenters of that round, which have learned from the images of the model before. For patients about whom the
     segmenters of the annotated images are wrong, and with them the first model; each round costs as much as the
-    first, but for `fine_tuning` (docs/results/designs_phantom.md)."""
+    first, but for `fine_tuning` (results/second_model)."""
     fine_tuning: FineTuningConfig | None = None
     """Let each model of `every_round` go on from the weights of the one before; null = each from nothing."""
 

@@ -100,7 +100,7 @@ class SynthesisConfig(Part):
     """Layouts of the first of several rounds; null: those of `layouts` but `predicted` ones (`warp` if there are no
     others). What segmenters predict that have learned from annotated images alone may be wrong wherever the patients
     nobody annotated look different, and images painted to it teach the same error
-    (docs/results/designs_phantom.md)."""
+    (results/predicted_layouts)."""
     agreement: Fraction = 0.8
     """From the second round on: the least agreement, for each patient, of what the segmenters see with what those of
     the annotated images are sure of (mean IoU over the foreground; stedm.experiment.agreement). Where it is lower
@@ -128,7 +128,7 @@ class SynthesisConfig(Part):
     steps: Positive = _DEFAULT.steps
     time_shift: Annotated[float, Field(gt=0)] = _DEFAULT.time_shift
     """More than 1 puts more of the steps near noise, where layout and colours are decided (Esser et al. 2024); 1 =
-    evenly spaced in time. Sampler, steps and shift were chosen together (docs/results/samplers.md)."""
+    evenly spaced in time. Sampler, steps and shift were chosen together (results/samplers)."""
     batch: Positive = 32
     seed: int = 0
 

@@ -21,7 +21,7 @@ from stedm.segmentation.pseudo_labels import write_pseudo_labels
 SELF_TRAINING_ROUNDS = 2
 """The first teachers are of the same arm without self-training, those of `self-training` alone of real+stain; later
 ones have learned from the labels of the round before. Four rounds gained 0.000 to 0.007 IoU more
-(docs/results/few_ebhi.md)."""
+(results/ebhi_few_patients/README.md)."""
 SELF_TRAINING_TEACHERS = 3
 """Networks that vote for the labels of a round."""
 
