@@ -1,6 +1,6 @@
 """Train, generate and segment from Python, on phantom patients: python examples/ten_lines.py [FOLDER]
 
-Minutes on a CPU. With a dataset folder of your own, leave `make_phantom` out.
+About four minutes on one core. With a dataset folder of your own, leave `make_phantom` out.
 """
 
 import sys
