@@ -104,7 +104,7 @@ def test_flops_follow_batch_and_network_calls(diffusion_config):
     one, many = (cost(run_config(diffusion_config(batch=batch)), 2) for batch in (1, 6))
     assert many.flops_per_step == 6 * many.flops_per_sample == 6 * one.flops_per_step
     guided, plain = (
-        cost(run_config(diffusion_config(), synthesis={"steps": 10, "guidance": guidance}), 2)
+        cost(run_config(diffusion_config(), synthesis={"sampling": {"steps": 10, "guidance": {"style": guidance}}}), 2)
         for guidance in (1.5, 1.0)
     )
     assert guided.flops_per_image - plain.flops_per_image == 10 * plain.flops_per_call
@@ -143,7 +143,7 @@ def test_the_command_prints_the_tables_without_any_data(tmp_path, capsys):
         "diffusion: {batch: 3, denoiser: {channels: [16, 16], norm_groups: 8}, style: {dim: 8}}\n"
     )
     with pytest.raises(SystemExit) as stop:
-        main(["config", "show", str(tmp_path / "c.yaml"), "--cost", "--set", "synthesis.steps=4"])
+        main(["config", "show", str(tmp_path / "c.yaml"), "--cost", "--set", "synthesis.sampling.steps=4"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     rows = ("U-Net", "style encoder", "aggregation", "layout embedding", "codec", "total", "weights", "AdamW moments")

@@ -5,16 +5,14 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from stedm.config import SynthesisConfig
+from stedm.config import Guidance, PredictedConfig, Sampling, SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.layout.measures import class_fractions
 from stedm.layout.recipe import KINDS
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import (
-    ADDED_COLUMNS,
     COLUMNS,
-    LAYOUT_COLUMNS,
     LIST_SEPARATOR,
     checked_sources,
     layout_recipe,
@@ -32,9 +30,9 @@ def dataset(tiny_dataset):
     return DatasetFolder.open(tiny_dataset(patients={"train": 4, "unlabeled": 3, "val": 2, "test": 2}))
 
 
-def _plan(dataset, n=30, **settings) -> pd.DataFrame:
-    config = SynthesisConfig(n_images=n, **settings)
-    return make_plan(config, dataset.split("train"), dataset.split("unlabeled"), image_px=32)
+def _plan(dataset, n=30, seed=0, **settings) -> pd.DataFrame:
+    config = SynthesisConfig(n_images=n, **{"layouts": "resample", **settings})
+    return make_plan(config, dataset.split("train"), dataset.split("unlabeled"), image_px=32, seed=seed)
 
 
 def test_sources_come_from_the_right_patients(dataset):
@@ -118,14 +116,11 @@ def test_unseen_categories_give_styles_and_no_layouts(tiny_dataset, tmp_path):
         synthesize(None, read_plan(tmp_path / "plan.parquet"), tmp_path / "set")
 
 
-def test_plans_from_before_the_guidance_columns_read_as_what_they_were(dataset, tmp_path):
-    plan = _plan(dataset, 3, time_shift=1.0)
-    plan.drop(columns=list(ADDED_COLUMNS)).to_parquet(tmp_path / "old.parquet", index=False)
-    old = read_plan(tmp_path / "old.parquet")
-    pd.testing.assert_frame_equal(old[COLUMNS], plan[COLUMNS])
-    assert plan_fingerprint(old) == plan_fingerprint(plan)
-    other = _plan(dataset, 3, time_shift=1.0, layout_guidance=2.0)
-    assert plan_fingerprint(other) != plan_fingerprint(plan)
+def test_how_a_row_is_drawn_is_part_of_the_plan(dataset):
+    sampling = Sampling(guidance=Guidance(style=2.0), steps=3)
+    plan = _plan(dataset, 3, sampling=sampling)
+    assert [Sampling.model_validate_json(text) for text in plan["sampling"]] == [sampling] * 3
+    assert plan_fingerprint(plan) != plan_fingerprint(_plan(dataset, 3))
 
 
 def test_rows_of_a_mixture_differ_only_in_how_the_layout_is_made(dataset):
@@ -174,17 +169,6 @@ def test_held_out_second_layouts_and_broken_rows_are_refused(dataset):
             checked_sources(edited, dataset)
 
 
-def test_plans_without_layout_columns_are_of_resampled_layouts(dataset, tmp_path):
-    plan = _plan(dataset, 6)
-    old = plan.drop(columns=list(LAYOUT_COLUMNS))
-    write_plan(old, tmp_path / "plan.parquet")
-    again = read_plan(tmp_path / "plan.parquet")
-    pd.testing.assert_frame_equal(again, plan)
-    assert plan_fingerprint(again) == plan_fingerprint(plan) == plan_fingerprint(old)
-    assert plan_fingerprint(_plan(dataset, 6, layouts="warp")) != plan_fingerprint(plan)
-    checked_sources(old, dataset)
-
-
 def test_known_fractions_choose_the_layouts(dataset):
     train = dataset.split("train")
     fractions = class_fractions(np.stack([train.read_mask(row) for row in range(len(train))]), 2)[:, 1]
@@ -224,10 +208,10 @@ def predicted(dataset, predicted_ones, tmp_path):
     return predicted_ones(dataset.split("unlabeled"), tmp_path / "predicted")
 
 
-def test_predicted_layouts_are_of_a_image_of_the_style_patient(dataset, predicted):
-    config = SynthesisConfig(n_images=60, layouts={"predicted": 1, "warp": 1}, start=0.8)
+def test_predicted_layouts_are_of_an_image_of_the_style_patient(dataset, predicted):
     sources = dataset.split("train"), dataset.split("unlabeled")
-    plan = make_plan(config, *sources, image_px=32, predicted=predicted)
+    half = PredictedConfig(fraction=0.5, start=0.8)
+    plan = make_plan(SynthesisConfig(n_images=60), *sources, image_px=32, predicted=predicted, predicted_config=half)
     rows = plan[plan["layout_kind"] == "predicted"]
     assert 15 < len(rows) < 45
     table = dataset.table.set_index("image_file_name")
@@ -249,14 +233,15 @@ def test_patients_without_predicted_layouts_get_the_other_kinds(dataset, predict
     sources = dataset.split("train"), dataset.split("unlabeled")
     without = sources[1].patients()[0]
     some = predicted.select((predicted.table["patient_id"] != without).to_numpy())
-    for layouts, other in (({"predicted": 3, "recombine": 1}, "recombine"), ("predicted", "warp")):
-        config = SynthesisConfig(n_images=60, layouts=layouts)
-        plan = make_plan(config, *sources, image_px=32, predicted=some)
+    for fraction, other in ((0.75, "recombine"), (1.0, "warp")):
+        config = SynthesisConfig(n_images=60, layouts=other)
+        options = {"image_px": 32, "predicted_config": PredictedConfig(fraction=fraction)}
+        plan = make_plan(config, *sources, predicted=some, **options)
         kinds = plan.groupby("style_patient_id")["layout_kind"].agg(set)
         assert kinds.pop(without) == {other}
         assert all("predicted" in found for found in kinds)
         # The rows of the others are those of a plan with all layouts.
-        whole = make_plan(config, *sources, image_px=32, predicted=predicted)
+        whole = make_plan(config, *sources, predicted=predicted, **options)
         others = plan["style_patient_id"] != without
         pd.testing.assert_frame_equal(plan[others], whole[others])
 
@@ -264,13 +249,7 @@ def test_patients_without_predicted_layouts_get_the_other_kinds(dataset, predict
 def test_the_only_image_of_a_patient_is_its_own_style(dataset, predicted):
     unlabeled = dataset.split("unlabeled")
     alone = unlabeled.select(~unlabeled.table["patient_id"].duplicated())
-    config = SynthesisConfig(n_images=3, layouts="predicted")
-    plan = make_plan(config, dataset.split("train"), alone, image_px=32, predicted=predicted)
+    every = PredictedConfig(fraction=1.0)
+    sources = dataset.split("train"), alone
+    plan = make_plan(SynthesisConfig(n_images=3), *sources, image_px=32, predicted=predicted, predicted_config=every)
     assert (plan["style_image_file_names"] == plan["layout_image_file_name"]).all()
-
-
-def test_predicted_layouts_need_segmenters(dataset):
-    with pytest.raises(StedmError, match="need trained segmenters"):
-        _plan(dataset, layouts="predicted")
-    with pytest.raises(ValidationError, match="only predicted layouts"):
-        SynthesisConfig(start=0.5)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from stedm.cli import main
-from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig, SynthesisConfig, parse_config
+from stedm.config import DenoiserConfig, DiffusionConfig, Sampling, StyleConfig, SynthesisConfig, parse_config
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.pipeline import StyleDiffusion
@@ -150,7 +150,7 @@ class HoldingEngine(RayPool):
 
 def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster, tmp_path, tiny_dataset):
     dataset = DatasetFolder.open(tiny_dataset(image_px=16))
-    settings = SynthesisConfig(n_images=62, batch=4, steps=6)
+    settings = SynthesisConfig(n_images=62, batch=4, sampling=Sampling(steps=6), layouts="resample")
     plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"))
     config = DiffusionConfig(denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16))
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0)

@@ -95,7 +95,8 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
     with FakeTensorMode(allow_non_fake_inputs=True):
         run = _Run(diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.side)
         per_sample = flops_of(lambda: run.training_loss(1).backward())
-        memory = _memory(run, fp32=_saved_bytes_of(run, bf16=False), bf16=_saved_bytes_of(run, bf16=True))
+        at_once = diffusion.batch // config.machine.accumulate
+        memory = _memory(run, at_once, fp32=_saved_bytes_of(run, bf16=False), bf16=_saved_bytes_of(run, bf16=True))
         once = flops_of(lambda: run.style(1, synthesis.style_images)) + flops_of(lambda: run.decode(1))
         call = flops_of(lambda: run.denoise(1, torch.empty(1, diffusion.style.dim)))
     return Cost(
@@ -212,13 +213,13 @@ def _on_meta(config: DiffusionConfig, n_classes: int, image_px: int) -> tuple[Co
         return codec, make_denoiser(config, codec, n_classes, seed=0, image_px=image_px)
 
 
-def _memory(run: _Run, **saved_bytes_of: Callable[[int], int]) -> dict[tuple[str, int], TrainingMemory]:
-    """By precision and batch, from functions that give the activations of a batch."""
+def _memory(run: _Run, at_once: int, **saved_bytes_of: Callable[[int], int]) -> dict[tuple[str, int], TrainingMemory]:
+    """By precision and batch (1, and the images of a step at once), from functions of a batch's activations."""
     every, trained = (_FLOAT_BYTES * _count(run.denoiser, only) for only in (False, True))
     codec = _FLOAT_BYTES * _count(run.codec)
     return {
         (precision, batch): TrainingMemory(every, trained, 2 * trained, every, codec, saved_bytes(batch))
-        for batch in dict.fromkeys((1, run.config.batch // run.config.accumulate))
+        for batch in dict.fromkeys((1, at_once))
         for precision, saved_bytes in saved_bytes_of.items()
     }
 
