@@ -43,7 +43,8 @@ def test_settings_are_those_of_the_paper(name):
     assert (diffusion.style.dim, diffusion.style.dropout, diffusion.style.injection) == (512, 0.25, "own-block")
     ours = (diffusion.unlabeled_fraction, diffusion.layout_dropout, diffusion.recolour.probability)
     assert ours == (0, 0, 0), "ours, not in the paper"
-    assert (synthesis.sampling.sampler, synthesis.sampling.steps, synthesis.sampling.guidance.style) == (
+    sampling = synthesis.sampling
+    assert (sampling.sampler, sampling.steps, sampling.guidance.style) == ("ddim", 128, 1.5)
         "ddim",
         128,
         1.5,
