@@ -157,7 +157,7 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
     assert len(list((tmp_path / "masks").glob("*.png"))) == len(list((root / "images").glob("*.png")))
     assert (tmp_path / "one.png").is_file()
     assert "a/real" in (tmp_path / "ab" / "summary.json").read_text()
-    assert "IoU mean" in capsys.readouterr().out
+    assert "mean IoU" in capsys.readouterr().out
 
 
 def main_without_exit(arguments: list[str]) -> None:

@@ -67,7 +67,7 @@ def _run(config: Path, output: Path, preset=None, overrides=None, workers: int =
     from stedm.evaluation.text import summary_text
     from stedm.experiment.api import run
 
-    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, engine=engine)))
+    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, pool=engine)))
     typer.echo(f"report: {output / 'report' / 'report.html'}")
 
 
@@ -214,7 +214,7 @@ def synthesize(
     shard: Shard = "1/1",
     engine: EngineName = "local",
 ) -> None:
-    """Draw the images of a plan; run again to resume."""
+    """Paint the images of a plan; run again to resume."""
     from stedm.progress import Reporter
     from stedm.synthesis.generate import load_painter
     from stedm.synthesis.generate import synthesize as draw
@@ -233,8 +233,8 @@ def generate(
     layout: Annotated[Path, typer.Option(help="Mask, 8-bit PNG of class indices.")],
     style: Annotated[list[Path], typer.Option(help="Style image; give it several times for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
-    guidance: Annotated[float | None, typer.Option(help="On style; the model's default unless given.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="The model's default unless given.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="On style; the recommended one unless given.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The recommended number unless given.")] = None,
     seed: int = 0,
 ) -> None:
     """Paint one layout in the style of given images."""

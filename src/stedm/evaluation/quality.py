@@ -1,4 +1,4 @@
-"""Measures of synthetic images against real ones, by judges that had no part in training the diffusion model.
+"""Measures of synthetic images against real ones, by networks that had no part in training the diffusion model.
 
 - style fidelity: does a synthetic image retrieve its own patient among the patients (`own_patient_retrieval`), how
   far are its stains from the patient's (`colour_distance`);

@@ -165,7 +165,7 @@ def render(
             figures.arms_figure(patients, unit), f"Every dot is a {unit}, the bar is the mean of the arm."
         ),
         pair_plots=_pair_plots(patients, _arm_pairs(summary, verdict), unit),
-        whom=_whom(patients, summary, verdict),
+        distance_figures=_distance_figures(patients, summary, verdict),
         panels=_panel_figures(panels),
         class_colours=list(zip(class_names(counts), figures.CLASS_COLOURS, figures.OUTLINE_COLOURS, strict=False)),
         wrong_colour=figures.WRONG_COLOUR,
@@ -335,7 +335,7 @@ def _pair_plots(patients: pd.DataFrame, pairs: list[tuple[str, str]], unit: str)
     ]
 
 
-def _whom(patients: pd.DataFrame, summary: dict, verdict: Verdict) -> list[dict]:
+def _distance_figures(patients: pd.DataFrame, summary: dict, verdict: Verdict) -> list[dict]:
     """A figure and a sentence for each pair that gets plots: gain against the distance from annotated patients."""
     found = {(entry["a"], entry["b"]): entry for entry in summary.get(stain_distance.COLUMN, [])}
     drawn = []
@@ -357,7 +357,7 @@ def _panel_figures(panels: ReportPanels) -> list[dict]:
     sections = []
     if panels.style_grids:
         drawn = [_figure(figures.style_grid_figure(grid), grid.caption) for grid in panels.style_grids]
-        text = "Every row is generated in the style of the images on its left, every column from the layout above it."
+        text = "Every row is painted in the style of the images on its left, every column from the layout above it."
         sections.append({"heading": "Style × layout", "text": text, "figures": drawn, "key": "layout"})
     if panels.style_strips:
         drawn = [_figure(figures.style_strip_figure(strip), strip.caption) for strip in panels.style_strips]
@@ -365,7 +365,7 @@ def _panel_figures(panels: ReportPanels) -> list[dict]:
         sections.append({"heading": "From one style to another", "text": text, "figures": drawn, "key": "layout"})
     if panels.patient_examples:
         drawn = [_figure(figures.patient_examples_figure(panels.patient_examples), "")]
-        text = "Real images of patients without annotations, and what was generated for them: layout, then image."
+        text = "Real images of patients without annotations, and what was painted for them: layout, then image."
         sections.append({"heading": "Synthetic images per patient", "text": text, "figures": drawn, "key": "layout"})
     if panels.overlays:
         groups: dict[str, list[Overlay]] = {}
