@@ -310,7 +310,7 @@ def _content(folder) -> dict[str, bytes]:
 @pytest.mark.parametrize("reads", [3, 40, 75, 140])
 def test_a_killed_segmentation_goes_on_below_the_rows_that_it_had(reads, tmp_path, model, path, monkeypatch):
     """Random weights, so that each tile gets something else, and batches that don't fit the rows."""
-    monkeypatch.setattr("stedm.segmentation.row_checkpoint.KEPT_PX", 2 * 24 * 450)
+    monkeypatch.setattr("stedm.segmentation.row_checkpoint.WRITE_AFTER_PX", 2 * 24 * 450)
     config = SlideSegmentationConfig(tile_px=32, batch=7, label_map=True, skip=[])
     source, read, places = slides_in(path, tmp_path / "x"), Slide.read, []
 
@@ -339,7 +339,7 @@ def test_a_killed_segmentation_goes_on_below_the_rows_that_it_had(reads, tmp_pat
 
 
 def test_rows_of_other_settings_are_not_gone_on_with(tmp_path, model, path, monkeypatch):
-    monkeypatch.setattr("stedm.segmentation.row_checkpoint.KEPT_PX", 1)
+    monkeypatch.setattr("stedm.segmentation.row_checkpoint.WRITE_AFTER_PX", 1)
     source, read = slides_in(path, tmp_path / "x"), Slide.read
     count = []
     monkeypatch.setattr(Slide, "read", lambda *a: count.append(1) or read(*a) if len(count) < 60 else _interrupt())

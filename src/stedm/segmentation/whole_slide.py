@@ -32,7 +32,7 @@ from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
 from stedm.segmentation.predict import IMAGE_SUFFIXES, predict_logits
-from stedm.segmentation.row_checkpoint import KeptRows
+from stedm.segmentation.row_checkpoint import RowCheckpoint
 from stedm.slides.class_mapping import QUPATH_IGNORE
 from stedm.slides.slide import Slide
 from stedm.slides.table import read_slides
@@ -160,7 +160,7 @@ def segment_slides(
         pool: who segments the slides (see stedm.workers.pool), a slide at a time; None = this process.
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `areas.csv`.
-        network: what makes the network, where it is one's own; engines send it to their processes by pickle.
+        network: what makes the network, where it is one's own; pools send it to their processes by pickle.
 
     Raises `StedmError` for anything wrong with model or configuration.
     """
@@ -309,9 +309,9 @@ def segment_slide(
         if key is None:
             bands = map_bands(network, info, slide, config, tick)
         else:
-            kept = KeptRows(path.with_name(f".{path.stem}.rows"), key)
-            stack.enter_context(kept)
-            bands = kept.passing(lambda first_row: map_bands(network, info, slide, config, tick, first_row))
+            finished = RowCheckpoint(path.with_name(f".{path.stem}.rows"), key)
+            stack.enter_context(finished)
+            bands = finished.passing(lambda first_row: map_bands(network, info, slide, config, tick, first_row))
         if config.label_map:
             tifffile()  # say what is missing before the work
             path.parent.mkdir(parents=True, exist_ok=True)
