@@ -20,7 +20,7 @@ from stedm.evaluation.counts import read_counts, write_counts
 from stedm.evaluation.stats import bootstrap_interval, summarise
 from stedm.experiment import labelling
 from stedm.experiment.experiment import Experiment
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote

@@ -20,13 +20,12 @@ from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
 from stedm.progress import Reporter
 from stedm.segmentation import whole_slide as module
 from stedm.segmentation.model import SegmenterInfo, build_segmenter, load_segmenter, save_segmenter
+from stedm.segmentation.slide_sources import is_slide, slides_in
 from stedm.segmentation.whole_slide import (
-    is_slide,
     load_slide_config,
     map_bands,
     segment_slide,
     segment_slides,
-    slides_in,
 )
 from stedm.slides.annotations import read_annotation
 from stedm.slides.slide import Slide

@@ -44,8 +44,8 @@ class LatentCache:
 
     def __call__(self, images: Tensor, row: Tensor, turn: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents as `codec.encode(images, noise)` gives them, of images `(b, 3, H, W)` in [-1, 1], which are the rows
-        `row (b,)` of the data under the symmetries `turn (b,)`. Rounded to float16 the first time too, so that a resumed
-        run sees equal numbers."""
+        `row (b,)` of the data under the symmetries `turn (b,)`. Rounded to float16 the first time too, so that a
+        resumed run sees equal numbers."""
         rows, turns = row.cpu().numpy(), turn.cpu().numpy()
         missing = np.flatnonzero(~self._present[rows, turns])
         if len(missing):
