@@ -292,7 +292,7 @@ def test_category_as_unit_and_groups_of_categories(tmp_path):
     base = np.tile([0.5, 0.6, 0.3, 0.4], 3)
     counts = make_counts({"real": base, "real+synthetic": base + gain}, categories=kinds)
     counts = with_groups(counts, {"rose", "lily"})
-    evaluation = EvaluationConfig(bootstrap=300, unit="category")
+    evaluation = EvaluationConfig(unit="category")
     summary = write_report(tmp_path / "a" / "report", counts, title="flowers", evaluation=evaluation)
     assert summary["unit"] == "category"
     assert summary["arms"]["real"]["n_patients"] == 4

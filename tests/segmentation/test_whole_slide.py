@@ -58,7 +58,7 @@ NETWORK = ColourNetwork()
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """An Aperio-like slide, 450 x 350 microns, with empty glass around the tissue."""
-    drawn = draw_phantom_slide(PhantomConfig(mpp=0.5), "train", 0, SIZE, unit_px=256)
+    drawn = draw_phantom_slide(PhantomConfig(image_px=256), "train", 0, SIZE, unit_px=256)
     large = np.kron(drawn.layout[::4, ::4], np.ones((4, 4), np.uint8))
     drawn = replace(drawn, image=COLOURS[large.clip(0, 1)], layout=large)
     target = tmp_path_factory.mktemp("slides") / "a.svs"
