@@ -177,7 +177,7 @@ def test_a_frozen_style_encoder_stays_and_the_rest_learns(diffusion_config, coho
 def test_checkpointed_activations_give_equal_gradients_and_keep_less(changes):
     noisy, times = torch.randn(2, 12, 8, 8), torch.tensor([1.0, 900.0])
     layout, style = torch.randint(0, 3, (2, 16, 16)), torch.rand(2, 2, 3, 32, 32)
-    present, kept, gradients = torch.ones(2, 2, dtype=torch.bool), [], []
+    valid, kept, gradients = torch.ones(2, 2, dtype=torch.bool), [], []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[-1] += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
@@ -189,7 +189,7 @@ def test_checkpointed_activations_give_equal_gradients_and_keep_less(changes):
             denoiser.checkpoint_activations()
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = denoiser(noisy, times, layout, style, present).square().mean()
+            loss = denoiser(noisy, times, layout, style, valid).square().mean()
         loss.backward()
         gradients.append({name: p.grad for name, p in denoiser.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()

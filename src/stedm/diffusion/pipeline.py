@@ -173,10 +173,10 @@ class StyleDiffusion:
     def aggregate_encoded(self, encoded: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
         """Style vectors `(n, style_dim)` of sets of images, given by their places in `encode_images`' result."""
         counts = torch.tensor([len(group) for group in members], device=self.device)
-        present = torch.arange(int(counts.max()), device=self.device) < counts.unsqueeze(1)
-        padded = encoded.new_zeros(*present.shape, *encoded.shape[1:])
-        padded[present] = encoded[[i for group in members for i in group]]
-        return self.denoiser.aggregate(padded, present).float()
+        valid = torch.arange(int(counts.max()), device=self.device) < counts.unsqueeze(1)
+        padded = encoded.new_zeros(*valid.shape, *encoded.shape[1:])
+        padded[valid] = encoded[[i for group in members for i in group]]
+        return self.denoiser.aggregate(padded, valid).float()
 
     @property
     def largest_style_set(self) -> int | None:

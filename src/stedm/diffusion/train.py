@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from stedm.config import DiffusionConfig, MachineConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, rows_by_patient
-from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
+from stedm.data.symmetry import N_SYMMETRIES, channels_first, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec, place
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.latent_cache import LatentCache
@@ -92,12 +92,12 @@ def train_diffusion(
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
         with torch.no_grad():
             if cache:
-                latent = cache(image, batch["row"], batch["turn"], batch["codec_noise"])
+                latent = cache(image, batch["row"], batch["symmetry_index"], batch["codec_noise"])
             else:
                 latent = first_stage.encode(image, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with trainer.autocast():
-            predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
+            predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["valid"])
         trainer.step(objective(predicted.float(), target))
     with trainer.averaged_weights() as network:
         model = StyleDiffusion(
@@ -118,8 +118,8 @@ class DiffusionSamples(Dataset):
     """The sample stream: sample i is a pure function of (seed, i).
 
     A sample has `image` uint8 (3, px, px), `layout` uint8 (px, px) in 0..n_classes with n_classes = unknown, `style`
-    uint8 (n, 3, px, px) and `present` bool (n,), all False where the null style is shown; `row` (in `names`) and `turn`
-    (of the 8 symmetries) tell which image it is.
+    uint8 (n, 3, px, px) and `valid` bool (n,), all False where the null style is shown; `row` (in `names`) and
+    `symmetry_index` (of the 8 symmetries) tell which image it is.
     """
 
     def __init__(
@@ -149,44 +149,30 @@ class DiffusionSamples(Dataset):
         generator = numpy_generator(self.seed, "diffusion-sample", index)
         pool = self._pool(generator)
         row = pool.draw(generator)
-        turn = int(generator.integers(N_SYMMETRIES))
-        image = symmetry(pool.cache.image(row), turn)
-        layout = self._layout(pool, row, turn, generator)
-        style, present = pool.styles(row, generator)
+        symmetry_index = int(generator.integers(N_SYMMETRIES))
+        image = symmetry(pool.cache.image(row), symmetry_index)
+        layout = self._layout(pool, row, symmetry_index, generator)
+        style, valid = pool.styles(row, generator)
         if generator.random() < self.config.style.dropout:
-            present = np.zeros_like(present)
+            valid = np.zeros_like(valid)
         return {
-            "image": _channels_first(image),
+            "image": channels_first(image),
             "layout": torch.from_numpy(np.ascontiguousarray(layout)),
-            "style": _channels_first(style),
-            "present": torch.from_numpy(present),
+            "style": channels_first(style),
+            "valid": torch.from_numpy(valid),
             "row": torch.tensor(row if pool is self._annotated else row + len(self._annotated)),
-            "turn": torch.tensor(turn),
-        }
-
-    def request(self, index: int) -> dict[str, torch.Tensor]:
-        """What synthesis asks a model for: `layout`, that of an annotated image, and `style` and `present`, of any
-        other image, annotated or not. As in `__getitem__`, but a style is always shown."""
-        generator = numpy_generator(self.seed, "diffusion-request", index)
-        row, turn = self._annotated.draw(generator), int(generator.integers(N_SYMMETRIES))
-        layout = self._layout(self._annotated, row, turn, generator)
-        pool = self._pool(generator)
-        style, present = pool.styles(pool.draw(generator), generator)
-        return {
-            "layout": torch.from_numpy(np.ascontiguousarray(layout)),
-            "style": _channels_first(style),
-            "present": torch.from_numpy(present),
+            "symmetry_index": torch.tensor(symmetry_index),
         }
 
     def _pool(self, generator: np.random.Generator) -> "_Pool":
         from_unlabeled = self._unlabeled is not None and generator.random() < self.config.unlabeled_fraction
         return self._unlabeled if from_unlabeled and self._unlabeled else self._annotated
 
-    def _layout(self, pool: "_Pool", row: int, turn: int, generator: np.random.Generator) -> np.ndarray:
+    def _layout(self, pool: "_Pool", row: int, symmetry_index: int, generator: np.random.Generator) -> np.ndarray:
         if pool.layouts is None or generator.random() < self.config.layout_dropout:
             side = pool.cache.image_px
             return np.full((side, side), self.n_classes, np.uint8)
-        layout = symmetry(pool.layouts.mask(row), turn)
+        layout = symmetry(pool.layouts.mask(row), symmetry_index)
         # Pixels under the ignore index have no known class.
         layout[layout >= self.n_classes] = self.n_classes
         return layout
@@ -205,7 +191,7 @@ class DiffusionSamples(Dataset):
             for pool in pools
             for row in np.linspace(0, len(pool) - 1, min(n // len(pools), len(pool)))
         ]
-        return _channels_first(np.stack(chosen))
+        return channels_first(np.stack(chosen))
 
 
 class DrawnSamples(Dataset):
@@ -306,8 +292,3 @@ def make_denoiser(
             if part is not None:
                 part.requires_grad_(False)
     return denoiser
-
-
-def _channels_first(images: np.ndarray) -> torch.Tensor:
-    """(..., h, w, 3) to (..., 3, h, w)."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))
