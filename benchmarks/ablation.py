@@ -39,7 +39,7 @@ from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_pn
 from stedm.evaluation.quality import ColourSpace, ImageEncoder, ImageSet, Measure
 from stedm.experiment.experiment import Experiment, annotated_part
 from stedm.io.files import replacing, write_json, write_text
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 from stedm.synthesis.plan import LIST_SEPARATOR
 from stedm.workers.pool import parse_shard

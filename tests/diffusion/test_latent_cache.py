@@ -62,9 +62,9 @@ def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
         losses[cached] = rows
         # The first encodings measure the latents (15 images); with a cache one more tells their shape.
         drawn = sum(encodings) - 15 - cached
-        present = tmp_path / "True" / "latents" / "present.npy"
+        encoded = tmp_path / "True" / "latents" / "encoded.npy"
         # An image that is twice in a batch is encoded twice.
-        assert np.load(present).sum() <= drawn < 12 * 8 - 20 if cached else drawn == 12 * 8
+        assert np.load(encoded).sum() <= drawn < 12 * 8 - 20 if cached else drawn == 12 * 8
     assert len(losses[True]) == 12
     np.testing.assert_allclose(losses[True], losses[False], rtol=2e-3)
     assert np.load(tmp_path / "True" / "latents" / "moments.npy", mmap_mode="r").dtype == np.float16
@@ -72,22 +72,22 @@ def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
 
 def _batch(cache: ImageCache) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     row = torch.arange(len(cache)).repeat_interleave(N_SYMMETRIES)
-    turn = torch.arange(N_SYMMETRIES).repeat(len(cache))
-    images = [symmetry(cache.image(int(r)), int(t)) for r, t in zip(row, turn, strict=True)]
-    return to_signed(torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())), row, turn
+    symmetry_index = torch.arange(N_SYMMETRIES).repeat(len(cache))
+    images = [symmetry(cache.image(int(r)), int(t)) for r, t in zip(row, symmetry_index, strict=True)]
+    return to_signed(torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())), row, symmetry_index
 
 
 def test_every_symmetry_is_the_encoding_of_the_turned_image(cohort, tmp_path, encodings):
     codec = AutoencoderCodec(_autoencoder(AutoencoderKL))
-    images, row, turn = _batch(ImageCache(cohort[0], 16))
-    expected = codec.moments(images)
+    images, row, symmetry_index = _batch(ImageCache(cohort[0], 16))
+    expected = codec.encode(images)
     names = cohort[0].table["image_file_name"].tolist()
-    first = LatentCache(tmp_path / "latents", codec, names, 16)(images, row, turn)
+    first = LatentCache(tmp_path / "latents", codec, names, 16)(images, row, symmetry_index)
     torch.testing.assert_close(first, expected, rtol=2e-3, atol=2e-3)
     encodings.clear()
     # Opened again, in another order, and from blank images: what comes back was kept.
     order = torch.randperm(len(row), generator=torch.Generator().manual_seed(0))
-    again = LatentCache(tmp_path / "latents", codec, names, 16)(0 * images, row[order], turn[order])
+    again = LatentCache(tmp_path / "latents", codec, names, 16)(0 * images, row[order], symmetry_index[order])
     assert torch.equal(again, first[order])
     assert encodings == []
     # It would not do to turn the latent instead: an autoencoder doesn't commute with turning.
@@ -97,12 +97,12 @@ def test_every_symmetry_is_the_encoding_of_the_turned_image(cohort, tmp_path, en
 
 def test_a_cache_of_another_codec_or_of_other_images_is_made_anew(cohort, tmp_path):
     names = cohort[0].table["image_file_name"].tolist()
-    images, row, turn = _batch(ImageCache(cohort[0], 16))
+    images, row, symmetry_index = _batch(ImageCache(cohort[0], 16))
     one, other = (AutoencoderCodec(_autoencoder(AutoencoderKL, seed)) for seed in (0, 1))
     for codec, rows in ((one, names), (other, names), (other, names[::-1])):
         cache = LatentCache(tmp_path / "latents", codec, rows, 16)
-        assert not np.load(tmp_path / "latents" / "present.npy").any()
-        torch.testing.assert_close(cache(images, row, turn), codec.moments(images), rtol=2e-3, atol=2e-3)
+        assert not np.load(tmp_path / "latents" / "encoded.npy").any()
+        torch.testing.assert_close(cache(images, row, symmetry_index), codec.encode(images), rtol=2e-3, atol=2e-3)
     index = json.loads((tmp_path / "latents" / "index.json").read_text())
     assert index == {"autoencoder": other.fingerprint, "image_px": 16, "images": names[::-1]}
 

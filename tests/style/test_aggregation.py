@@ -48,9 +48,9 @@ def test_padding_has_no_effect_wherever_it_lies(name, n, padding, seed):
 def test_order_matters_only_where_it_is_said_to(name, n, seed):
     block = BLOCKS[name]
     values = what_it_reads(block, n, seed)
-    present = torch.ones(2, n, dtype=torch.bool)
+    valid = torch.ones(2, n, dtype=torch.bool)
     with torch.no_grad():
-        difference = (block(values.roll(1, dims=1), present) - block(values, present)).abs().max()
+        difference = (block(values.roll(1, dims=1), valid) - block(values, valid)).abs().max()
     assert (difference < 1e-4) == block.order_free
 
 
@@ -64,21 +64,21 @@ def test_every_number_of_images_up_to_that_of_training(name, n):
 @names
 def test_more_images_than_in_training(name):
     block, n = BLOCKS[name], SLOTS + 12
-    values, present = what_it_reads(block, n, 0), torch.ones(2, n, dtype=torch.bool)
+    values, valid = what_it_reads(block, n, 0), torch.ones(2, n, dtype=torch.bool)
     if block.any_number:
-        assert torch.isfinite(block(values, present)).all()
+        assert torch.isfinite(block(values, valid)).all()
     else:
         with pytest.raises(StedmError, match=f"{n} style images, but this model's aggregation takes {SLOTS}"):
-            block(values, present)
+            block(values, valid)
 
 
 @names
 def test_one_sample_does_not_see_another(name):
     block = BLOCKS[name]
-    values, present = what_it_reads(block, 3, 0), torch.ones(2, 3, dtype=torch.bool)
+    values, valid = what_it_reads(block, 3, 0), torch.ones(2, 3, dtype=torch.bool)
     other = values.clone()
     other[1] += 1.0
-    torch.testing.assert_close(block(values, present)[0], block(other, present)[0])
+    torch.testing.assert_close(block(values, valid)[0], block(other, valid)[0])
 
 
 @names
@@ -96,25 +96,25 @@ def test_every_image_counts_and_every_weight_gets_a_gradient(name):
 def test_a_row_of_padding_alone_stays_finite():
     """Style dropout removes all images of a sample; its result is replaced, but must not spoil the gradients."""
     for block in BLOCKS.values():
-        present = torch.tensor([[True, True], [False, False]])
-        style = block(what_it_reads(block, 2, 0), present)
+        valid = torch.tensor([[True, True], [False, False]])
+        style = block(what_it_reads(block, 2, 0), valid)
         assert torch.isfinite(style).all()
 
 
 def test_values_by_hand():
     vectors = torch.tensor([[[1.0, 4.0], [3.0, 0.0], [9.0, 9.0]]])
-    present = torch.tensor([[True, True, False]])
-    assert AGGREGATIONS["mean"](2)(vectors, present).tolist() == [[2.0, 2.0]]
-    assert AGGREGATIONS["max"](2)(vectors, present).tolist() == [[3.0, 4.0]]
-    assert AGGREGATIONS["none"](2)(vectors, present).tolist() == [[0.0, 0.0]]
+    valid = torch.tensor([[True, True, False]])
+    assert AGGREGATIONS["mean"](2)(vectors, valid).tolist() == [[2.0, 2.0]]
+    assert AGGREGATIONS["max"](2)(vectors, valid).tolist() == [[3.0, 4.0]]
+    assert AGGREGATIONS["none"](2)(vectors, valid).tolist() == [[0.0, 0.0]]
     linear = AGGREGATIONS["linear"](2, n_images=3)
     first_slot_minus_last = torch.tensor([[1.0, 0, 0, 0, -1, 0], [0, 1.0, 0, 0, 0, -1]])
     linear.project.weight.data, linear.project.bias.data = first_slot_minus_last, torch.zeros(2)
     # The third slot holds the first image again.
-    assert linear(vectors, present).tolist() == [[0.0, 0.0]]
+    assert linear(vectors, valid).tolist() == [[0.0, 0.0]]
 
 
 def test_slots_are_filled_with_the_present_images_in_their_order():
     values = torch.tensor([[10.0, 11, 12, 13], [20, 21, 22, 23]])
-    present = torch.tensor([[False, True, False, True], [True, False, False, False]])
-    assert fill_slots(values, present, 3).tolist() == [[11, 13, 11], [20, 20, 20]]
+    valid = torch.tensor([[False, True, False, True], [True, False, False, False]])
+    assert fill_slots(values, valid, 3).tolist() == [[11, 13, 11], [20, 20, 20]]

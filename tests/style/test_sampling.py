@@ -184,7 +184,7 @@ def test_kinds_that_need_slides_refuse_data_without(tmp_path, kind):
     several = DatasetFolder.open(_folder(tmp_path / "several", [{"patient_id": "P"}, {"patient_id": "P"}]))
     named = DatasetFolder.open(_folder(tmp_path / "named", [{"patient_id": "P", "slide_id": "s"}]))
     for dataset in (several, named):
-        assert DiffusionSamples(config, bare, dataset, PX, seed=0)[0]["present"].shape == (4,)
+        assert DiffusionSamples(config, bare, dataset, PX, seed=0)[0]["valid"].shape == (4,)
 
 
 # ---- slides annotated in part -------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_slides_annotated_in_part_show_all_their_tissue_as_style(tmp_path, kind)
     for i in range(40):
         item, same = samples[i], again[i]
         assert all(bool((item[key] == same[key]).all()) for key in item)
-        target, shown = (int(item["image"][0, 0, 0]) - 10) // 5, item["style"][item["present"]][:, 0, 0, 0].int()
+        target, shown = (int(item["image"][0, 0, 0]) - 10) // 5, item["style"][item["valid"]][:, 0, 0, 0].int()
         assert (item["layout"] < 2).all() or (item["layout"] == 2).all()
         seen[target] |= set(((shown - 10) // 5).tolist())
     first, second = set(range(1, 9)) - {4}, set(range(10, 18))

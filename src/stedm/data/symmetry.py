@@ -20,3 +20,8 @@ def symmetry(array: np.ndarray, index: int) -> np.ndarray:
 def to_signed(images: torch.Tensor) -> torch.Tensor:
     """uint8 images (or floats in 0..255) to floats in [-1, 1], the range of all networks here."""
     return images.float().div(127.5).sub(1.0)
+
+
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """Images (..., height, width, 3) as a tensor (..., 3, height, width)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))

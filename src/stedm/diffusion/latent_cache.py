@@ -1,7 +1,7 @@
 """Latents of the training images, encoded once instead of in every step.
 
 RUN/latents/moments.npy   float16 (images, 8 symmetries, C, h, w), memory-mapped; C as in `AutoencoderCodec.moments`
-RUN/latents/present.npy   bool (images, 8): which of them have been encoded
+RUN/latents/encoded.npy   bool (images, 8): which of them have been encoded
 RUN/latents/index.json    fingerprint of the autoencoder, side of the images, file names in order of the rows
 
 An autoencoder doesn't commute with turning the image, so each of the 8 symmetries is encoded by itself, when it is
@@ -23,7 +23,7 @@ from stedm.io.files import replacing, write_json
 
 
 class LatentCache:
-    """Give the moments of training images, from disk where they have been encoded before.
+    """Give the latents of training images, from disk where they have been encoded before.
 
     A cache of another autoencoder, other images or another size at `folder` is thrown away.
 
@@ -40,19 +40,20 @@ class LatentCache:
         if not _holds(folder, index):
             _make(folder, index, codec, image_px)
         self._moments = np.load(folder / "moments.npy", mmap_mode="r+")
-        self._present = np.load(folder / "present.npy", mmap_mode="r+")
+        self._encoded = np.load(folder / "encoded.npy", mmap_mode="r+")
 
-    def __call__(self, images: Tensor, row: Tensor, turn: Tensor) -> Tensor:
-        """Moments `(b, C, h, w)` of images `(b, 3, H, W)` in [-1, 1], which are the rows `row (b,)` of the data under
-        the symmetries `turn (b,)`. Rounded to float16 the first time too, so that a resumed run sees equal numbers."""
-        rows, turns = row.cpu().numpy(), turn.cpu().numpy()
-        missing = np.flatnonzero(~self._present[rows, turns])
+    def __call__(self, images: Tensor, row: Tensor, symmetry_index: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents as `codec.encode(images, noise)` gives them, of images `(b, 3, H, W)` in [-1, 1], which are the rows
+        `row (b,)` of the data under the symmetries `symmetry_index (b,)`. Rounded to float16 the first time too, so
+        that a resumed run sees equal numbers."""
+        rows, indices = row.cpu().numpy(), symmetry_index.cpu().numpy()
+        missing = np.flatnonzero(~self._encoded[rows, indices])
         if len(missing):
             encoded = self.codec.moments(images[torch.from_numpy(missing).to(images.device)])
-            self._moments[rows[missing], turns[missing]] = encoded.cpu().numpy().astype(np.float16)
+            self._moments[rows[missing], indices[missing]] = encoded.cpu().numpy().astype(np.float16)
             # After the numbers themselves: a process killed in between encodes again.
-            self._present[rows[missing], turns[missing]] = True
-        return torch.from_numpy(self._moments[rows, turns]).to(images.device).float()
+            self._encoded[rows[missing], indices[missing]] = True
+        return self.codec.sample(torch.from_numpy(self._moments[rows, indices]).to(images.device), noise)
 
 
 def _holds(folder: Path, index: dict) -> bool:
@@ -68,5 +69,5 @@ def _make(folder: Path, index: dict, codec: AutoencoderCodec, image_px: int) -> 
     with replacing(folder) as temporary:
         temporary.mkdir()
         np.lib.format.open_memmap(temporary / "moments.npy", "w+", np.float16, (*size, *shape)).flush()
-        np.save(temporary / "present.npy", np.zeros(size, bool))
+        np.save(temporary / "encoded.npy", np.zeros(size, bool))
         write_json(temporary / "index.json", index)

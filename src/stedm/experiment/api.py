@@ -24,7 +24,7 @@ def run(
     preset: str | None = None,
     overrides: Overrides | None = None,
     workers: int = 1,
-    pool: str = "local",
+    engine: str = "local",
 ) -> dict[str, Any]:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Call it again to resume.
 
@@ -33,7 +33,7 @@ def run(
         output: the run folder; `output/report/report.html` is the result.
         preset: `cpu`, `gpu` or `paper`: sizes that follow from the machine.
         overrides: `{"diffusion.steps": 500}` or `["diffusion.steps=500"]`, over file and preset.
-        workers: processes that train networks at the same time; pool: `local` or `ray`.
+        workers: processes that train networks at the same time; engine: `local` or `ray`.
 
     Returns:
         The summary: arms with their scores over patients, and their comparisons; as `output/report/summary.json`.
@@ -42,7 +42,7 @@ def run(
         StedmError: wrong configuration or data, or a run folder of another run.
     """
     experiment = Experiment(_config(dataset_or_config, preset, overrides), output)
-    with alone_in(output), make_pool(pool, workers, patient=False) as pool:
+    with alone_in(output), make_pool(engine, workers, patient=False) as pool:
         return experiment.run() if pool.is_here else run_side_by_side(experiment, pool)
 
 

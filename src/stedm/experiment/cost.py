@@ -190,8 +190,8 @@ class _Run:
         n = n if self.denoiser.aggregate.any_number else min(n, self.denoiser.aggregate.n_images)
         encoder, images = self.denoiser.style_encoder, self._images(batch * n)
         values = images if encoder is None else encoder(images).float()
-        present = torch.ones(batch, n, dtype=torch.bool)
-        return self.denoiser.aggregate(values.unflatten(0, (batch, n)), present).float()
+        valid = torch.ones(batch, n, dtype=torch.bool)
+        return self.denoiser.aggregate(values.unflatten(0, (batch, n)), valid).float()
 
     def denoise(self, batch: int, style: Tensor) -> Tensor:
         layout = torch.zeros(batch, self.image_px, self.image_px, dtype=torch.long)

@@ -1,7 +1,7 @@
 """The aggregation block: several style images become one style vector (paper, section 3).
 
-Every block maps what it reads and `present (b, n)`, False at padding, to style vectors `(b, dim)`; each row has at
-least one present image. Most read the encoder's `vectors (b, n, dim)`; a block with `reads_images` reads the
+Every block maps what it reads and `valid (b, n)`, False at padding, to style vectors `(b, dim)`; each row has at
+least one valid image. Most read the encoder's `vectors (b, n, dim)`; a block with `reads_images` reads the
 images themselves, `(b, n, 3, height, width)`, and takes the style encoder's place. A new block is added to
 `AGGREGATIONS`; all are constructed alike, from `dim`, `n_images` (of training) and `image_px`.
 
@@ -44,26 +44,26 @@ class Aggregation(nn.Module):
 class NoStyle(Aggregation):
     """Zeros whatever the images are: the model without style, for comparison."""
 
-    def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def forward(self, vectors: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         return vectors.new_zeros(len(vectors), self.dim)
 
 
 class Mean(Aggregation):
-    """Mean over the present images."""
+    """Mean over the valid images."""
 
-    def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        weights = present.unsqueeze(-1).to(vectors.dtype)
+    def forward(self, vectors: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        weights = valid.unsqueeze(-1).to(vectors.dtype)
         # Not a product: padding may hold anything, infinities included.
-        kept = vectors.masked_fill(~present.unsqueeze(-1), 0.0)
+        kept = vectors.masked_fill(~valid.unsqueeze(-1), 0.0)
         return kept.sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
 class Max(Aggregation):
-    """Maximum per channel over the present images."""
+    """Maximum per channel over the valid images."""
 
-    def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def forward(self, vectors: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         lowest = torch.finfo(vectors.dtype).min
-        return vectors.masked_fill(~present.unsqueeze(-1), lowest).amax(dim=1)
+        return vectors.masked_fill(~valid.unsqueeze(-1), lowest).amax(dim=1)
 
 
 class Linear(Aggregation):
@@ -75,8 +75,8 @@ class Linear(Aggregation):
         super().__init__(dim, n_images, image_px)
         self.project = nn.Linear(n_images * dim, dim)
 
-    def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        return self.project(fill_slots(vectors, present, self.n_images).flatten(1))
+    def forward(self, vectors: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return self.project(fill_slots(vectors, valid, self.n_images).flatten(1))
 
 
 class SetViT(Aggregation):
@@ -105,12 +105,12 @@ class SetViT(Aggregation):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        b, n = present.shape
+    def forward(self, images: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        b, n = valid.shape
         size = (self.image_px, self.image_px)
         if images.shape[-2:] != size:
             images = F.interpolate(images.flatten(0, 1), size, mode="bilinear", antialias=True).unflatten(0, (b, n))
-        stacked = fill_slots(images, present, self.n_images).flatten(1, 2)
+        stacked = fill_slots(images, valid, self.n_images).flatten(1, 2)
         tokens = self.embed(stacked).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(b, -1, -1), tokens], dim=1) + self.position
         for layer in self.layers:
@@ -119,7 +119,7 @@ class SetViT(Aggregation):
 
 
 class Attention(Aggregation):
-    """Pooling by attention: one learned query looks at all present vectors (Lee et al. 2019, section 3.2).
+    """Pooling by attention: one learned query looks at all valid vectors (Lee et al. 2019, section 3.2).
 
     What it finds is added to the mean, so that before training it knows as much as the mean does.
     """
@@ -131,32 +131,32 @@ class Attention(Aggregation):
         self.mean = Mean(dim)
         self.refine = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
 
-    def forward(self, vectors: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def forward(self, vectors: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         # A row of padding alone would make the softmax 0 / 0; its result is replaced by the null style anyway.
-        looked_at = present | ~present.any(dim=1, keepdim=True)
-        vectors = vectors.masked_fill(~present.unsqueeze(-1), 0.0)
+        looked_at = valid | ~valid.any(dim=1, keepdim=True)
+        vectors = vectors.masked_fill(~valid.unsqueeze(-1), 0.0)
         query = self.query.expand(len(vectors), -1, -1)
         found, _ = self.attend(query, vectors, vectors, key_padding_mask=~looked_at, need_weights=False)
-        style = self.mean(vectors, present) + found[:, 0]
+        style = self.mean(vectors, valid) + found[:, 0]
         return style + self.refine(style)
 
 
-def fill_slots(values: torch.Tensor, present: torch.Tensor, slots: int) -> torch.Tensor:
-    """Exactly `slots` entries a row, `(b, slots, ...)` from `values (b, n, ...)`: the present ones, then those again.
+def fill_slots(values: torch.Tensor, valid: torch.Tensor, slots: int) -> torch.Tensor:
+    """Exactly `slots` entries a row, `(b, slots, ...)` from `values (b, n, ...)`: the valid ones, then those again.
 
     Raises:
-        StedmError: a row has more present entries than slots.
+        StedmError: a row has more valid entries than slots.
     """
-    count = present.sum(dim=1, keepdim=True)
+    count = valid.sum(dim=1, keepdim=True)
     # Only where it can happen: looking costs a wait for the device.
-    if present.shape[1] > slots and int(count.max()) > slots:
+    if valid.shape[1] > slots and int(count.max()) > slots:
         raise StedmError(
             f"style: {int(count.max())} style images, but this model's aggregation takes {slots} at most; "
             "give fewer, or train with attention, mean or max"
         )
-    present_first = torch.argsort((~present).to(torch.uint8), dim=1, stable=True)
-    slot = torch.arange(slots, device=present.device).unsqueeze(0) % count.clamp(min=1)
-    chosen = present_first.gather(1, slot)
+    valid_first = torch.argsort((~valid).to(torch.uint8), dim=1, stable=True)
+    slot = torch.arange(slots, device=valid.device).unsqueeze(0) % count.clamp(min=1)
+    chosen = valid_first.gather(1, slot)
     return values[torch.arange(len(values), device=values.device).unsqueeze(1), chosen]
 
 

@@ -48,7 +48,7 @@ class StyleSampler:
         self._positions = SlidePositions(cache.dataset)
 
     def __call__(self, row: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Style images uint8 `(n, px, px, 3)` of the image `row`, and present `(n,)`, False at padding."""
+        """Style images uint8 `(n, px, px, 3)` of the image `row`, and valid `(n,)`, False at padding."""
         side = self.cache.image_px
         images = np.zeros((self.n_images, side, side, 3), np.uint8)
         shown = self._draw(self, row, generator)
