@@ -23,7 +23,7 @@ def write(path: Path, side_px: int) -> None:
     from stedm.config import PhantomConfig
     from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
 
-    slide = draw_phantom_slide(PhantomConfig(mpp=0.5, stain="he"), "train", 0, (side_px, side_px))
+    slide = draw_phantom_slide(PhantomConfig(image_px=256, stain="he"), "train", 0, (side_px, side_px))
     write_phantom_slide(slide, path)
 
 
