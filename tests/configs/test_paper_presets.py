@@ -45,10 +45,6 @@ def test_settings_are_those_of_the_paper(name):
     assert ours == (0, 0, 0), "ours, not in the paper"
     sampling = synthesis.sampling
     assert (sampling.sampler, sampling.steps, sampling.guidance.style) == ("ddim", 128, 1.5)
-        "ddim",
-        128,
-        1.5,
-    )
     assert (segmentation.dice_weight, segmentation.synthetic_fraction, segmentation.mirror) == (0.9, 0.8, False)
 
 

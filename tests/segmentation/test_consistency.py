@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stedm.config import SegmentationConfig
+from stedm.config import MachineConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.segmentation import consistency
@@ -33,8 +33,8 @@ TINY = SegmentationConfig(
     decoder_channels=[16, 8, 8],
     steps=6,
     batch=4,
-    checkpoint_every_steps=2,
 )
+OFTEN = MachineConfig(checkpoint_every_steps=2)
 # Networks of six steps are sure of nothing, and a weight that rises never does in so few.
 SURE_AT_ONCE = {"CONFIDENCE": 0.5, "RAMP_UP": 0.0}
 
@@ -62,7 +62,9 @@ def _generator(seed: int = 0) -> torch.Generator:
 def _train(cohort, folder: Path, arm: str = "ssl", **changes) -> dict[str, torch.Tensor]:
     real, unlabeled = cohort
     config = TINY.model_copy(update=changes)
-    model = train_segmenter(config, real, folder, arm=arm, image_px=PX, synthetic=real, unlabeled=unlabeled)
+    model = train_segmenter(
+        config, real, folder, arm=arm, image_px=PX, synthetic=real, unlabeled=unlabeled, machine=OFTEN
+    )
     return load_file(model / "model.safetensors")
 
 
@@ -233,7 +235,7 @@ def _train_and_die(root: Path, folder: Path, dies_at: int) -> None:
     for name, value in SURE_AT_ONCE.items():
         setattr(consistency, name, value)
     real, unlabeled = _parts(root)
-    train_segmenter(TINY, real, folder, arm="ssl", image_px=PX, unlabeled=unlabeled, on_progress=die)
+    train_segmenter(TINY, real, folder, arm="ssl", image_px=PX, unlabeled=unlabeled, machine=OFTEN, on_progress=die)
 
 
 def test_killed_and_resumed_ends_in_the_same_weights_and_teacher(cohort, tmp_path):

@@ -20,7 +20,6 @@ TINY = SegmentationConfig(
     decoder_channels=[16, 8, 8],
     steps=4,
     batch=4,
-    checkpoint_every_steps=4,
 )
 PX = 32
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-from stedm.config import SegmentationConfig
+from stedm.config import MachineConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
 from stedm.errors import StedmError
 from stedm.io.images import write_png
@@ -30,8 +30,8 @@ TINY = SegmentationConfig(
     steps=6,
     batch=4,
     lr=3e-3,
-    checkpoint_every_steps=2,
 )
+OFTEN = MachineConfig(checkpoint_every_steps=2)
 
 
 def _discs(root: Path, *, images: dict[str, int], blue: int, seed: int, classes: tuple[str, ...] = ("ground", "disc")):
@@ -70,7 +70,7 @@ def _mixed(real: DatasetFolder, seed: int, **sets) -> MixedSamples:
 
 
 def _train(real: DatasetFolder, folder: Path, arm: str, *, config=TINY, image_px=PX, **sets) -> Path:
-    return train_segmenter(config, real, folder, arm=arm, image_px=image_px, **sets)
+    return train_segmenter(config, real, folder, arm=arm, image_px=image_px, machine=OFTEN, **sets)
 
 
 def _origins(samples: MixedSamples, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +100,7 @@ def test_sample_i_is_a_function_of_the_seed_and_i(real, synthetic):
 
 
 def test_discs_are_learned(real, tmp_path):
-    config = TINY.model_copy(update={"steps": 80, "batch": 8, "checkpoint_every_steps": 80})
+    config = TINY.model_copy(update={"steps": 80, "batch": 8})
     network, info = load_segmenter(_train(real, tmp_path, "real", config=config))
     truth = np.stack([real.read_mask(i) for i in range(len(real))])
     predicted = predict_masks(network, np.stack([real.read_image(i) for i in range(len(real))]))
