@@ -135,7 +135,8 @@ class Spec(Part):
         named = [self.reference.guidance, *(setting.guidance for setting in self.also), *(self.everywhere or [])]
         if unknown := [name for name in named if name not in self.guidance]:
             raise StedmError(f"guidance: {unknown[0]} is not one of {', '.join(self.guidance)}")
-        self.plan_config(self.reference)
+        for setting in self.settings:
+            self.plan_config(setting)
         if self.data.path is None:
             raise StedmError("data.path: give the dataset folder that the model was trained on")
 
