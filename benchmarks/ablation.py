@@ -39,7 +39,7 @@ from stedm.experiment.experiment import Experiment
 from stedm.experiment.resolve import annotated_part, resolve
 from stedm.experiment.rounds import Round
 from stedm.io.files import replacing, write_json, write_text
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 from stedm.synthesis.plan import LIST_SEPARATOR
 from stedm.workers.pool import parse_shard

@@ -19,7 +19,7 @@ from stedm.config import PhantomConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.evaluation.quality import ImageSet, ParameterRegressor, Segment, region_statistics, true_parameters
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 from stedm.segmentation.train import train_segmenter

@@ -18,7 +18,7 @@ from stedm.io.files import replacing
 from stedm.layout.measures import compare_layouts
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

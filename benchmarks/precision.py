@@ -14,7 +14,7 @@ from pathlib import Path
 from stedm.config import DiffusionConfig, MachineConfig, PhantomConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.train import train_diffusion
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.segmentation.train import train_segmenter
 
 STEPS = 24

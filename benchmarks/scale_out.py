@@ -25,7 +25,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan
 from stedm.workers.ray_pool import RayPool

@@ -10,7 +10,7 @@ import numpy as np
 
 import stedm
 from stedm.config import DiffusionConfig, PhantomConfig, SegmentationConfig, SynthesisConfig
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan
 

@@ -17,7 +17,7 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
 from stedm.experiment.resolve import resolve
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 
 SMALL = Path(__file__).with_name("small.yaml")
 """A small configuration on phantom data."""

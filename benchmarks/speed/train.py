@@ -85,8 +85,11 @@ def _training(
             image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
         else:
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
-        moments = cache(image, batch["row"], batch["turn"]) if cache else codec.moments(image)
-        latent = codec.sample(moments, batch["codec_noise"])
+        with torch.no_grad():
+            if cache:
+                latent = cache(image, batch["row"], batch["turn"], batch["codec_noise"])
+            else:
+                latent = codec.encode(image, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with FlopCounterMode(display=False) if trainer.step_done in counted else contextlib.nullcontext() as counter:
             clock.enter("forward")

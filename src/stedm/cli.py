@@ -67,7 +67,7 @@ def _run(config: Path, output: Path, preset=None, overrides=None, workers: int =
     from stedm.evaluation.text import summary_text
     from stedm.experiment.api import run
 
-    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, engine=engine)))
+    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, pool=engine)))
     typer.echo(f"report: {output / 'report' / 'report.html'}")
 
 
@@ -79,7 +79,7 @@ def data_phantom(
 ) -> None:
     """A procedural cohort with known layouts and known patient parameters."""
     from stedm.config import load_phantom_config
-    from stedm.phantom.patients import make_phantom
+    from stedm.phantom.cohort import make_phantom
 
     make_phantom(load_phantom_config(config, overrides), output)
     typer.echo(str(output))
@@ -269,7 +269,8 @@ def segment(
     Slides that are done in the folder are skipped: run again to resume.
     """
     from stedm.segmentation.predict import segment_folder
-    from stedm.segmentation.whole_slide import load_slide_config, segment_slides, slides_in
+    from stedm.segmentation.slide_sources import slides_in
+    from stedm.segmentation.whole_slide import load_slide_config, segment_slides
     from stedm.workers.pool import make_pool, parse_shard
 
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
@@ -310,7 +311,7 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="report.html")],
 ) -> None:
     """Compare reports on the patients they share."""
-    from stedm.evaluation.report import compare_reports
+    from stedm.evaluation.compare import compare_reports
     from stedm.evaluation.text import summary_text
 
     typer.echo(summary_text(compare_reports(reports, output)))

@@ -20,7 +20,7 @@ from stedm.evaluation.counts import read_counts, write_counts
 from stedm.evaluation.stats import bootstrap_interval, summarise
 from stedm.experiment import labelling
 from stedm.experiment.experiment import Experiment
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote
@@ -261,7 +261,7 @@ def test_a_table_keeps_what_is_known_of_runs_that_are_gone(tmp_path, phantom, ca
 def test_an_interval_over_draws_is_wider_where_draws_differ():
     patients = np.random.default_rng(0).normal(0.02, 0.01, (40, 1))
     equal, unequal = patients.repeat(3, axis=1), patients + np.array([-0.02, 0.0, 0.02])
-    config = EvaluationConfig(bootstrap=2000)
+    config = EvaluationConfig()
     narrow, wide = (downstream_tables.interval_over_draws(part, config) for part in (equal, unequal))
     over_patients = bootstrap_interval(lambda x: x.mean(axis=-1), patients[:, 0], config=config)
     assert narrow == pytest.approx(over_patients, abs=0.001)

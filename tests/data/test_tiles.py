@@ -28,7 +28,7 @@ from stedm.slides.tissue import TissueMask
 from stedm.slides.write_geojson import write_geojson
 from stedm.style.sampling import StyleSampler
 
-PHANTOM = PhantomConfig(mpp=0.5, patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1})
+PHANTOM = PhantomConfig(image_px=256, patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1})
 SIZE = (900, 700)
 CONFIG = TilingConfig(tile_px=64, mpp=1.0, classes=classes(PHANTOM))
 

@@ -80,7 +80,7 @@ def _batch(cache: ImageCache) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def test_every_symmetry_is_the_encoding_of_the_turned_image(cohort, tmp_path, encodings):
     codec = AutoencoderCodec(_autoencoder(AutoencoderKL))
     images, row, turn = _batch(ImageCache(cohort[0], 16))
-    expected = codec.moments(images)
+    expected = codec.encode(images)
     names = cohort[0].table["image_file_name"].tolist()
     first = LatentCache(tmp_path / "latents", codec, names, 16)(images, row, turn)
     torch.testing.assert_close(first, expected, rtol=2e-3, atol=2e-3)
@@ -102,7 +102,7 @@ def test_a_cache_of_another_codec_or_of_other_images_is_made_anew(cohort, tmp_pa
     for codec, rows in ((one, names), (other, names), (other, names[::-1])):
         cache = LatentCache(tmp_path / "latents", codec, rows, 16)
         assert not np.load(tmp_path / "latents" / "present.npy").any()
-        torch.testing.assert_close(cache(images, row, turn), codec.moments(images), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(cache(images, row, turn), codec.encode(images), rtol=2e-3, atol=2e-3)
     index = json.loads((tmp_path / "latents" / "index.json").read_text())
     assert index == {"autoencoder": other.fingerprint, "image_px": 16, "images": names[::-1]}
 

@@ -1,14 +1,17 @@
 """Where the style enters the U-Net is where the configuration says, and nowhere else."""
 
+import inspect
+
 import pytest
 import torch
 from diffusers import UNet2DModel
 
-from stedm.config import MachineConfig
+from stedm.config import DenoiserConfig, MachineConfig
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.train import make_denoiser, train_diffusion
-from stedm.diffusion.unet import injection_per_level, make_unet, run_unet
+from stedm.diffusion.unet import make_unet
+from stedm.style.encoder import ConvStyleEncoder
 from stedm.training import trainer
 
 INJECTIONS = ["mid", "own-block", "all", "cross"]
@@ -16,8 +19,10 @@ INJECTIONS = ["mid", "own-block", "all", "cross"]
 
 def tiny_denoiser(**changes) -> StyleDenoiser:
     torch.manual_seed(0)
-    values = {"channels": (16, 24), "norm_groups": 8, "layout_channels": 4, "style_dim": 16}
-    return StyleDenoiser(n_classes=2, latent_channels=12, layout_factor=2, **{**values, **changes}).eval()
+    unet = {"channels": [16, 24], "norm_groups": 8, "layout_channels": 4}
+    style = {"dim": 16, **changes}
+    encoder = ConvStyleEncoder([8], 16) if "encoder" not in changes else None
+    return StyleDenoiser(2, 12, 2, denoiser=unet, style=style, style_encoder=encoder).eval()
 
 
 def changes_by_block(denoiser: StyleDenoiser) -> dict[str, bool]:
@@ -28,7 +33,7 @@ def changes_by_block(denoiser: StyleDenoiser) -> dict[str, bool]:
             if name in ("down_blocks", "mid_block", "up_blocks"):
                 part.register_forward_hook(
                     lambda module, args, kwargs, output, key=f"{name}{index}": seen.setdefault(key, []).append(
-                        (module, args, kwargs)
+                        (module, inspect.signature(module.forward).bind(*args, **kwargs).arguments)
                     ),
                     with_kwargs=True,
                 )
@@ -37,13 +42,9 @@ def changes_by_block(denoiser: StyleDenoiser) -> dict[str, bool]:
         for style in (torch.zeros(1, 16), torch.ones(1, 16)):
             denoiser.denoise(noisy, torch.tensor([500.0]), layout, style)
         result = {}
-        for key, ((block, args, first), (_, _, second)) in list(seen.items()):
-            both = [
-                block.forward(
-                    *args, **{**first, **{k: v for k, v in kw.items() if k in ("temb", "encoder_hidden_states")}}
-                )
-                for kw in (first, second)
-            ]
+        for key, ((block, first), (_, second)) in list(seen.items()):
+            given = {name: second[name] for name in ("temb", "encoder_hidden_states") if name in second}
+            both = [block.forward(**first), block.forward(**{**first, **given})]
             a, b = (out[0] if isinstance(out, tuple) else out for out in both)
             result[key] = not torch.equal(a, b)
     return result
@@ -85,37 +86,60 @@ def test_own_block_is_one_more_resblock_and_the_only_place_of_the_style():
     assert not torch.equal(first, third)
 
 
-def test_own_block_without_its_block_is_diffusers_mid_block():
-    torch.manual_seed(1)
-    unet = make_unet(6, 4, [16, 24], 1, 8, injection_per_level("own-block", 2), token_dim=8)
-    torch.nn.init.zeros_(unet.style_block.conv2.weight)
-    torch.nn.init.zeros_(unet.style_block.conv2.bias)
-    sample, style = torch.randn(2, 6, 8, 8), torch.randn(2, 64)
-    ours = run_unet(unet, sample, torch.tensor([3.0, 700.0]), style, None, injection_per_level("own-block", 2))
-    torch.testing.assert_close(ours, unet(sample, torch.tensor([3.0, 700.0])).sample)
-
-
-def test_scale_shift_everywhere_is_what_diffusers_computes_with_a_class_embedding():
-    torch.manual_seed(1)
-    ours = make_unet(6, 4, [16, 24], 1, 8, injection_per_level("all", 2), token_dim=8)
-    theirs = UNet2DModel(**{**ours.config, "class_embed_type": "identity"})
-    theirs.load_state_dict(ours.state_dict())
-    sample, time, style = torch.randn(2, 6, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 64)
+def _fixed(unet: torch.nn.Module) -> torch.nn.Module:
+    """Weights by order of their names, from one generator."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        expected = theirs(sample, time, class_labels=style).sample
-        torch.testing.assert_close(run_unet(ours, sample, time, style, None, ["scale-shift"] * 3), expected)
+        for name, value in sorted(unet.named_parameters()):
+            spread = value[0].numel() ** -0.5 if value.ndim > 1 else 0.3
+            centre = 1.0 if value.ndim == 1 and name.endswith("weight") else 0.0
+            value.copy_(centre + spread * torch.randn(value.shape, generator=generator))
+    return unet.eval()
 
 
-def test_cross_attention_everywhere_is_what_diffusers_computes():
-    torch.manual_seed(1)
-    unet = make_unet(6, 4, [16, 32], 1, 8, injection_per_level("cross", 2), token_dim=8)
-    sample, time, tokens = torch.randn(2, 6, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 5, 8)
+def _sizes(**changes: int) -> DenoiserConfig:
+    return DenoiserConfig(channels=[16, 24], norm_groups=8, **changes)
+
+
+def _wave(*shape: int, step: float) -> torch.Tensor:
+    return torch.sin(step * torch.arange(torch.Size(shape).numel(), dtype=torch.float64)).view(shape).float()
+
+
+@pytest.mark.parametrize(
+    ("injection", "expected"),
+    [
+        ("mid", [-0.4808, 0.9140, -0.6811, 0.6783, 0.2378, 0.4742, -1.6834, 0.4257]),
+        ("own-block", [0.1303, 0.1951, -0.3833, 1.0301, 1.1579, 1.0365, 0.8051, 0.3668]),
+        ("all", [0.0264, 0.9908, 0.0041, -0.3328, 0.7964, 0.8802, -1.2949, 0.5644]),
+        ("cross", [0.8896, 0.9710, -1.1217, 0.6335, -0.1158, 0.7873, -0.3013, 1.0570]),
+    ],
+)
+def test_equal_weights_predict_what_they_predicted_at_e8c8b0d(injection, expected):
+    """There a loop of our own went through the blocks of diffusers for every injection."""
+    unet = _fixed(make_unet(_sizes(), 6, 4, injection, token_dim=8))
+    style = {"class_labels": _wave(2, 64, step=0.91)}
+    if injection == "cross":
+        style = {"encoder_hidden_states": _wave(2, 5, 8, step=0.53)}
     with torch.no_grad():
-        expected = unet(sample, time, encoder_hidden_states=tokens).sample
-        torch.testing.assert_close(run_unet(unet, sample, time, None, tokens, ["cross"] * 3), expected)
+        predicted = unet(_wave(2, 6, 8, 8, step=0.37), torch.tensor([3.0, 700.0]), **style).sample
+    torch.testing.assert_close(predicted[:, :, 3, 5].flatten(), torch.tensor(expected), atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("injection", INJECTIONS, ids=str)
+def test_without_style_every_injection_by_time_is_diffusers_own_u_net():
+    """So are the weights: a U-Net of ours can be read by UNet2DModel."""
+    sample, time, nothing = torch.randn(2, 6, 8, 8), torch.tensor([3.0, 700.0]), torch.zeros(2, 64)
+    for injection in ("mid", "own-block", "all"):
+        ours = _fixed(make_unet(_sizes(blocks_per_level=2), 6, 4, injection, token_dim=8))
+        if injection == "own-block":
+            torch.nn.init.zeros_(ours.style_block.conv2.weight)
+            torch.nn.init.zeros_(ours.style_block.conv2.bias)
+        theirs = UNet2DModel(**{**ours.config, "class_embed_type": None}).eval()
+        theirs.load_state_dict(ours.state_dict(), strict=injection != "own-block")
+        with torch.no_grad():
+            torch.testing.assert_close(ours(sample, time, nothing).sample, theirs(sample, time).sample)
+
+
+@pytest.mark.parametrize("injection", INJECTIONS)
 @pytest.mark.parametrize("aggregation", ["mean", "linear", "set-vit", "attention"])
 def test_every_combination_trains_whole_and_saves(
     diffusion_config, cohort, tmp_path, monkeypatch, injection, aggregation
@@ -149,7 +173,7 @@ def test_a_frozen_style_encoder_stays_and_the_rest_learns(diffusion_config, coho
     assert {"unet", "style_to_time", "null_style", "layout_embedding"} <= learned
 
 
-@pytest.mark.parametrize("changes", [{"injection": kind} for kind in INJECTIONS] + [{"style_backbone": "resnet18"}])
+@pytest.mark.parametrize("changes", [{"injection": kind} for kind in INJECTIONS] + [{"encoder": "resnet18"}])
 def test_checkpointed_activations_give_equal_gradients_and_keep_less(changes):
     noisy, times = torch.randn(2, 12, 8, 8), torch.tensor([1.0, 900.0])
     layout, style = torch.randint(0, 3, (2, 16, 16)), torch.rand(2, 2, 3, 32, 32)
@@ -171,7 +195,7 @@ def test_checkpointed_activations_give_equal_gradients_and_keep_less(changes):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name])
-    assert kept[1] < 0.75 * kept[0]
+    assert kept[1] < 0.7 * kept[0]
 
 
 def test_activation_checkpointing_is_asked_for_by_the_configuration(diffusion_config, cohort, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from PIL import Image
 from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
 from stedm.evaluation import figures
+from stedm.evaluation.compare import compare_reports
 from stedm.evaluation.counts import SEEN, UNSEEN, counts_table, read_counts, with_groups
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.report import (
@@ -17,15 +18,14 @@ from stedm.evaluation.report import (
     ReportPanels,
     StyleGrid,
     StyleStrip,
-    compare_reports,
-    judge,
     worst_and_best,
     write_report,
 )
 from stedm.evaluation.stats import summarise
 from stedm.evaluation.text import summary_text
+from stedm.evaluation.verdict import judge
 
-CONFIG = EvaluationConfig(bootstrap=300)
+CONFIG = EvaluationConfig()
 BASE = np.linspace(0.2, 0.9, 14)
 ODD_IDS = ["<script>alert(1)</script>", "a$b_{c", 'q"uote&', "患者", "tab\there", "x" * 60]
 
@@ -292,7 +292,7 @@ def test_category_as_unit_and_groups_of_categories(tmp_path):
     base = np.tile([0.5, 0.6, 0.3, 0.4], 3)
     counts = make_counts({"real": base, "real+synthetic": base + gain}, categories=kinds)
     counts = with_groups(counts, {"rose", "lily"})
-    evaluation = EvaluationConfig(bootstrap=300, unit="category")
+    evaluation = EvaluationConfig(unit="category")
     summary = write_report(tmp_path / "a" / "report", counts, title="flowers", evaluation=evaluation)
     assert summary["unit"] == "category"
     assert summary["arms"]["real"]["n_patients"] == 4

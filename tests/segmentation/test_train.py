@@ -188,13 +188,6 @@ def test_self_training_needs_labels(real, tmp_path):
     assert load_segmenter(model)[1].classes == ["ground", "disc"]
 
 
-def test_the_learning_rate_rises_in_twenty_steps_of_a_long_training_and_a_tenth_of_a_short_one():
-    steps = (1200, 200, 80, 6)
-    assert [SegmentationConfig(steps=n).warmup_steps for n in steps] == [20, 20, 8, 0]
-    with pytest.raises(ValueError, match="Extra inputs"):
-        SegmentationConfig(warmup_steps=3)
-
-
 class Own(nn.Module):
     """A network as users write them: nothing is known of it but what goes in and comes out."""
 

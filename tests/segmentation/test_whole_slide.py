@@ -20,13 +20,12 @@ from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
 from stedm.progress import Reporter
 from stedm.segmentation import whole_slide as module
 from stedm.segmentation.model import SegmenterInfo, build_segmenter, load_segmenter, save_segmenter
+from stedm.segmentation.slide_sources import is_slide, slides_in
 from stedm.segmentation.whole_slide import (
-    is_slide,
     load_slide_config,
     map_bands,
     segment_slide,
     segment_slides,
-    slides_in,
 )
 from stedm.slides.annotations import read_annotation
 from stedm.slides.slide import Slide
@@ -59,7 +58,7 @@ NETWORK = ColourNetwork()
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """An Aperio-like slide, 450 x 350 microns, with empty glass around the tissue."""
-    drawn = draw_phantom_slide(PhantomConfig(mpp=0.5), "train", 0, SIZE, unit_px=256)
+    drawn = draw_phantom_slide(PhantomConfig(image_px=256), "train", 0, SIZE, unit_px=256)
     large = np.kron(drawn.layout[::4, ::4], np.ones((4, 4), np.uint8))
     drawn = replace(drawn, image=COLOURS[large.clip(0, 1)], layout=large)
     target = tmp_path_factory.mktemp("slides") / "a.svs"

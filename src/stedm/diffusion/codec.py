@@ -1,12 +1,12 @@
 """The first stage: images to latents of unit variance and back.
 
-Both codecs have `moments`, `sample`, `encode`, `decode`, `latent_channels`, `factor` (image side / latent side),
-`measured` and the diffusers folder format. Latents are normalised by measured per-channel mean and standard deviation.
+Latents are normalised by measured per-channel mean and standard deviation.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Protocol
 
 import diffusers
 import torch
@@ -21,6 +21,31 @@ from stedm.errors import StedmError
 from stedm.io.files import write_json
 
 _AT_ONCE = 16
+
+
+class Codec(Protocol):
+    """What a first stage has: one of the two below, or one of your own (an nn.Module is moved and put into evaluation
+    mode with the model; its weights stay as they are and are not saved with it)."""
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def factor(self) -> int:
+        """Side of an image / side of its latent."""
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents `(b, latent_channels, H / factor, W / factor)`, of about zero mean and unit variance, of images
+        `(b, 3, H, W)` in [-1, 1]; where they are drawn from a distribution, with standard normal `noise` like them."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images `(b, 3, H, W)` in [-1, 1]."""
+
+
+def place(codec: Codec, device: str | torch.device) -> None:
+    """Move a codec that is a module to a device, in evaluation mode."""
+    if isinstance(codec, torch.nn.Module):
+        codec.to(device).eval()
 
 
 class PixelCodec(ModelMixin, ConfigMixin):
@@ -58,14 +83,6 @@ class PixelCodec(ModelMixin, ConfigMixin):
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents `(b, 3 s^2, H/s, W/s)` of images `(b, 3, H, W)` in [-1, 1]."""
         return F.pixel_unshuffle((images - self.pixel_mean) / self.pixel_std, self.factor)
-
-    def moments(self, images: Tensor) -> Tensor:
-        """The latents: nothing here is drawn."""
-        return self.encode(images)
-
-    def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The latents: nothing here is drawn."""
-        return moments
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images `(b, 3, H, W)` in [-1, 1]."""
@@ -178,10 +195,7 @@ class AutoencoderCodec(torch.nn.Module):
         return cls(autoencoder, **values)
 
 
-Codec = PixelCodec | AutoencoderCodec
-
-
-def load_codec(folder: Path) -> Codec:
+def load_codec(folder: Path) -> PixelCodec | AutoencoderCodec:
     """Read the codec of a model folder."""
     if not (folder / "config.json").is_file():
         raise StedmError(f"{folder}: no codec here (config.json is missing)")
@@ -189,11 +203,13 @@ def load_codec(folder: Path) -> Codec:
     return PixelCodec.from_pretrained(str(folder)) if name == "PixelCodec" else AutoencoderCodec.from_pretrained(folder)
 
 
-def open_codec(config: CodecConfig, images: Tensor) -> Codec:
-    """The first stage of a configuration; its latents are measured on `images (n, 3, H, W)` in [-1, 1] where the
-    folder has no statistics of its own."""
+def open_codec(config: CodecConfig, images: Tensor) -> PixelCodec | AutoencoderCodec:
+    """The first stage: images to latents of unit variance and back.
+
+    Latents are normalised by measured per-channel mean and standard deviation.
+    """
     if isinstance(config, PixelCodecConfig):
-        codec: Codec = PixelCodec(config.space_to_depth)
+        codec: PixelCodec | AutoencoderCodec = PixelCodec(config.space_to_depth)
     elif isinstance(config, VQF4CodecConfig):
         codec = AutoencoderCodec(load_ldm_vq(config.weights))
     else:
@@ -201,9 +217,11 @@ def open_codec(config: CodecConfig, images: Tensor) -> Codec:
     return codec if codec.is_measured else codec.measured(images)
 
 
-def codec_shapes(config: CodecConfig) -> Codec:
-    """The first stage of a configuration on torch's meta device: shapes without numbers, for which the weights of
-    a VQ-f4 are not needed."""
+def codec_shapes(config: CodecConfig) -> PixelCodec | AutoencoderCodec:
+    """The first stage: images to latents of unit variance and back.
+
+    Latents are normalised by measured per-channel mean and standard deviation.
+    """
     with torch.device("meta"):
         if isinstance(config, PixelCodecConfig):
             return PixelCodec(config.space_to_depth)

@@ -23,7 +23,7 @@ from stedm.io.files import replacing, write_json
 
 
 class LatentCache:
-    """Give the moments of training images, from disk where they have been encoded before.
+    """Give the latents of training images, from disk where they have been encoded before.
 
     A cache of another autoencoder, other images or another size at `folder` is thrown away.
 
@@ -42,9 +42,10 @@ class LatentCache:
         self._moments = np.load(folder / "moments.npy", mmap_mode="r+")
         self._present = np.load(folder / "present.npy", mmap_mode="r+")
 
-    def __call__(self, images: Tensor, row: Tensor, turn: Tensor) -> Tensor:
-        """Moments `(b, C, h, w)` of images `(b, 3, H, W)` in [-1, 1], which are the rows `row (b,)` of the data under
-        the symmetries `turn (b,)`. Rounded to float16 the first time too, so that a resumed run sees equal numbers."""
+    def __call__(self, images: Tensor, row: Tensor, turn: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents as `codec.encode(images, noise)` gives them, of images `(b, 3, H, W)` in [-1, 1], which are the rows
+        `row (b,)` of the data under the symmetries `turn (b,)`. Rounded to float16 the first time too, so that a
+        resumed run sees equal numbers."""
         rows, turns = row.cpu().numpy(), turn.cpu().numpy()
         missing = np.flatnonzero(~self._present[rows, turns])
         if len(missing):
@@ -52,7 +53,7 @@ class LatentCache:
             self._moments[rows[missing], turns[missing]] = encoded.cpu().numpy().astype(np.float16)
             # After the numbers themselves: a process killed in between encodes again.
             self._present[rows[missing], turns[missing]] = True
-        return torch.from_numpy(self._moments[rows, turns]).to(images.device).float()
+        return self.codec.sample(torch.from_numpy(self._moments[rows, turns]).to(images.device), noise)
 
 
 def _holds(folder: Path, index: dict) -> bool:

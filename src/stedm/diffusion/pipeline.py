@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from stedm.config import Sampling
 from stedm.data.symmetry import to_signed
-from stedm.diffusion.codec import Codec, load_codec
-from stedm.diffusion.denoiser import StyleDenoiser
+from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec, load_codec, place
+from stedm.diffusion.denoiser import StyleDenoiser, load_denoiser
 from stedm.diffusion.guidance import Guidance, as_guidance
 from stedm.diffusion.sampler import guided_trajectory
 from stedm.errors import StedmError
@@ -54,7 +55,8 @@ class StyleDiffusion:
         style_sampling: str = "cohort",
     ):
         self.denoiser = denoiser.eval()
-        self.codec = codec.eval()
+        self.codec = codec
+        place(codec, self.device)
         self.objective, self.classes, self.image_px = objective, list(classes), image_px
         self.style_sampling = style_sampling
 
@@ -65,10 +67,11 @@ class StyleDiffusion:
     @property
     def fingerprint(self) -> str:
         """Names the weights and settings: equal for models that draw equal images."""
-        settings = f"{self.objective}/{self.classes}/{self.image_px}"
+        settings = f"{self.objective}/{self.classes}/{self.image_px}/{type(self.codec).__qualname__}"
         digest = hashlib.sha256(settings.encode())
         for part in (self.denoiser, self.codec):
-            for name, tensor in sorted(part.state_dict().items()):
+            state = part.state_dict() if isinstance(part, nn.Module) else {}
+            for name, tensor in sorted(state.items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -76,7 +79,7 @@ class StyleDiffusion:
     def to(self, device: str | torch.device) -> "StyleDiffusion":
         """Move the networks."""
         self.denoiser.to(device)
-        self.codec.to(device)
+        place(self.codec, device)
         return self
 
     @torch.inference_mode()
@@ -157,7 +160,7 @@ class StyleDiffusion:
         encoder = self.denoiser.style_encoder
         if encoder is None:
             return torch.stack([self._at_training_size(image) for image in flat])
-        values = torch.zeros(len(flat), self.denoiser.config.style_dim, device=self.device)
+        values = torch.zeros(len(flat), self.denoiser.style_dim, device=self.device)
         for shape in {image.shape for image in flat}:
             alike = [i for i, image in enumerate(flat) if image.shape == shape]
             for start in range(0, len(alike), ENCODED_AT_ONCE):
@@ -219,7 +222,7 @@ class StyleDiffusion:
         if layouts.ndim != 3 or not np.issubdtype(layouts.dtype, np.integer):
             raise StedmError(f"layouts: integer class indices (n, H, W) expected, got {layouts.dtype} {layouts.shape}")
         # Each level of the U-Net but the last halves the latent.
-        multiple = self.codec.factor * 2 ** (len(self.denoiser.config.channels) - 1)
+        multiple = self.codec.factor * 2 ** (len(self.denoiser.unet.config.block_out_channels) - 1)
         if layouts.shape[1] % multiple or layouts.shape[2] % multiple:
             raise StedmError(f"layouts: sides must be multiples of {multiple} px, got {layouts.shape[1:]}")
         known = (layouts >= 0) & (layouts < len(self.classes))
@@ -227,7 +230,7 @@ class StyleDiffusion:
 
     def _checked_vectors(self, vectors: np.ndarray | torch.Tensor, n: int) -> torch.Tensor:
         vectors = torch.as_tensor(vectors, dtype=torch.float32, device=self.device)
-        dim = self.denoiser.config.style_dim
+        dim = self.denoiser.style_dim
         if vectors.shape not in ((dim,), (n, dim)):
             raise StedmError(
                 f"style_vectors: ({dim},) or ({n}, {dim}) expected for {n} layouts, got {tuple(vectors.shape)}"
@@ -241,7 +244,9 @@ class StyleDiffusion:
         with replacing(folder) as temporary:
             temporary.mkdir()
             self.denoiser.save_pretrained(temporary / "denoiser")
-            self.codec.save_pretrained(temporary / "codec")
+            own_codec = not isinstance(self.codec, PixelCodec | AutoencoderCodec)
+            if not own_codec:
+                self.codec.save_pretrained(temporary / "codec")
             index = {
                 "_class_name": "StyleDiffusion",
                 "_stedm_version": __version__,
@@ -249,16 +254,24 @@ class StyleDiffusion:
                 "style_sampling": self.style_sampling,
                 "classes": self.classes,
                 "image_px": self.image_px,
+                **({"own_codec": type(self.codec).__qualname__} if own_codec else {}),
                 "provenance": provenance or {},
             }
             write_json(temporary / "model_index.json", index)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "StyleDiffusion":
+    def from_pretrained(
+        cls, folder: str | Path, *, style_encoder: nn.Module | None = None, codec: Codec | None = None
+    ) -> "StyleDiffusion":
         """Read a model folder from disk.
 
+        Args:
+            style_encoder, codec: those of your own that the model was trained with, and only those: the folder has the
+                weights of the style encoder, but no code, and nothing of the codec.
+
         Raises:
-            StedmError: there is no such folder, or it holds no model of this kind.
+            StedmError: there is no such folder, it holds no model of this kind, or a style encoder or codec is
+                missing or given in vain.
         """
         folder = Path(folder)
         index_path = folder / "model_index.json"
@@ -270,13 +283,15 @@ class StyleDiffusion:
             raise StedmError(f"{index_path}: not valid JSON ({error})") from error
         if index.get("_class_name") != "StyleDiffusion":
             raise StedmError(f"{index_path}: this is a {index.get('_class_name')}, not a StyleDiffusion model")
-        try:
-            denoiser = StyleDenoiser.from_pretrained(str(folder / "denoiser"))
-        except OSError as error:
-            raise StedmError(f"{folder / 'denoiser'}: can't be read ({' '.join(str(error).split())})") from error
+        if (own := index.get("own_codec")) and codec is None:
+            raise StedmError(f"{folder}: was trained with a codec of your own ({own}); give it as codec=...")
+        if not own and codec is not None:
+            raise StedmError(f"{folder}: has a codec; leave codec out")
+        denoiser = load_denoiser(folder / "denoiser", style_encoder)
         keys = ("objective", "classes", "image_px")
         keys += ("style_sampling",) if "style_sampling" in index else ()
-        return cls(denoiser, load_codec(folder / "codec"), **{key: index[key] for key in keys})
+        codec = load_codec(folder / "codec") if codec is None else codec
+        return cls(denoiser, codec, **{key: index[key] for key in keys})
 
     @classmethod
     def train(

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from stedm.config import DiffusionConfig, MachineConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
-from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec
+from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec, place
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.latent_cache import LatentCache
 from stedm.diffusion.objective import Objective
@@ -40,6 +41,8 @@ def train_diffusion(
     style_sources: DatasetFolder | None = None,
     init_from: StyleDiffusion | None = None,
     machine: MachineConfig | None = None,
+    style_encoder: nn.Module | None = None,
+    codec: Codec | None = None,
     on_progress: Progress | None = None,
 ) -> StyleDiffusion:
     """Train, or go on training, in `folder`; the model with its averaged weights is written to `folder/model`.
@@ -55,12 +58,14 @@ def train_diffusion(
             stedm.style.sampling.unannotated_tissue).
         init_from: a model of the same configuration, whose weights are the initial ones; None = random ones.
         machine: how it is computed.
+        style_encoder: a module of your own in place of `config.style.encoder` (see `StyleDenoiser`).
+        codec: a first stage of your own in place of `config.codec`. `StyleDiffusion.from_pretrained` wants both again.
     """
     machine = machine or MachineConfig()
     samples = DiffusionSamples(config, annotated, unlabeled, image_px, seed, pseudo_labels, style_sources)
     some_images = to_signed(samples.some_images(_IMAGES_TO_MEASURE))
-    codec = open_codec(config.codec, some_images)
-    denoiser = make_denoiser(config, codec, len(annotated.info.classes), seed, image_px)
+    first_stage = open_codec(config.codec, some_images) if codec is None else codec
+    denoiser = make_denoiser(config, first_stage, len(annotated.info.classes), seed, image_px, style_encoder)
     if init_from is not None:
         denoiser.load_state_dict(init_from.denoiser.state_dict())
     denoiser.measure(some_images)
@@ -76,17 +81,20 @@ def train_diffusion(
         seed=seed_for(seed, "diffusion"),
         on_progress=on_progress,
     )
-    codec.to(trainer.device)
+    place(first_stage, trainer.device)
     cache = None
     if machine.cache_latents and config.recolour.probability == 0:
-        cache = open_cache(trainer, codec, samples, image_px)
-    for batch in trainer.batches(DrawnSamples(samples, objective, codec, image_px)):
+        cache = open_cache(trainer, first_stage, samples, image_px)
+    for batch in trainer.batches(DrawnSamples(samples, objective, first_stage, image_px)):
         if config.recolour.probability > 0:
             image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
         else:
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
-        moments = cache(image, batch["row"], batch["turn"]) if cache else codec.moments(image)
-        latent = codec.sample(moments, batch["codec_noise"])
+        with torch.no_grad():
+            if cache:
+                latent = cache(image, batch["row"], batch["turn"], batch["codec_noise"])
+            else:
+                latent = first_stage.encode(image, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with trainer.autocast():
             predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
@@ -94,7 +102,7 @@ def train_diffusion(
     with trainer.averaged_weights() as network:
         model = StyleDiffusion(
             network,
-            codec,
+            first_stage,
             objective=config.objective,
             classes=annotated.info.classes,
             image_px=image_px,
@@ -103,7 +111,7 @@ def train_diffusion(
         if trainer.accelerator.is_main_process:
             model.save_pretrained(folder / "model")
     trainer.accelerator.wait_for_everyone()
-    return StyleDiffusion.from_pretrained(folder / "model")
+    return StyleDiffusion.from_pretrained(folder / "model", style_encoder=style_encoder, codec=codec)
 
 
 class DiffusionSamples(Dataset):
@@ -270,10 +278,15 @@ def open_cache(trainer: Trainer, codec: Codec, samples: DiffusionSamples, image_
 
 
 def make_denoiser(
-    config: DiffusionConfig, codec: Codec, n_classes: int, seed: int, image_px: int = 64
+    config: DiffusionConfig,
+    codec: Codec,
+    n_classes: int,
+    seed: int,
+    image_px: int = 64,
+    style_encoder: nn.Module | None = None,
 ) -> StyleDenoiser:
     """The network with initial weights that are a function of `seed` alone, or the style encoder's given ones."""
-    style, unet = config.style, config.denoiser
+    style = config.style
     # Layers draw their initial weights from the global generator; fork it so that nobody else notices.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "initial-weights"))
@@ -281,17 +294,10 @@ def make_denoiser(
             n_classes=n_classes,
             latent_channels=codec.latent_channels,
             layout_factor=codec.factor,
-            channels=tuple(unet.channels),
-            blocks_per_level=unet.blocks_per_level,
-            norm_groups=unet.norm_groups,
-            layout_channels=unet.layout_channels,
-            style_dim=style.dim,
-            style_backbone=style.encoder,
-            pooling=style.pooling,
-            aggregation=style.aggregation,
-            injection=style.injection,
-            style_images=style.n_images,
-            style_image_px=image_px,
+            image_px=image_px,
+            denoiser=config.denoiser.model_dump(mode="json"),
+            style=style.model_dump(mode="json"),
+            style_encoder=style_encoder,
         )
     if style.weights is not None and denoiser.style_encoder is not None:
         denoiser.style_encoder.load_weights(style.weights)

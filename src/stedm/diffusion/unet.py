@@ -1,10 +1,12 @@
 """The U-Net of diffusers, with the style entering where it is asked to.
 
-diffusers' own `forward` gives every block the same embedding. Here each level has its choice: `scale-shift` (the style
-is added to the time embedding, which scales and shifts the features of the level's ResBlocks), `cross` (attention to
-style tokens), `both` or `none`. The mid block may have `own-block` instead: one more ResBlock, which alone takes the
-style, and takes it instead of the time (the released reference). The blocks, their order and their weights are
-diffusers'.
+- `all`: added to the time embedding, which scales and shifts the features of every ResBlock: diffusers' class
+  embedding.
+- `mid`: the same, in the mid block alone.
+- `own-block`: one more ResBlock in the mid block, which takes the style instead of the time (the released reference).
+- `cross`: cross-attention to style tokens in every block: diffusers' encoder states.
+
+The blocks, their order and their weights are diffusers' in all of them.
 """
 
 import math
@@ -12,123 +14,72 @@ import math
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DOutput
+
+from stedm.config import DenoiserConfig
 
 UNet = UNet2DModel | UNet2DConditionModel
 
 
-def injection_per_level(injection: str, levels: int) -> list[str]:
-    """One of none, scale-shift, cross for each level, fine to coarse, and for the mid block (last), which may also
-    have own-block."""
-    return {
-        "mid": ["none"] * levels + ["scale-shift"],
-        "own-block": ["none"] * levels + ["own-block"],
-        "all": ["scale-shift"] * (levels + 1),
-        "cross": ["cross"] * (levels + 1),
-    }[injection]
+class MidStyleUNet(UNet2DModel):
+    """UNet2DModel whose class embedding, the style `(b, 4 * channels[0])`, is for the mid block alone.
 
-
-def make_unet(
-    in_channels: int,
-    out_channels: int,
-    channels: list[int],
-    blocks_per_level: int,
-    norm_groups: int,
-    injection: list[str],
-    token_dim: int,
-) -> UNet:
-    """An untrained U-Net; with cross-attention at the levels whose injection says so.
-
-    Args:
-        injection: as from `injection_per_level`.
-        token_dim: length of the style tokens.
+    style_block: takes the style in the mid block, after its first ResBlock; None = all ResBlocks there take it.
     """
-    cross = [kind == "cross" for kind in injection]
-    head_dim = math.gcd(32, *channels)
+
+    style_block: ResnetBlock2D | None
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> UNet2DOutput:
+        """As UNet2DModel.forward, whose mid block would get the embedding that all blocks get."""
+        time = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
+        features = self.conv_in(sample)
+        skips = [features]
+        for block in self.down_blocks:
+            features, passed = block(features, time)
+            skips.extend(passed)
+        features = self._mid(features, time, class_labels)
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            features = block(features, tuple(skips[-count:]), time)
+            del skips[-count:]
+        return UNet2DOutput(self.conv_out(self.conv_act(self.conv_norm_out(features))))
+
+    def _mid(self, features: torch.Tensor, time: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        if self.style_block is None:
+            return self.mid_block(features, time + style)
+        first, last = self.mid_block.resnets
+        features = self.style_block(first(features, time), style)
+        return last(self.mid_block.attentions[0](features), time)
+
+
+def make_unet(config: DenoiserConfig, in_channels: int, out_channels: int, injection: str, token_dim: int) -> UNet:
+    """An untrained U-Net; self-attention, which grows with the square of the positions, is in the mid block alone.
+
+    Its forward takes sample `(b, in_channels, h, w)`, timestep `(b,)`, and the style as `encoder_hidden_states
+    (b, n, token_dim)` where the injection is cross, as `class_labels (b, 4 * channels[0])` elsewhere.
+    """
+    channels, cross = config.channels, "CrossAttn" if injection == "cross" else ""
     common = {
         "in_channels": in_channels,
         "out_channels": out_channels,
         "block_out_channels": tuple(channels),
-        "layers_per_block": blocks_per_level,
-        "norm_num_groups": norm_groups,
+        "layers_per_block": config.blocks_per_level,
+        "norm_num_groups": config.norm_groups,
         "resnet_time_scale_shift": "scale_shift",
+        "down_block_types": (f"{cross}DownBlock2D",) * len(channels),
+        "up_block_types": (f"{cross}UpBlock2D",) * len(channels),
     }
-    kinds = ["CrossAttn" if c else "" for c in cross[:-1]]
-    blocks = {
-        "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
-        "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
-    }
-    if not any(cross):
-        unet = UNet2DModel(**common, **blocks, attention_head_dim=head_dim)
-        if injection[-1] == "own-block":
-            unet.style_block = ResnetBlock2D(
-                in_channels=channels[-1],
-                temb_channels=4 * channels[0],
-                groups=norm_groups,
-                eps=unet.config.norm_eps,
-                time_embedding_norm="scale_shift",
-            )
-        return unet
-    return UNet2DConditionModel(
-        **common,
-        **blocks,
-        mid_block_type="UNetMidBlock2DCrossAttn",
-        cross_attention_dim=token_dim,
-        # In cross-attention blocks diffusers means the number of heads by this, in the others their width.
-        attention_head_dim=tuple(c // head_dim if x else head_dim for c, x in zip(channels, cross, strict=False)),
-        # Self-attention grows with the square of the positions: only in the mid block.
-        only_cross_attention=True,
-        mid_block_only_cross_attention=False,
-    )
-
-
-def run_unet(
-    unet: UNet,
-    sample: torch.Tensor,
-    timestep: torch.Tensor,
-    style: torch.Tensor | None,
-    tokens: torch.Tensor | None,
-    injection: list[str],
-) -> torch.Tensor:
-    """The U-Net's prediction `(b, out_channels, h, w)`.
-
-    Args:
-        sample: `(b, in_channels, h, w)`.
-        timestep: `(b,)`.
-        style: `(b, 4 * channels[0])`, added to the time embedding where the injection is scale-shift, in its
-            place where it is own-block; None where no level has either.
-        tokens: `(b, n, token_dim)` for cross-attention; None where no level has it.
-        injection: one kind a level, fine to coarse, the mid block's last.
-    """
-    time = unet.time_embedding(unet.time_proj(timestep).to(sample.dtype))
-    styled = time if style is None else time + style
-
-    def conditions(level: int) -> dict[str, torch.Tensor]:
-        temb = styled if injection[level] == "scale-shift" else time
-        return {"temb": temb, "encoder_hidden_states": tokens} if injection[level] == "cross" else {"temb": temb}
-
-    levels = len(unet.down_blocks)
-    features = unet.conv_in(sample)
-    skips = [features]
-    for level, block in enumerate(unet.down_blocks):
-        features, passed = block(features, **conditions(level))
-        skips.extend(passed)
-    if injection[levels] == "own-block":
-        features = _mid_with_own_block(unet, features, time, style)
-    else:
-        features = unet.mid_block(features, **conditions(levels))
-    for level, block in zip(reversed(range(levels)), unet.up_blocks, strict=True):
-        count = len(block.resnets)
-        features = block(features, res_hidden_states_tuple=tuple(skips[-count:]), **conditions(level))
-        del skips[-count:]
-    return unet.conv_out(unet.conv_act(unet.conv_norm_out(features)))
-
-
-def _mid_with_own_block(
-    unet: UNet2DModel, features: torch.Tensor, time: torch.Tensor, style: torch.Tensor
-) -> torch.Tensor:
-    """The mid block of the released reference: ResBlock, style's own ResBlock, attention, ResBlock."""
-    first, *others = unet.mid_block.resnets
-    features = unet.style_block(first(features, time), style)
-    for attention, block in zip(unet.mid_block.attentions, others, strict=True):
-        features = block(attention(features), time)
-    return features
+    head_dim = math.gcd(32, *channels)
+    if cross:
+        # By attention_head_dim diffusers means the number of heads here, elsewhere their width.
+        heads = tuple(width // head_dim for width in channels)
+        only_cross = {"only_cross_attention": True, "mid_block_only_cross_attention": False}
+        return UNet2DConditionModel(**common, **only_cross, cross_attention_dim=token_dim, attention_head_dim=heads)
+    if injection == "all":
+        return UNet2DModel(**common, attention_head_dim=head_dim, class_embed_type="identity")
+    unet = MidStyleUNet(**common, attention_head_dim=head_dim)
+    unet.style_block = None
+    if injection == "own-block":
+        sizes = {"in_channels": channels[-1], "temb_channels": 4 * channels[0], "groups": config.norm_groups}
+        unet.style_block = ResnetBlock2D(**sizes, eps=unet.config.norm_eps, time_embedding_norm="scale_shift")
+    return unet

@@ -10,7 +10,7 @@ from stedm.data.memory import CacheBudget
 from stedm.experiment.folder import check_unchanged
 from stedm.experiment.resolve import annotated_part
 from stedm.io.files import write_json
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 
 

@@ -15,8 +15,9 @@ from stedm.errors import StedmError
 from stedm.io.images import read_image_file, resized
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
 from stedm.segmentation.predict import predict_logits, segment_files, segment_images
+from stedm.segmentation.slide_sources import SlideSource, slides_in
 from stedm.segmentation.train import train_segmenter
-from stedm.segmentation.whole_slide import SlideSource, segment_slides, slides_in
+from stedm.segmentation.whole_slide import segment_slides
 from stedm.training.trainer import Progress
 
 Dataset = DatasetFolder | str | Path

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from stedm.errors import StedmError
 from stedm.io.weights import load_backbone_weights
 
+OWN = "own"
+"""Name, in a saved model, of a style encoder that was given as a module."""
 WIDTHS = [24, 48, 96]
 """Of the levels of the `conv` encoder."""
 
@@ -145,7 +147,9 @@ class TimmStyleEncoder(nn.Module):
 
 
 def make_style_encoder(name: str, dim: int, pooling: str, image_px: int) -> nn.Module:
-    """`conv`, or a timm backbone by name."""
+    """`conv`, or a timm backbone by name; `own` is the name of an encoder of which only its owner has the code."""
+    if name == OWN:
+        raise StedmError("style_encoder: this model's style encoder is a module of your own; give it by that keyword")
     if name == "conv":
         return ConvStyleEncoder(WIDTHS, dim)
     return TimmStyleEncoder(name, dim, pooling, image_px)

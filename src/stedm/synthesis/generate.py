@@ -218,7 +218,7 @@ class _Painter:
         images = [self.cache.image(self._row_of[name]) for name in row.style_image_file_names.split(LIST_SEPARATOR)]
         if self.model.style_sampling != "augmented":
             return images
-        views = max(1, self.model.denoiser.config.style_images // len(images))
+        views = max(1, self.model.denoiser.aggregate.n_images // len(images))
         return [
             view
             for number, image in enumerate(images)
