@@ -26,18 +26,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, Part, claim, interval, locked, wrapped
-from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
+from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, RunSpec, claim, interval, locked, read_run_spec, wrapped
+from stedm.config import PhantomConfig, RunConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_png
 from stedm.evaluation.quality import ColourSpace, ImageEncoder, ImageSet, Measure
-from stedm.experiment.experiment import Experiment, annotated_part
+from stedm.experiment.experiment import Experiment
+from stedm.experiment.resolve import annotated_part, resolve
+from stedm.experiment.rounds import Round
 from stedm.io.files import replacing, write_json, write_text
 from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
@@ -51,14 +51,12 @@ FROM = "from"
 # ---- specification ------------------------------------------------------------------------------------------------
 
 
-class Spec(Part):
+class Spec(RunSpec):
     """A base configuration and named variants of it: {name: {"diffusion.style.aggregation": "max", ...}}.
 
     The key `from: NAME` in a variant takes the trained model of another one, so that only `synthesis` may differ.
     """
 
-    name: str
-    base: dict[str, Any]
     seeds: list[int] = [0, 1, 2]
     cohort: Cohort = Cohort()
     colours: ColourSpace = "hed"
@@ -66,14 +64,10 @@ class Spec(Part):
     phantom_patients: int = Field(
         default=96, description="patients that the judge of a phantom's parameters is fitted on"
     )
-    variants: dict[str, dict[str, Any]]
 
     def config(self, variant: str, seed: int) -> RunConfig:
         """The configuration of one run; `StedmError` for keys that stedm doesn't know."""
-        values = OmegaConf.create({"name": f"{self.name}, {variant}", "seed": seed, **self.base})
-        for key, value in self._settings(variant).items():
-            OmegaConf.update(values, key, value, merge=False)
-        return parse_config(OmegaConf.to_container(values, resolve=True), source=f"variant {variant}")
+        return self._config(variant, {"seed": seed, **self._settings(variant)})
 
     def trained_as(self, variant: str) -> str:
         """The variant whose model this one uses: itself, or the one under `from`."""
@@ -93,7 +87,7 @@ class Spec(Part):
             if source not in self.variants or self.trained_as(source) != source:
                 raise StedmError(f"variant {variant}: from {source}: is not a variant with a model of its own")
             ours, theirs = self.config(variant, 0), self.config(source, 0)
-            if (ours.diffusion, ours.data) != (theirs.diffusion, theirs.data):
+            if (ours.diffusion, ours.rounds, ours.data) != (theirs.diffusion, theirs.rounds, theirs.data):
                 raise StedmError(
                     f"variant {variant}: from {source}: only synthesis.* may differ, the model is the same"
                 )
@@ -101,16 +95,7 @@ class Spec(Part):
 
 def read_spec(path: Path) -> Spec:
     """Read and check a specification; a relative data.path is relative to the file."""
-    if not path.is_file():
-        raise StedmError(f"{path}: no such specification")
-    try:
-        spec = Spec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise StedmError(f"{path}: {' '.join(str(error).split())}") from error
-    if data_path := spec.base.get("data", {}).get("path"):
-        spec.base["data"]["path"] = str((path.parent / data_path).resolve())
-    spec.check()
-    return spec
+    return read_run_spec(path, Spec)
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------------
@@ -160,10 +145,10 @@ class Ablation:
         source = self.spec.trained_as(variant)
         model = experiment.folder / "model"
         if source != variant and not model.exists():
-            self._experiment(source, seed, reporter).train_diffusion()
+            self._experiment(source, seed, reporter).last_round.model()
             model.unlink(missing_ok=True)
             model.symlink_to(Path("..") / ".." / source / f"seed-{seed}" / "model", target_is_directory=True)
-        return experiment.synthesize()
+        return experiment.last_round.synthetic()
 
     def measure(self, images: ImageSet) -> dict[str, Measure]:
         """All measures of synthetic images whose masks are the layouts that were asked for."""
@@ -194,7 +179,7 @@ class Ablation:
 
     @property
     def image_px(self) -> int:
-        return self._config.data.image_px
+        return self._config.data.side
 
     @property
     def phantom(self) -> PhantomConfig | None:
@@ -223,7 +208,7 @@ class Ablation:
 
     @cached_property
     def _config(self) -> RunConfig:
-        return self.spec.config(BASE, self.spec.seeds[0])
+        return resolve(self.spec.config(BASE, self.spec.seeds[0]))
 
     # ---- folders ------------------------------------------------------------------------------------------------
 
@@ -234,23 +219,26 @@ class Ablation:
         config = self.spec.config(variant, seed)
         data = config.data.model_copy(update={"phantom": None, "path": self.dataset.root.resolve()})
         config = config.model_copy(update={"data": data})
-        return _PooledExperiment(config, self.run_folder(variant, seed), reporter, self.pool)
+        experiment = Experiment(config, self.run_folder(variant, seed), reporter)
+        experiment.round_type = self._round_type
+        return experiment
+
+    @cached_property
+    def _round_type(self) -> type[Round]:
+        pool = self.pool
+
+        class Pooled(Round):
+            """A round whose plan leaves the reference images alone."""
+
+            @property
+            def style_source(self) -> DatasetFolder:
+                return pool
+
+        return Pooled
 
     def _claim(self) -> None:
         """Variants and seeds may be added later."""
         claim(self.folder, self.spec, may_change=("variants", "seeds"))
-
-
-class _PooledExperiment(Experiment):
-    """An experiment whose plan leaves the reference images alone."""
-
-    def __init__(self, config: RunConfig, folder: Path, reporter: Reporter, pool: DatasetFolder):
-        super().__init__(config, folder, reporter)
-        self.pool = pool
-
-    @property
-    def style_source(self) -> DatasetFolder:
-        return self.pool
 
 
 # ---- statistics ---------------------------------------------------------------------------------------------------

@@ -24,20 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-from omegaconf import OmegaConf
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from controls import DRAWN, Control, Gate, copy_images, gate, shuffle_layouts
 from downstream_tables import BASE, write_curve, write_headline, write_table
-from judging import Part, claim, locked
+from judging import RunSpec, claim, locked, read_run_spec
 from stedm.config import (
     DiffusionConfig,
     RoundsConfig,
     RunConfig,
     SegmentationConfig,
     SynthesisConfig,
-    parse_config,
     uses_self_training,
     uses_synthetic,
 )
@@ -58,11 +55,9 @@ CONTROL = "control"
 # ---- specification ------------------------------------------------------------------------------------------------
 
 
-class Spec(Part):
-    """A base configuration, and variants of it: {name: {"synthesis.time_shift": 4, ...}}."""
+class Spec(RunSpec):
+    """A base configuration and variants of it, over label budgets and draws of annotated patients."""
 
-    name: str
-    base: dict[str, Any]
     budgets: list[int] = Field(min_length=1, description="annotated patients")
     draws: list[int] = [0]
     baseline: str = "real+stain"
@@ -71,17 +66,11 @@ class Spec(Part):
     """Further comparisons, as VARIANT/ARM (new, baseline)."""
     names: dict[str, str] = {}
     """What arms are called in a headline, as VARIANT/ARM: NAME; by default ARM."""
-    variants: dict[str, dict[str, Any]]
 
     def config(self, variant: str, budget: int, draw: int) -> RunConfig:
         """The configuration of one run; `StedmError` for keys that stedm doesn't know."""
-        values = OmegaConf.create({"name": f"{self.name}, {variant}", **self.base})
-        given = {"data.annotated_patients": budget, "data.draw": draw, **self.variants[variant]}
-        for key, value in given.items():
-            if key == CONTROL:
-                continue
-            OmegaConf.update(values, key, value, merge=False)
-        return parse_config(OmegaConf.to_container(values, resolve=True), source=f"variant {variant}")
+        own = {key: value for key, value in self.variants[variant].items() if key != CONTROL}
+        return self._config(variant, {"data.annotated_patients": budget, "data.draw": draw, **own})
 
     def control(self, variant: str) -> Control | None:
         """What the variant's synthetic set lacks on purpose."""
@@ -104,16 +93,7 @@ class Spec(Part):
 
 def read_spec(path: Path) -> Spec:
     """Read and check a specification; a relative data.path is relative to the file."""
-    if not path.is_file():
-        raise StedmError(f"{path}: no such specification")
-    try:
-        spec = Spec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise StedmError(f"{path}: {' '.join(str(error).split())}") from error
-    if data_path := spec.base.get("data", {}).get("path"):
-        spec.base["data"]["path"] = str((path.parent / data_path).resolve())
-    spec.check()
-    return spec
+    return read_run_spec(path, Spec)
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------------

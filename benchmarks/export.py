@@ -42,16 +42,15 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 def export(run: Path, name: str, generated_only: bool = False) -> None:
     """Write the result files of a finished run."""
-    config = load_config(run / "config.yaml")
-    experiment = Experiment(config, run)
+    experiment = Experiment(load_config(run / "config.yaml"), run)
+    config, context, last = experiment.config, experiment.context, experiment.last_round
     counts = experiment.counts()
     figures = {"arms": arms_figure(per_patient(pool_units(counts, config.evaluation.unit)), config.evaluation.unit)}
     if generated_only:
-        model = experiment.train_diffusion()
-        figures["grid"] = style_grid_figure(shapes_grid(model, experiment.unlabeled, config))
+        figures["grid"] = style_grid_figure(shapes_grid(last.model(), context.unlabeled, config))
     else:
-        unlabeled = ImageCache(experiment.unlabeled, config.data.image_px)
-        figures["examples"] = patient_examples_figure(patient_examples(experiment.synthesize(), unlabeled))
+        unlabeled = ImageCache(context.unlabeled, config.data.side)
+        figures["examples"] = patient_examples_figure(patient_examples(last.synthetic(), unlabeled))
     target = RESULTS / name
     for part, figure in figures.items():
         save_png(target / f"{part}.png", figure, dpi=110)
@@ -65,7 +64,7 @@ def export(run: Path, name: str, generated_only: bool = False) -> None:
 
 def shapes_grid(model: StyleDiffusion, unlabeled: DatasetFolder, config: RunConfig) -> StyleGrid:
     """Plain shapes in the style of one image of each category without annotations; the style images not shown."""
-    side = config.data.image_px
+    side = config.data.side
     table = unlabeled.table
     unseen = config.data.unseen_categories or sorted(set(table["category"]))
     rows = [int(numpy_generator(0, "shapes", c).choice(np.flatnonzero(table["category"] == c))) for c in unseen]
@@ -78,9 +77,7 @@ def shapes_grid(model: StyleDiffusion, unlabeled: DatasetFolder, config: RunConf
             for views in [style_views(unlabeled.read_image(row, side), 4, numpy_generator(0, "views", row))]
             for _ in layouts
         ],
-        guidance=config.synthesis.full_guidance,
-        steps=config.synthesis.steps,
-        sampler=config.synthesis.sampler,
+        sampling=config.synthesis.sampling,
         seed=list(range(len(layouts))) * len(rows),
     )
     images = [list(row) for row in generated.reshape(len(rows), len(layouts), *generated.shape[1:])]

@@ -122,12 +122,12 @@ def _training_step(setting: Setting, px: int, style_images: int | None = None) -
     style = torch.rand(1, n, 3, px, px, generator=generator).to(setting.device)
     present = torch.ones(1, n, dtype=torch.bool, device=setting.device)
     timestep = torch.full((1,), 500.0, device=setting.device)
-    objective = Objective(config.objective, config.loss, config.timesteps, config.weighting)
+    objective = Objective(config.objective, config.loss)
 
     def step() -> None:
         with autocast(setting.precision, setting.device):
             predicted = denoiser(noisy, timestep, layout, style, present)
-        objective(predicted.float(), noisy, timestep.long()).backward()
+        objective(predicted.float(), noisy).backward()
         denoiser.zero_grad(set_to_none=True)
 
     return step

@@ -37,7 +37,7 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
     rows = []
     for kind in variants:
         sampler, guidance, batch = kind
-        calls = Sampling(guidance=GUIDANCES[guidance], sampler=sampler, steps=_STEPS).network_calls
+        calls = _sampling(sampler, guidance).nfe
         rows.append(
             {
                 "sampler": sampler,
@@ -63,9 +63,11 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
 def _draw(setting: Setting, sampler: str, guidance: str, batch: int) -> Callable[[], Any]:
     layouts = setting.layouts(batch)
     style = list(setting.images(setting.config.synthesis.style_images))[: setting.model.largest_style_set]
-    return lambda: setting.model.generate(
-        layouts, style, guidance=GUIDANCES[guidance], steps=_STEPS, sampler=sampler, batch=batch
-    )
+    return lambda: setting.model.generate(layouts, style, sampling=_sampling(sampler, guidance), batch=batch)
+
+
+def _sampling(sampler: str, guidance: str) -> Sampling:
+    return Sampling(guidance=GUIDANCES[guidance], sampler=sampler, steps=_STEPS)
 
 
 def _share_outside(setting: Setting, draw: Callable[[], Any], repeats: int) -> float:

@@ -16,6 +16,7 @@ from stedm.diffusion.codec import Codec, open_codec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
+from stedm.experiment.resolve import resolve
 from stedm.phantom.cohort import make_phantom
 
 SMALL = Path(__file__).with_name("small.yaml")
@@ -35,11 +36,11 @@ class Setting:
 
     @property
     def precision(self) -> str:
-        return self.config.diffusion.precision
+        return self.config.machine.precision
 
     @property
     def image_px(self) -> int:
-        return self.config.data.image_px
+        return self.config.data.side
 
     @cached_property
     def dataset(self) -> DatasetFolder:
@@ -72,7 +73,7 @@ class Setting:
     def codec(self) -> Codec:
         """The first stage."""
         images = to_signed(channels_first(self.images(16)))
-        return open_codec(self.config.diffusion.codec, self.folder / "run", images).to(self.device).eval()
+        return open_codec(self.config.diffusion.codec, images).to(self.device).eval()
 
     @cached_property
     def model(self) -> StyleDiffusion:
@@ -115,7 +116,7 @@ def channels_first(images: np.ndarray) -> torch.Tensor:
 def open_setting(config: Path = SMALL, overrides: Sequence[str] = ()) -> Iterator[Setting]:
     """The setting of a configuration file; its folder goes with the block."""
     with tempfile.TemporaryDirectory(prefix="stedm-speed-") as folder:
-        yield Setting(load_config(config, list(overrides)), Path(folder))
+        yield Setting(resolve(load_config(config, list(overrides))), Path(folder))
 
 
 def few(dataset: DatasetFolder, patients: int = 4, images: int = 4) -> DatasetFolder:

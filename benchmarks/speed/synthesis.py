@@ -22,9 +22,7 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
     """Plan and draw `effort.images` images with `stedm.synthesis.generate.synthesize` under a clock."""
     model, config = setting.model, setting.config.synthesis
     style_images = min(config.style_images, model.largest_style_set or config.style_images)
-    config = config.model_copy(
-        update={"n_images": effort.images, "style_choice": "random", "style_images": style_images}
-    )
+    config = config.model_copy(update={"n_images": effort.images, "style_images": style_images})
     started = time.perf_counter()
     plan = make_plan(config, setting.annotated, setting.unlabeled, image_px=setting.image_px)
     plan_s = time.perf_counter() - started
@@ -37,7 +35,7 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
     total = sum(seconds.values())
     figures = {
         "images": effort.images,
-        "network_calls_per_image": config.network_calls,
+        "network_calls_per_image": config.sampling.nfe,
         "total_s": total,
         "ms_per_image": 1e3 * total / effort.images,
         "share_outside_network": seconds["outside"] / total,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stedm.config import DiffusionConfig
+from stedm.config import DiffusionConfig, MachineConfig
 from stedm.data.symmetry import to_signed
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import DiffusionSamples, DrawnSamples, make_denoiser, open_cache
@@ -39,14 +39,14 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
     """Train `effort.steps` steps and divide their time."""
     first, n = effort.warm_up_steps, effort.steps
     steps = first + n + effort.profiled_steps
-    update = {"steps": steps + 1, "checkpoint_every_steps": steps + 1, "accumulate": 1}
-    config = setting.config.diffusion.model_copy(update=update)
+    config = setting.config.diffusion.model_copy(update={"steps": steps + 1})
+    machine = setting.config.machine.model_copy(update={"checkpoint_every_steps": steps + 1, "accumulate": 1})
     clock, profiled = PhaseClock(setting.device), profiler(setting.device)
     flops: list[int] = []
     peak = MatmulPeak(setting.device, setting.precision, effort.matmul_n)
     measured: list[dict[str, float]] = []
     # The very first step may compile and allocate; styles drop out at random, so several steps are counted.
-    for done in _training(setting, config, clock, flops, counted=range(1, first)):
+    for done in _training(setting, config, machine, clock, flops, counted=range(1, first)):
         seconds = clock.take()
         if first < done <= first + n:
             measured.append({phase: seconds[phase] for phase in PHASES})
@@ -61,17 +61,23 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
 
 
 def _training(
-    setting: Setting, config: DiffusionConfig, clock: PhaseClock, flops: list[int], counted: range
+    setting: Setting,
+    config: DiffusionConfig,
+    machine: MachineConfig,
+    clock: PhaseClock,
+    flops: list[int],
+    counted: range,
 ) -> Iterator[int]:
     """Train; yield the number of steps done after each, while no phase runs."""
     px, codec = setting.image_px, setting.codec
     samples = DiffusionSamples(config, few(setting.annotated), few(setting.unlabeled), px, seed=0)
     denoiser = make_denoiser(config, codec, len(setting.dataset.info.classes), 0, px)
-    objective = Objective(config.objective, config.loss, config.timesteps, config.weighting, config.time_shift)
-    if config.activation_checkpointing:
+    objective = Objective(config.objective, config.loss, config.time_shift)
+    if machine.activation_checkpointing:
         denoiser.checkpoint_activations()
-    trainer = Trainer(denoiser, setting.folder / "run", config, ema_decay=config.ema_decay, seed=0)
-    cache = open_cache(config, trainer, codec, samples, px)
+    trainer = Trainer(denoiser, setting.folder / "run", config, machine, ema_decay=config.ema_decay, seed=0)
+    keeps = machine.cache_latents and config.recolour.probability == 0
+    cache = open_cache(trainer, codec, samples, px) if keeps else None
     clock.enter("data")
     for batch in trainer.batches(DrawnSamples(samples, objective, codec, px)):
         clock.enter("prepare")
@@ -79,14 +85,17 @@ def _training(
             image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
         else:
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
-        moments = cache(image, batch["row"], batch["turn"]) if cache else codec.moments(image)
-        latent = codec.sample(moments, batch["codec_noise"])
+        with torch.no_grad():
+            if cache:
+                latent = cache(image, batch["row"], batch["turn"], batch["codec_noise"])
+            else:
+                latent = codec.encode(image, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with FlopCounterMode(display=False) if trainer.step_done in counted else contextlib.nullcontext() as counter:
             clock.enter("forward")
             with trainer.autocast():
                 predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
-            loss = objective(predicted.float(), target, timestep)
+            loss = objective(predicted.float(), target)
             clock.enter("backward")
             trainer.backward(loss)
         if counter:

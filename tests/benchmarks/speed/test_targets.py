@@ -25,7 +25,7 @@ TINY = Effort(
         "style images": (1, 2),
         "planned images": (3, 6),
         "patients": (4, 8),
-        "image size": (16, 32),
+        "image size": (64, 128),
     },
     growth_seconds=0.0,
 )
@@ -38,11 +38,10 @@ OVERRIDES = [
     "diffusion.denoiser.channels=[8,8]",
     "diffusion.denoiser.norm_groups=4",
     "diffusion.denoiser.layout_channels=4",
-    "diffusion.style.channels=[8]",
     "diffusion.style.dim=8",
     "diffusion.style.n_images=2",
-    "diffusion.precision=fp32",
-    "synthesis.steps=2",
+    "machine.precision=fp32",
+    "synthesis.sampling.steps=2",
     "synthesis.batch=3",
     "segmentation.encoder=tu-test_resnet",
 ]
