@@ -1,6 +1,7 @@
 """Imports run one way: a room may import rooms below it and its own, wherever the import stands."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,13 @@ def test_no_import_runs_up():
     assert rooms == set(ROOMS), "a room is missing in the order, or gone"
     found = offences(sources)
     assert not found, found[0]
+
+
+def test_the_floor_plan_names_the_rooms_in_their_order():
+    page = (SOURCES.parent / "CONTRIBUTING.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page, flags=re.M)
+    named = [room for row in rows for room in re.findall(r"`(\w+)`", row)]
+    assert named == [room for room in reversed(ROOMS) if room not in ("", "__main__")]
 
 
 @pytest.mark.parametrize(

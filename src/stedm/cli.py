@@ -67,7 +67,7 @@ def _run(config: Path, output: Path, preset=None, overrides=None, workers: int =
     from stedm.evaluation.text import summary_text
     from stedm.experiment.api import run
 
-    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, pool=engine)))
+    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, engine=engine)))
     typer.echo(f"report: {output / 'report' / 'report.html'}")
 
 

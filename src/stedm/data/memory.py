@@ -25,7 +25,7 @@ class CacheBudget:
 
     def __init__(self, megabytes: float | None = None):
         if megabytes is not None and megabytes < 0:
-            raise StedmError(f"data.cache_mb: must not be below 0, got {megabytes}")
+            raise StedmError(f"machine.cache_mb: must not be below 0, got {megabytes}")
         self.free_bytes = default_bytes() if megabytes is None else int(megabytes * 1e6)
 
     def take(self, n_items: int, bytes_each: int) -> int:
