@@ -47,10 +47,10 @@ def denoisers(compiled: bool) -> dict[str, Callable[[], None]]:
     noisy, time = torch.randn(b, 12, side, side, device=DEVICE), torch.rand(b, device=DEVICE) * 1000
     layout = torch.randint(0, CLASSES, (b, PX, PX), device=DEVICE)
     style = torch.randn(b, config.style.n_images, 3, PX, PX, device=DEVICE)
-    present = torch.ones(style.shape[:2], dtype=torch.bool, device=DEVICE)
+    valid = torch.ones(style.shape[:2], dtype=torch.bool, device=DEVICE)
 
     def call(network: nn.Module, part: slice) -> torch.Tensor:
-        return network(noisy[part], time[part], layout[part], style[part], present[part])
+        return network(noisy[part], time[part], layout[part], style[part], valid[part])
 
     def new(memory_format: str = own_format("denoiser")) -> nn.Module:
         denoiser = make_denoiser(config, PixelCodec(2), CLASSES, seed=0, image_px=PX)

@@ -120,13 +120,13 @@ def _training_step(setting: Setting, px: int, style_images: int | None = None) -
     noisy = torch.randn(1, setting.codec.latent_channels, side, side, generator=generator).to(setting.device)
     layout = torch.randint(k, (1, px, px), generator=generator).to(setting.device)
     style = torch.rand(1, n, 3, px, px, generator=generator).to(setting.device)
-    present = torch.ones(1, n, dtype=torch.bool, device=setting.device)
+    valid = torch.ones(1, n, dtype=torch.bool, device=setting.device)
     timestep = torch.full((1,), 500.0, device=setting.device)
     objective = Objective(config.objective, config.loss)
 
     def step() -> None:
         with autocast(setting.precision, setting.device):
-            predicted = denoiser(noisy, timestep, layout, style, present)
+            predicted = denoiser(noisy, timestep, layout, style, valid)
         objective(predicted.float(), noisy).backward()
         denoiser.zero_grad(set_to_none=True)
 

@@ -87,14 +87,14 @@ def _training(
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
         with torch.no_grad():
             if cache:
-                latent = cache(image, batch["row"], batch["turn"], batch["codec_noise"])
+                latent = cache(image, batch["row"], batch["symmetry_index"], batch["codec_noise"])
             else:
                 latent = codec.encode(image, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with FlopCounterMode(display=False) if trainer.step_done in counted else contextlib.nullcontext() as counter:
             clock.enter("forward")
             with trainer.autocast():
-                predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["present"])
+                predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["valid"])
             loss = objective(predicted.float(), target)
             clock.enter("backward")
             trainer.backward(loss)
