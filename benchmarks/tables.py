@@ -86,8 +86,9 @@ def tables(folder: Path) -> str:
         patients = per_patient(read_counts(folder / "counts.parquet"))
     if patients is not None:
         parts.append(category_table(patients, list(summary["arms"])))
-    if summary.get("stain_distance"):
-        parts.append(distance_table(summary["stain_distance"]))
+    # Of two patients there is no correlation.
+    if distances := [entry for entry in summary.get("stain_distance") or [] if entry["spearman"] is not None]:
+        parts.append(distance_table(distances))
     return "\n\n".join("\n".join(part) for part in parts)
 
 

@@ -74,11 +74,24 @@ def _spec_file(folder: Path, data: Path, **changes) -> Path:
     return folder / "spec.yaml"
 
 
-def test_runs_share_what_they_have_in_common(tmp_path, phantom):
-    spec = downstream.read_spec(_spec_file(tmp_path, phantom))
-    runs = tmp_path / "runs"
-    driven = downstream.Comparison(spec, runs)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, phantom) -> downstream.Comparison:
+    """All runs of the specification, which nobody changes."""
+    folder = tmp_path_factory.mktemp("whole")
+    driven = downstream.Comparison(downstream.read_spec(_spec_file(folder, phantom)), folder / "runs")
     driven.run(quiet=True)
+    return driven
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> downstream.Comparison:
+    """All runs of the specification, for a test that takes some away; what is shared is not copied."""
+    shutil.copytree(whole.folder, tmp_path / "runs", symlinks=True)
+    return downstream.Comparison(whole.spec, tmp_path / "runs")
+
+
+def test_runs_share_what_they_have_in_common(tmp_path, whole):
+    driven, runs = whole, whole.folder
     # One model and two sets a draw; the segmenters of `real` once a draw, whatever the variant.
     assert len(list((runs / "shared/models").glob("*/model"))) == 2
     assert len(list((runs / "shared/sets").glob("*/synthetic"))) == 4
@@ -207,29 +220,22 @@ def test_runs_that_differ_in_their_rounds_share_those_that_both_have(tmp_path, p
     assert len({(folder / "predictors").resolve() for folder in (kept_model, two, three)}) == 3
 
 
-def test_arms_are_compared_on_the_same_draws(tmp_path, phantom):
-    spec = downstream.read_spec(_spec_file(tmp_path, phantom, compare=[("half/real+synthetic", "base/real")]))
-    driven = downstream.Comparison(spec, tmp_path / "runs")
-    for cell in driven.cells:
-        if (cell.variant, cell.draw) != ("half", 1):
-            driven.run_cell(cell, Reporter(quiet=True))
+def test_arms_are_compared_on_the_same_draws(copied):
+    spec = copied.spec.model_copy(update={"compare": [("half/real+synthetic", "base/real")]})
 
     def compared():
-        summary = downstream_tables.summary_of(spec, 2, downstream_tables.pooled_counts(driven, 2))
+        summary = downstream_tables.summary_of(spec, 2, downstream_tables.pooled_counts(copied, 2))
         return {(entry["a"], entry["b"]) for entry in summary["comparisons"]}
 
+    assert ("half/real+synthetic", "base/real") in compared()
+    shutil.rmtree(copied.folder / "half/patients-2/draw-1")
     assert ("half/real+synthetic", "base/real") not in compared()
     assert ("guided/real+synthetic", "base/real") in compared()
-    driven.run_cell(downstream.Cell("half", 2, 1), Reporter(quiet=True))
-    assert ("half/real+synthetic", "base/real") in compared()
 
 
-def test_a_table_keeps_what_is_known_of_runs_that_are_gone(tmp_path, phantom, capsys):
-    spec_file = _spec_file(tmp_path, phantom)
-    driven = downstream.Comparison(downstream.read_spec(spec_file), tmp_path / "runs")
-    driven.run(quiet=True)
+def test_a_table_keeps_what_is_known_of_runs_that_are_gone(tmp_path, copied, capsys):
     target = tmp_path / "table"
-    whole = downstream_tables.write_table(driven, target)
+    whole = downstream_tables.write_table(copied, target)
     shutil.rmtree(tmp_path / "runs/base/patients-2/draw-0")
     shutil.rmtree(tmp_path / "runs/guided")
     verb = ["table", str(tmp_path / "runs"), "-o", str(target)]
