@@ -8,17 +8,17 @@
 - `mixed-styles`: half of an image's style images are another patient's. Do styles that nobody has add to those of
   patients?
 
-Gates, by the teachers of the model's pseudo-labels (so that no mask is used that the model didn't use):
+Gates, by the voters of the first round (so that no mask is used that the model didn't use):
 
-- `agreed-images`, `disputed-images`: of each style patient's images the half in which the teachers find the
+- `agreed-images`, `disputed-images`: of each style patient's images the half in which the voters find the
   layout best, or worst. Are faithful images worth more, or difficult ones?
-- `agreed-pixels`: pixels in which the teachers are sure of another class are ignored (after Yang et al. 2023,
+- `agreed-pixels`: pixels in which the voters are sure of another class are ignored (after Yang et al. 2023,
   FreeMask).
 
 `benchmarks/downstream.py` makes them for variants with the key `control`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +40,7 @@ from stedm.synthesis.plan import LIST_SEPARATOR
 Gate = Literal["agreed-images", "disputed-images", "agreed-pixels"]
 Control = Literal["shuffled-layouts", "copied-images", "unpainted-images", "annotated-styles", "mixed-styles", Gate]
 SURE = 0.9
-"""Mean probability of a class from which the teachers are sure of it."""
+"""Mean probability of a class from which the voters are sure of it."""
 
 
 class AnnotatedStyles(Round):
@@ -79,14 +79,18 @@ def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 class Unpainted(Round):
-    """Images of a plan with predicted layouts as they are, unpainted; the others are painted as ever."""
+    """In rounds after the first the images that the layouts were predicted in, as they are. Patients about whom
+    segmenters contradict each other have none."""
 
     def synthetic(self) -> DatasetFolder:
         if self.is_drawn or self.before is None:
             return super().synthetic()
         plan, px, folder = self.plan(), self.config.data.side, self.folder / "synthetic"
-        if set(plan["layout_kind"]) != {PREDICTED}:
-            raise StedmError("control unpainted-images: set rounds.predicted.fraction to 1; the others have no image")
+        plan = plan[plan["layout_kind"] == PREDICTED]
+        if plan.empty:
+            raise StedmError(
+                f"{self.folder}: control unpainted-images: segmenters contradict each other about everyone"
+            )
         unlabeled, layouts = self.context.unlabeled, self.predicted_layouts()
         row_of = {name: row for row, name in enumerate(unlabeled.table["image_file_name"])}
         rows = [row_of[name] for name in plan["layout_image_file_name"]]
@@ -105,6 +109,12 @@ DRAWN: dict[Control, type[Round]] = {
     "unpainted-images": Unpainted,
 }
 """Controls whose images are made by a run of their own."""
+NEEDED: dict[Control, Callable[[Round], object]] = {
+    "annotated-styles": Round.model,
+    "mixed-styles": Round.model,
+    "unpainted-images": Round.predicted_layouts,
+}
+"""What such a run takes over from the whole set's; the other controls take the set itself."""
 
 
 def shuffle_layouts(synthetic: DatasetFolder, folder: Path, *, image_px: int, seed: int) -> None:
@@ -123,12 +133,10 @@ def copy_images(annotated: DatasetFolder, n_images: int, folder: Path, *, image_
     _write(annotated, rows, images, masks, folder)
 
 
-def gate(synthetic: DatasetFolder, teachers: Sequence[Path], kind: Gate, folder: Path, *, image_px: int) -> None:
-    """What a gate leaves of the set, written to `folder`; `StedmError` where there is no teacher."""
-    if not teachers:
-        raise StedmError(f"control {kind}: needs the voters of rounds.labels; ask for these")
+def gate(synthetic: DatasetFolder, voters: Sequence[Path], kind: Gate, folder: Path, *, image_px: int) -> None:
+    """What a gate leaves of the set, written to `folder`."""
     whole = ImageSet.read(synthetic, image_px, with_masks=True)
-    networks = [load_segmenter(path)[0] for path in teachers]
+    networks = [load_segmenter(path)[0] for path in voters]
     starts = range(0, len(whole.images), 64)
     votes = torch.cat([vote(networks, whole.images[start : start + 64]) for start in starts]).numpy()
     if kind == "agreed-pixels":

@@ -11,7 +11,7 @@ two runs have in common (a diffusion model, a synthetic set, segmenters without 
 With --keep a table is added to: counts that results/NAME has of runs that are not in FOLDER stay.
 
 FOLDER/spec.yaml                         the specification, paths made absolute
-FOLDER/shared/{models,sets,segmenters}/  what runs have in common, each a run folder of its own
+FOLDER/shared/{teachers,models,sets,segmenters}/  what runs have in common, each a run folder of its own
 FOLDER/VARIANT/patients-B/draw-D/        a run folder, with its report
 
 A variant with the key `control` has a set that lacks one thing on purpose (see controls.py).
@@ -26,7 +26,7 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from controls import DRAWN, Control, Gate, copy_images, gate, shuffle_layouts
+from controls import DRAWN, NEEDED, Control, Gate, copy_images, gate, shuffle_layouts
 from downstream_tables import BASE, write_curve, write_headline, write_table
 from judging import RunSpec, claim, locked, read_run_spec
 from stedm.config import (
@@ -87,6 +87,11 @@ class Spec(RunSpec):
             config = self.config(variant, self.budgets[0], self.draws[0])
             if config.data.phantom is not None:
                 raise StedmError("data.phantom: make the phantom first (stedm data phantom) and give data.path")
+            predicted = config.rounds.predicted
+            if self.control(variant) == "unpainted-images" and (
+                config.rounds.last == 1 or predicted is None or predicted.fraction < 1
+            ):
+                raise StedmError(f"variant {variant}: set rounds.predicted.fraction to 1; other layouts have no image")
         if self.baseline not in self.config(BASE, self.budgets[0], self.draws[0]).segmentation.arms:
             raise StedmError(f"baseline: {self.baseline} is not an arm of {BASE}")
 
@@ -151,46 +156,31 @@ class Comparison:
 
     def _synthetic(self, config: RunConfig, control: Control | None, reporter: Reporter) -> Path:
         """Run folder of the synthetic set that `config` and `control` ask for."""
-        plain = SegmentationConfig()
-        # A set depends on how segmenters are trained, but not on which are compared.
-        free = {key: getattr(plain, key) for key in ("arms", "seeds")}
-        segmentation = config.segmentation.model_copy(update=free)
-        drawn = config.model_copy(update={"name": "shared", "segmentation": segmentation})
+        drawn = config.model_copy(update={"name": "shared", "segmentation": _labelling(config)})
         model = self._first_model(drawn, reporter)
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
             for part in ("model", "pseudo_labels"):
                 if (model / part).exists():
                     _link(folder / ("rounds/1" if drawn.fine_tunes else "") / part, model / part)
-            if (model / "self_training").exists():
-                _link(folder / "self_training", model / "self_training")
-            if drawn.rounds.last > 1 and not control:
-                self._link_rounds_before(drawn, folder, reporter)
-            if control in (None, "shuffled-layouts", *get_args(Gate)):
-                experiment.last_round.synthetic()
-        return self._without(control, drawn, folder, model, reporter) if control else folder
+            for part in ("teachers", "self_training"):
+                if (model / part).exists():
+                    _link(folder / part, model / part)
+            if control != "copied-images":
+                if drawn.rounds.last > 1:
+                    self._link_rounds_before(drawn, folder, reporter)
+                NEEDED.get(control, Round.synthetic)(experiment.last_round)
+        return self._without(control, drawn, folder, reporter) if control else folder
 
     def _first_model(self, drawn: RunConfig, reporter: Reporter) -> Path:
         """Run folder of the diffusion model of the first round."""
-        segmentation, labels = drawn.segmentation, drawn.rounds.labels
-        self_trained = labels is not None and labels.arm == "self-training"
-        if labels is None:
-            segmentation = SegmentationConfig()
-        elif not self_trained:
-            steps = min(segmentation.steps, FIRST_VOTER_STEPS)
-            plain = SegmentationConfig().synthetic_fraction
-            segmentation = segmentation.model_copy(update={"steps": steps, "synthetic_fraction": plain})
-        trained = drawn.model_copy(
-            update={
-                "synthesis": SynthesisConfig(),
-                "rounds": RoundsConfig(number=1, voters=drawn.rounds.voters, labels=labels),
-                "segmentation": segmentation,
-            }
-        )
+        labels = drawn.rounds.labels
+        once = drawn.model_copy(update={"rounds": RoundsConfig(number=1, voters=drawn.rounds.voters, labels=labels)})
+        trained = once.model_copy(update={"synthesis": SynthesisConfig(), "segmentation": _labelling(once)})
         with self._shared("models", trained) as folder:
             experiment = Experiment(trained, folder, reporter)
-            if self_trained:
-                _link(folder / "self_training", self._self_training(drawn, reporter))
+            if labels and labels.arm == "self-training":
+                _link(folder / "self_training", self._self_training(trained, reporter))
             experiment.last_round.model()
         return folder
 
@@ -209,13 +199,15 @@ class Comparison:
                 if (there / part).exists():
                     _link(folder / "rounds" / str(earlier) / part, there / part)
 
-    def _without(self, control: Control, drawn: RunConfig, whole: Path, model: Path, reporter: Reporter) -> Path:
+    def _without(self, control: Control, drawn: RunConfig, whole: Path, reporter: Reporter) -> Path:
         """Run folder of a set that lacks something, made beside the whole one."""
         px, seed, target = drawn.data.side, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
             experiment = Experiment(drawn, folder, reporter)
             experiment.round_type = DRAWN.get(control, Round)
             shared = ("model", "pseudo_labels", "self_training", "rounds/*/model", "rounds/*/pseudo_labels")
+            if control == "unpainted-images":
+                shared += ("predictors", "predicted_layouts", "agreement.csv", "rounds/*/synthetic")
             for part in (path for pattern in shared for path in whole.glob(pattern)):
                 _link(folder / part.relative_to(whole), part)
             synthetic = folder / "synthetic"
@@ -239,14 +231,16 @@ class Comparison:
         trained = self._alone(config, arm)
         with self._shared("segmenters", trained) as folder:
             experiment = Experiment(trained, folder, reporter)
+            if arm == "self-training":
+                _link(folder / "self_training", self._self_training(config, reporter))
             experiment.train_segmenters()
             experiment.counts()
         return folder / "segmenters" / arm
 
     def _self_training(self, config: RunConfig, reporter: Reporter) -> Path:
-        """Folder `self_training` of the run that the segmenters of arm self-training are trained in."""
-        trained = self._alone(config, "self-training")
-        with self._shared("segmenters", trained) as folder:
+        """Folder `self_training` of the run that the teachers of arm self-training are trained in."""
+        trained = self._alone(config.model_copy(update={"segmentation": _free(config.segmentation)}), "self-training")
+        with self._shared("teachers", trained) as folder:
             self_training_voters(Experiment(trained, folder, reporter).context, "self-training").models()
         return folder / "self_training"
 
@@ -268,6 +262,24 @@ class Comparison:
 
     def _shared(self, kind: str, config: RunConfig) -> "_Locked":
         return _Locked(self.folder / "shared" / kind / fingerprint(config.model_dump(mode="json")))
+
+
+def _free(segmentation: SegmentationConfig) -> SegmentationConfig:
+    """How segmenters are trained, but not which are compared."""
+    plain = SegmentationConfig()
+    return segmentation.model_copy(update={"arms": plain.arms, "seeds": plain.seeds})
+
+
+def _labelling(config: RunConfig) -> SegmentationConfig:
+    """What a synthetic set depends on of how segmenters are trained: it is seen by voters."""
+    labels, free = config.rounds.labels, _free(config.segmentation)
+    if config.rounds.last > 1 or (labels and labels.arm == "self-training"):
+        return free
+    plain = SegmentationConfig()
+    if labels is None:
+        return plain
+    steps = min(free.steps, FIRST_VOTER_STEPS)
+    return free.model_copy(update={"steps": steps, "synthetic_fraction": plain.synthetic_fraction})
 
 
 class _Locked:
