@@ -147,7 +147,7 @@ def test_the_command_prints_the_tables_without_any_data(tmp_path, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     rows = ("U-Net", "style encoder", "aggregation", "layout embedding", "codec", "total", "weights", "AdamW moments")
-    for row in (*rows, "assumed", "training step, batch 3", "8 network calls", "bf16, batch 3", "activations"):
+    for row in (*rows, "assumed", "training step, batch 3", "8 network evaluations", "bf16, batch 3", "activations"):
         assert row in shown, row
     assert "diffusion:" not in shown
 

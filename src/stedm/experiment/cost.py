@@ -75,7 +75,7 @@ class Cost:
     flops_per_call: int
     """One call of the network for one image while sampling."""
     flops_per_image: int
-    """One generated image: style images, all network calls, decoding."""
+    """One generated image: style images, all network evaluations, decoding."""
     memory: dict[tuple[str, int], TrainingMemory]
     """Of training in one process, by precision (fp32, bf16) and batch (1 and the configuration's, or what
     `accumulate` leaves of it at once)."""

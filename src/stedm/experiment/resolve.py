@@ -10,7 +10,7 @@ from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_
 
 FEW_PATIENTS = 3
 """Up to so many annotated patients, self-trained segmenters label better than those of annotated images alone
-(results/few_patients)."""
+(results/ebhi_few_patients)."""
 _IMAGES_TO_LOOK_AT = 32
 _MULTIPLE_PX = 16
 
