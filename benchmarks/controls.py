@@ -29,7 +29,7 @@ import torch
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
 from stedm.data.symmetry import symmetry
 from stedm.errors import StedmError
-from stedm.evaluation.quality import ImageSet, with_shuffled_layouts
+from stedm.evaluation.quality import ImageSet
 from stedm.experiment.rounds import Round
 from stedm.layout.recipe import PREDICTED
 from stedm.seeds import numpy_generator
@@ -115,6 +115,16 @@ NEEDED: dict[Control, Callable[[Round], object]] = {
     "unpainted-images": Round.predicted_layouts,
 }
 """What such a run takes over from the whole set's; the other controls take the set itself."""
+
+
+def with_shuffled_layouts(images: ImageSet, seed: int = 0) -> ImageSet:
+    """The same images, each with the mask of another one: the floor of `layout_iou`."""
+    if images.masks is None or len(images.masks) < 2:
+        raise StedmError("quality: shuffling layouts needs two images with masks")
+    order = numpy_generator(seed, "shuffled layouts").permutation(len(images.masks))
+    masks = np.empty_like(images.masks)
+    masks[order] = images.masks[np.roll(order, 1)]  # along one cycle, so that none keeps its own
+    return ImageSet(images.images, images.patients, masks)
 
 
 def shuffle_layouts(synthetic: DatasetFolder, folder: Path, *, image_px: int, seed: int) -> None:

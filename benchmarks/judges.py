@@ -5,20 +5,19 @@
 - parameter regressor: fitted on a phantom cohort of its own.
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
+from phantom_truth import ParameterRegressor, phantom_parameters, region_statistics
 from stedm.config import PhantomConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.evaluation.quality import ImageSet, ParameterRegressor, Segment, region_statistics, true_parameters
+from stedm.evaluation.quality import ImageSet, Segment
 from stedm.phantom.cohort import make_phantom
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
@@ -144,12 +143,3 @@ class PhantomJudge:
 
     def images(self, split: str) -> ImageSet:
         return ImageSet.read(self.cohort.split(split), self.config.image_px, with_masks=True)
-
-
-def phantom_parameters(root: Path) -> pd.DataFrame:
-    """True parameters of the patients of a phantom folder, a row a patient."""
-    path = root / "patients.json"
-    if not path.is_file():
-        raise StedmError(f"{path}: missing; only a phantom has true parameters")
-    records = json.loads(path.read_text(encoding="utf-8"))["patients"]
-    return pd.DataFrame({record["patient_id"]: true_parameters(record) for record in records}).T

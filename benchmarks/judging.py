@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.stats import t as student_t
 
-from judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
+from controls import with_shuffled_layouts
+from judges import PhantomJudge, style_and_content_encoders, train_judge_segmenter
+from phantom_truth import parameter_error, phantom_parameters
 from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
@@ -27,9 +29,7 @@ from stedm.evaluation.quality import (
     Segment,
     layout_iou,
     measure_appearance,
-    parameter_error,
     retrieval_chance,
-    with_shuffled_layouts,
 )
 from stedm.io.files import write_json, write_text
 from stedm.progress import Reporter

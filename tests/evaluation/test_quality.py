@@ -116,8 +116,7 @@ def test_layout_iou_of_a_judge_that_sees_and_of_shuffled_layouts(cohort):
 
     classes = ["background", "disc"]
     assert quality.layout_iou(sees, cohort, classes).value == 1.0
-    shuffled = quality.with_shuffled_layouts(cohort)
-    assert all((ours != theirs).any() for ours, theirs in zip(cohort.masks, shuffled.masks, strict=True))
+    shuffled = ImageSet(cohort.images, cohort.patients, np.roll(cohort.masks, 1, axis=0))
     assert quality.layout_iou(sees, shuffled, classes).value < 0.6
     blind = quality.layout_iou(lambda images: np.zeros(images.shape[:3], np.uint8), cohort, classes)
     assert blind.value == 0.0
@@ -138,13 +137,6 @@ def test_kid_is_about_zero_for_one_distribution_and_grows_with_noise():
     assert torch.equal(torch.random.get_rng_state(), before)
     with pytest.raises(StedmError, match="four images"):
         quality.kernel_distance(features[:3], features)
-
-
-def test_a_class_that_is_absent_is_no_obstacle(cohort):
-    truth = pd.DataFrame({"x": numpy_generator(0, "truth").normal(size=8)}, index=[f"P{i}" for i in range(8)])
-    regressor = quality.ParameterRegressor.fit(quality.region_statistics(cohort, 3), truth)
-    empty = ImageSet(cohort.images[:6], cohort.patients[:6], np.zeros_like(cohort.masks[:6]))
-    assert np.isfinite(quality.parameter_error(regressor, empty, truth, 3)["error_x"].value)
 
 
 def test_unknown_values_of_patients_are_left_out():

@@ -106,7 +106,7 @@ def test_masks_of_every_kind_of_layout_can_be_made_again_from_a_row(model, datas
     assert check_dataset(tmp_path / "set") == []
     made = DatasetFolder.open(tmp_path / "set")
     assert set(made.table["layout_kind"]) == set(KINDS)
-    prior = LayoutPrior.fit(dataset.split("train"), 16)
+    prior = LayoutPrior(dataset.split("train"), 16)
     for number, row in enumerate(made.table.itertuples()):
         assert layout_recipe(row) == layout_recipe(plan.iloc[number])
         assert np.array_equal(made.read_mask(number), prior.build(layout_recipe(row)))

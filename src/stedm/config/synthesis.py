@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from stedm.config.base import Fraction, Part, Positive
 
-LayoutKind = Literal["resample", "warp", "recombine", "procedural"]
+LayoutKind = Literal["resample", "warp"]
 Layouts = LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 """A kind of layout, or a mixture as {kind: weight}."""
 Sampler = Literal["ddim", "dpm++", "unipc", "euler"]
@@ -52,13 +52,12 @@ class SynthesisConfig(Part):
     """Over what the images are spread evenly: unannotated patients, or their categories and in each its patients (for
     categories of very different size)."""
     layouts: Layouts = "warp"
-    """What is done to annotated layouts (stedm.layout.prior): `resample` = nothing; `warp` = deformed; `recombine` =
-    two of one category joined; `procedural` = random fields with the category's class fractions and structure sizes;
-    or a mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
+    """What is done to annotated layouts (stedm.layout.prior): `resample` = nothing; `warp` = deformed; or a
+    mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
     category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
     """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
-    class takes that part of the image (predicted ones are as they are seen). Categories without annotated layouts
-    can be described in this way."""
+    class takes that part of the image (predicted ones are as they are seen). Of a category without annotated layouts
+    they are the layouts of the others that fit."""
     sampling: Sampling = Sampling()
     batch: Positive = 32
     """Images drawn at once."""

@@ -186,8 +186,7 @@ class _Painter:
         return self._predicted.mask(self._predicted_row_of[image_file_name])
 
     def _layout(self, recipe: LayoutRecipe) -> np.ndarray:
-        read = self._predicted_mask if recipe.kind == PREDICTED else self._mask
-        return build_layout(recipe, read, self.model.image_px)
+        return build_layout(recipe, self._predicted_mask if recipe.kind == PREDICTED else self._mask)
 
     def _start_image(self, recipe: LayoutRecipe) -> np.ndarray:
         return symmetry(self.cache.image(self._row_of[recipe.source]), recipe.symmetry)

@@ -17,7 +17,7 @@ from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint, replacing
 from stedm.layout.prior import LayoutPrior
-from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe, Texture
+from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe
 from stedm.seeds import numpy_generator, seed_for
 
 LIST_SEPARATOR = ";"
@@ -28,8 +28,6 @@ COLUMNS = [
     "layout_symmetry",
     "layout_kind",
     "layout_seed",
-    "layout_second_image",
-    "layout_texture",
     "style_patient_id",
     "style_image_file_names",
     "category",
@@ -74,7 +72,7 @@ def make_plan(
     patients = rows_by_patient(unlabeled.table)
     queues = _queues(unlabeled.table, config, seed)
     _refuse_unknown_categories(config, annotated, unlabeled)
-    prior = LayoutPrior.fit(annotated, image_px, config.category_fractions)
+    prior = LayoutPrior(annotated, image_px, config.category_fractions)
     kinds = Kinds(config, predicted, predicted_config or PredictedConfig())
     sources = annotated.table.set_index("image_file_name")
     sampling = config.sampling.model_dump_json()
@@ -143,8 +141,6 @@ def _layout_columns(recipe: LayoutRecipe, source: pd.Series) -> dict[str, Any]:
         "layout_symmetry": recipe.symmetry,
         "layout_kind": recipe.kind,
         "layout_seed": recipe.seed,
-        "layout_second_image": recipe.second,
-        "layout_texture": recipe.texture.to_json() if recipe.texture else "",
     }
 
 
@@ -174,17 +170,9 @@ def layout_recipe(row: Any) -> LayoutRecipe:
     Raises:
         StedmError: the row describes no layout.
     """
-    kind, second, text = row.layout_kind, row.layout_second_image, row.layout_texture
-    try:
-        texture = Texture.from_json(text) if kind == "procedural" else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StedmError(f"plan row {row.image_id}: layout_texture is not readable; make the plan again") from error
-    if kind not in (*KINDS, PREDICTED) or (kind == "recombine" and not second):
-        raise StedmError(f"plan row {row.image_id}: layout_kind {kind!r} is not usable; make the plan again")
-    second = second if kind == "recombine" else ""
-    return LayoutRecipe(
-        kind, row.layout_image_file_name, int(row.layout_symmetry), int(row.layout_seed), second, texture
-    )
+    if row.layout_kind not in (*KINDS, PREDICTED):
+        raise StedmError(f"plan row {row.image_id}: layout_kind {row.layout_kind!r} is not known; make the plan again")
+    return LayoutRecipe(row.layout_kind, row.layout_image_file_name, int(row.layout_symmetry), int(row.layout_seed))
 
 
 def write_plan(plan: pd.DataFrame, path: str | Path) -> None:
@@ -227,9 +215,8 @@ def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
     for row in plan.itertuples():
         recipe = layout_recipe(row)
         annotated = ("unlabeled",) if recipe.kind == PREDICTED else ("train",)
-        layouts = [(name, annotated) for name in (recipe.source, recipe.second) if name]
         styles = [(name, ("unlabeled", "train")) for name in str(row.style_image_file_names).split(LIST_SEPARATOR)]
-        for name, allowed in layouts + styles:
+        for name, allowed in [(recipe.source, annotated), *styles]:
             if name not in splits:
                 raise StedmError(f"plan row {row.image_id}: {name} is not in {dataset.root}; make the plan again")
             if splits[name] not in allowed:
