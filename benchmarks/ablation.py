@@ -1,7 +1,8 @@
 """The ablation table: one choice at a time around a base configuration, several seeds, judged independently.
 
     python benchmarks/ablation.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
-    python benchmarks/ablation.py table FOLDER -o docs/results/NAME
+    python benchmarks/ablation.py table FOLDER -o results/NAME
+    python benchmarks/ablation.py print results/NAME        the table of what is kept there, without any run
 
 `run` trains what is missing, draws the same plan with every variant, measures the images (stedm.evaluation.quality)
 and can be stopped and started at any time, or in several shards at once:
@@ -25,20 +26,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, Part, claim, interval, locked, wrapped
-from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
+from judging import LOWER_IS_BETTER, MEASURES, Cohort, Jury, RunSpec, claim, interval, locked, read_run_spec, wrapped
+from stedm.config import PhantomConfig, RunConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, colour_layout, save_png
 from stedm.evaluation.quality import ColourSpace, ImageEncoder, ImageSet, Measure
-from stedm.experiment.experiment import Experiment, annotated_part
+from stedm.experiment.experiment import Experiment
+from stedm.experiment.resolve import annotated_part, resolve
+from stedm.experiment.rounds import Round
 from stedm.io.files import replacing, write_json, write_text
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 from stedm.synthesis.plan import LIST_SEPARATOR
 from stedm.workers.pool import parse_shard
@@ -50,14 +51,12 @@ FROM = "from"
 # ---- specification ------------------------------------------------------------------------------------------------
 
 
-class Spec(Part):
+class Spec(RunSpec):
     """A base configuration and named variants of it: {name: {"diffusion.style.aggregation": "max", ...}}.
 
     The key `from: NAME` in a variant takes the trained model of another one, so that only `synthesis` may differ.
     """
 
-    name: str
-    base: dict[str, Any]
     seeds: list[int] = [0, 1, 2]
     cohort: Cohort = Cohort()
     colours: ColourSpace = "hed"
@@ -65,14 +64,10 @@ class Spec(Part):
     phantom_patients: int = Field(
         default=96, description="patients that the judge of a phantom's parameters is fitted on"
     )
-    variants: dict[str, dict[str, Any]]
 
     def config(self, variant: str, seed: int) -> RunConfig:
         """The configuration of one run; `StedmError` for keys that stedm doesn't know."""
-        values = OmegaConf.create({"name": f"{self.name}, {variant}", "seed": seed, **self.base})
-        for key, value in self._settings(variant).items():
-            OmegaConf.update(values, key, value, merge=False)
-        return parse_config(OmegaConf.to_container(values, resolve=True), source=f"variant {variant}")
+        return self._config(variant, {"seed": seed, **self._settings(variant)})
 
     def trained_as(self, variant: str) -> str:
         """The variant whose model this one uses: itself, or the one under `from`."""
@@ -92,7 +87,7 @@ class Spec(Part):
             if source not in self.variants or self.trained_as(source) != source:
                 raise StedmError(f"variant {variant}: from {source}: is not a variant with a model of its own")
             ours, theirs = self.config(variant, 0), self.config(source, 0)
-            if (ours.diffusion, ours.data) != (theirs.diffusion, theirs.data):
+            if (ours.diffusion, ours.rounds, ours.data) != (theirs.diffusion, theirs.rounds, theirs.data):
                 raise StedmError(
                     f"variant {variant}: from {source}: only synthesis.* may differ, the model is the same"
                 )
@@ -100,16 +95,7 @@ class Spec(Part):
 
 def read_spec(path: Path) -> Spec:
     """Read and check a specification; a relative data.path is relative to the file."""
-    if not path.is_file():
-        raise StedmError(f"{path}: no such specification")
-    try:
-        spec = Spec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise StedmError(f"{path}: {' '.join(str(error).split())}") from error
-    if data_path := spec.base.get("data", {}).get("path"):
-        spec.base["data"]["path"] = str((path.parent / data_path).resolve())
-    spec.check()
-    return spec
+    return read_run_spec(path, Spec)
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------------
@@ -159,10 +145,10 @@ class Ablation:
         source = self.spec.trained_as(variant)
         model = experiment.folder / "model"
         if source != variant and not model.exists():
-            self._experiment(source, seed, reporter).train_diffusion()
+            self._experiment(source, seed, reporter).last_round.model()
             model.unlink(missing_ok=True)
             model.symlink_to(Path("..") / ".." / source / f"seed-{seed}" / "model", target_is_directory=True)
-        return experiment.synthesize()
+        return experiment.last_round.synthetic()
 
     def measure(self, images: ImageSet) -> dict[str, Measure]:
         """All measures of synthetic images whose masks are the layouts that were asked for."""
@@ -193,7 +179,7 @@ class Ablation:
 
     @property
     def image_px(self) -> int:
-        return self._config.data.image_px
+        return self._config.data.side
 
     @property
     def phantom(self) -> PhantomConfig | None:
@@ -222,7 +208,7 @@ class Ablation:
 
     @cached_property
     def _config(self) -> RunConfig:
-        return self.spec.config(BASE, self.spec.seeds[0])
+        return resolve(self.spec.config(BASE, self.spec.seeds[0]))
 
     # ---- folders ------------------------------------------------------------------------------------------------
 
@@ -233,23 +219,26 @@ class Ablation:
         config = self.spec.config(variant, seed)
         data = config.data.model_copy(update={"phantom": None, "path": self.dataset.root.resolve()})
         config = config.model_copy(update={"data": data})
-        return _PooledExperiment(config, self.run_folder(variant, seed), reporter, self.pool)
+        experiment = Experiment(config, self.run_folder(variant, seed), reporter)
+        experiment.round_type = self._round_type
+        return experiment
+
+    @cached_property
+    def _round_type(self) -> type[Round]:
+        pool = self.pool
+
+        class Pooled(Round):
+            """A round whose plan leaves the reference images alone."""
+
+            @property
+            def style_source(self) -> DatasetFolder:
+                return pool
+
+        return Pooled
 
     def _claim(self) -> None:
         """Variants and seeds may be added later."""
         claim(self.folder, self.spec, may_change=("variants", "seeds"))
-
-
-class _PooledExperiment(Experiment):
-    """An experiment whose plan leaves the reference images alone."""
-
-    def __init__(self, config: RunConfig, folder: Path, reporter: Reporter, pool: DatasetFolder):
-        super().__init__(config, folder, reporter)
-        self.pool = pool
-
-    @property
-    def style_source(self) -> DatasetFolder:
-        return self.pool
 
 
 # ---- statistics ---------------------------------------------------------------------------------------------------
@@ -302,24 +291,48 @@ def _columns(prefix: str, table: pd.DataFrame) -> dict[str, float]:
 
 
 def write_table(ablation: Ablation, target: Path) -> None:
-    """TARGET/{table.md, summary.csv, per_patient.csv, bounds.json}, TARGET_measures.png and TARGET_grid.png."""
+    """TARGET/{table.md, measures.parquet, measures.png, grid.png}; measures.parquet holds all that is measured."""
     values, bounds = collect(ablation), ablation.bounds(Reporter(quiet=True))
     summary = summarise(values)
-    for name, table in (("summary.csv", summary), ("per_patient.csv", values)):
-        with replacing(target / name) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.5g")
-    write_json(target / "bounds.json", bounds)
-    write_text(target / "table.md", markdown(ablation.spec, summary, bounds))
+    write_measures(target / "measures.parquet", values, bounds)
+    write_text(target / "table.md", markdown(ablation.spec.name, summary, bounds))
     shown = [name for name in MEASURES if name in set(summary["measure"])]
-    save_png(Path(f"{target}_measures.png"), measures_figure(summary, bounds, shown), dpi=110)
-    save_png(Path(f"{target}_grid.png"), grid_figure(ablation), dpi=110)
+    save_png(target / "measures.png", measures_figure(summary, bounds, shown), dpi=110)
+    save_png(target / "grid.png", grid_figure(ablation), dpi=110)
 
 
-def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, float]]) -> str:
+def write_measures(path: Path, values: pd.DataFrame, bounds: dict[str, dict[str, float]]) -> None:
+    """Keep the table of `collect` in one file, and the bounds as variants `*real*` and `*chance*` without a seed."""
+    rows = [(f"*{label}*", -1, name, "", value) for label, known in bounds.items() for name, value in known.items()]
+    table = pd.concat([values, pd.DataFrame(rows, columns=values.columns)], ignore_index=True)
+    with replacing(path) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")
+
+
+def read_measures(path: Path) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+    """What `write_measures` kept: the table of `collect` and the bounds."""
+    if not path.is_file():
+        raise StedmError(f"{path}: no such file; give a folder that `ablation.py table` wrote")
+    table = pd.read_parquet(path)
+    bound = table["seed"] == -1
+    bounds = {
+        label: table[bound & (table["variant"] == f"*{label}*")].set_index("measure")["value"].to_dict()
+        for label in ("real", "chance")
+    }
+    return table[~bound], bounds
+
+
+def kept_table(folder: Path) -> str:
+    """`markdown` of what FOLDER/measures.parquet holds."""
+    values, bounds = read_measures(folder / "measures.parquet")
+    return markdown(folder.name, summarise(values), bounds)
+
+
+def markdown(title: str, summary: pd.DataFrame, bounds: dict[str, dict[str, float]]) -> str:
     """Two tables, means and differences to base; a bold difference has an interval without 0."""
     names = [name for name in MEASURES if name in set(summary["measure"])]
     cells = summary.set_index(["variant", "measure"])
-    variants = [name for name in spec.variants if name in set(summary["variant"])]
+    variants = list(dict.fromkeys(summary["variant"]))
     arrows = [f"{MEASURES[name]} {'↓' if name.startswith(LOWER_IS_BETTER) else '↑'}" for name in names]
     head = ["| variant | seeds | " + " | ".join(arrows) + " |", "|---" * (len(names) + 2) + "|"]
     means, differences = list(head), list(head)
@@ -340,7 +353,7 @@ def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, floa
         "shuffled layouts, for the parameters the mean of all patients. Differences are paired by seed and patient; "
         "bold: the interval leaves out 0."
     )
-    return "\n".join([f"## {spec.name}", "", *means, "", f"### Difference to {BASE}", "", *differences, "", notes, ""])
+    return "\n".join([f"## {title}", "", *means, "", f"### Difference to {BASE}", "", *differences, "", notes, ""])
 
 
 def _cell(row: pd.Series, prefix: str) -> str:
@@ -433,10 +446,14 @@ def main(arguments: list[str] | None = None) -> None:
     table = verbs.add_parser("table", help="tables and figures of what is measured")
     table.add_argument("folder", type=Path)
     table.add_argument("-o", dest="target", type=Path, required=True)
+    kept = verbs.add_parser("print", help="the table of a folder that `table` wrote")
+    kept.add_argument("folder", type=Path)
     given = parser.parse_args(arguments)
     try:
         if given.verb == "run":
             Ablation(read_spec(given.spec), given.folder).run(given.only, parse_shard(given.shard))
+        elif given.verb == "print":
+            print(kept_table(given.folder), end="")
         else:
             write_table(Ablation(read_spec(given.folder / "spec.yaml"), given.folder), given.target)
     except StedmError as error:

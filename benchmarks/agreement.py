@@ -1,10 +1,10 @@
 """How well does agreement, which needs no masks, tell for which patients segmenters are wrong? On patients with masks.
 
-    python benchmarks/agreement.py RUN DATASET -o docs/results/agreement/NAME.csv [--split val]
+    python benchmarks/agreement.py RUN DATASET -o results/agreement/NAME.csv [--split val]
 
-RUN: a run with `synthesis.rounds: 2`. What it does to its unannotated patients (RUN/agreement.csv) is done here to
-those of the split, which no network of RUN has seen: the segmenters of the annotated images (RUN/teachers) say what
-they are sure of, those that have learned from synthetic images (RUN/predictors) what they see. The file has a row a
+RUN: a run with several rounds. What it does to its unannotated patients (RUN/agreement.csv) is done here to those of
+the split, which no network of RUN has seen: the voters of the first round say what they are sure of, those of the last
+round, which have learned from synthetic images, what they see. The file has a row a
 patient, with the agreement and the IoU of arms against the masks, mean over the seeds that RUN has.
 """
 
@@ -22,6 +22,7 @@ from stedm.errors import StedmError
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.scoring import count_dataset
 from stedm.experiment.agreement import agreement
+from stedm.experiment.experiment import Experiment
 from stedm.segmentation.pseudo_labels import write_pseudo_labels
 
 ARMS = ("real+stain", "real+stain+synthetic")
@@ -31,10 +32,10 @@ FAILED = 0.5
 
 def measured(run: Path, config: RunConfig, held_out: DatasetFolder) -> pd.DataFrame:
     """A row a patient of the split: patient_id, category, agreement, sure_fraction, and the IoU of each arm."""
-    px, labels = config.data.image_px, config.diffusion.pseudo_labels
-    voters = [sorted(run.glob(f"{part}/seed-*/model")) for part in ("teachers", "predictors")]
-    if labels is None or not all(voters):
-        raise StedmError(f"{run}: no teachers or no predictors; needs pseudo_labels and synthesis.rounds of 2")
+    px, labels, last = config.data.side, config.rounds.labels, Experiment(config, run).last_round
+    voters = [sorted(made.voters.folder.glob("seed-*/model")) for made in (last.first, last)]
+    if labels is None or last.before is None or not all(voters):
+        raise StedmError(f"{run}: no voters of two rounds; needs rounds.labels and rounds.number of 2")
     with tempfile.TemporaryDirectory() as folder:
         sure, seen = (
             write_pseudo_labels(models, held_out, Path(folder) / str(least), image_px=px, confidence=least)
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(str(error))
     given.target.parent.mkdir(parents=True, exist_ok=True)
     table.sort_values("agreement").to_csv(given.target, index=False, float_format="%.4f")
-    print(verdict(table, config.synthesis.agreement))
+    print(verdict(table, config.rounds.agreement))
 
 
 if __name__ == "__main__":

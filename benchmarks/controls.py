@@ -8,17 +8,17 @@
 - `mixed-styles`: half of an image's style images are another patient's. Do styles that nobody has add to those of
   patients?
 
-Gates, by the teachers of the model's pseudo-labels (so that no mask is used that the model didn't use):
+Gates, by the voters of the first round (so that no mask is used that the model didn't use):
 
-- `agreed-images`, `disputed-images`: of each style patient's images the half in which the teachers find the
+- `agreed-images`, `disputed-images`: of each style patient's images the half in which the voters find the
   layout best, or worst. Are faithful images worth more, or difficult ones?
-- `agreed-pixels`: pixels in which the teachers are sure of another class are ignored (after Yang et al. 2023,
+- `agreed-pixels`: pixels in which the voters are sure of another class are ignored (after Yang et al. 2023,
   FreeMask).
 
 `benchmarks/downstream.py` makes them for variants with the key `control`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +29,8 @@ import torch
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
 from stedm.data.symmetry import symmetry
 from stedm.errors import StedmError
-from stedm.evaluation.quality import ImageSet, with_shuffled_layouts
-from stedm.experiment.experiment import Experiment
+from stedm.evaluation.quality import ImageSet
+from stedm.experiment.rounds import Round
 from stedm.layout.recipe import PREDICTED
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
@@ -40,22 +40,22 @@ from stedm.synthesis.plan import LIST_SEPARATOR
 Gate = Literal["agreed-images", "disputed-images", "agreed-pixels"]
 Control = Literal["shuffled-layouts", "copied-images", "unpainted-images", "annotated-styles", "mixed-styles", Gate]
 SURE = 0.9
-"""Mean probability of a class from which the teachers are sure of it."""
+"""Mean probability of a class from which the voters are sure of it."""
 
 
-class AnnotatedStyles(Experiment):
-    """A run whose synthetic images are in the styles of its annotated patients."""
+class AnnotatedStyles(Round):
+    """Synthetic images in the styles of the annotated patients."""
 
     @property
     def style_source(self) -> DatasetFolder:
-        return self.annotated
+        return self.context.annotated
 
 
-class MixedStyles(Experiment):
-    """A run whose synthetic images are each in the style of two unannotated patients."""
+class MixedStyles(Round):
+    """Synthetic images that are each in the style of two unannotated patients."""
 
-    def plan(self, number: int | None = None) -> pd.DataFrame:
-        return mix_styles(super().plan(number), self.config.seed)
+    def plan(self) -> pd.DataFrame:
+        return mix_styles(super().plan(), self.config.seed)
 
 
 def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -78,36 +78,53 @@ def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
     return plan.assign(style_image_file_names=mixed)
 
 
-class Unpainted(Experiment):
-    """A run whose synthetic images are those that the layouts were predicted in, as they are, in every round."""
+class Unpainted(Round):
+    """In rounds after the first the images that the layouts were predicted in, as they are. Patients about whom
+    segmenters contradict each other have none."""
 
-    def synthesize(self, number: int | None = None) -> DatasetFolder:
-        number, px = number or self.rounds.last, self.config.data.image_px
-        folder = self.rounds.folder(number) / "synthetic"
-        if not (folder / "metadata.csv").is_file():
-            plan = self.plan(number)
-            if set(plan["layout_kind"]) != {PREDICTED}:
-                raise StedmError(
-                    "control unpainted-images: set synthesis.layouts to predicted; the others have no image"
-                )
-            unlabeled, layouts = self.unlabeled, self.predicted_layouts(number)
-            row_of = {name: row for row, name in enumerate(unlabeled.table["image_file_name"])}
-            rows = [row_of[name] for name in plan["layout_image_file_name"]]
-            turns = plan["layout_symmetry"].tolist()
-            images, masks = (
-                np.stack([symmetry(read(row, px), turn) for row, turn in zip(rows, turns, strict=True)])
-                for read in (unlabeled.read_image, layouts.read_mask)
+    def synthetic(self) -> DatasetFolder:
+        if self.is_drawn or self.before is None:
+            return super().synthetic()
+        plan, px, folder = self.plan(), self.config.data.side, self.folder / "synthetic"
+        plan = plan[plan["layout_kind"] == PREDICTED]
+        if plan.empty:
+            raise StedmError(
+                f"{self.folder}: control unpainted-images: segmenters contradict each other about everyone"
             )
-            _write(unlabeled, np.array(rows), images, masks, folder)
+        unlabeled, layouts = self.context.unlabeled, self.predicted_layouts()
+        row_of = {name: row for row, name in enumerate(unlabeled.table["image_file_name"])}
+        rows = [row_of[name] for name in plan["layout_image_file_name"]]
+        turns = plan["layout_symmetry"].tolist()
+        images, masks = (
+            np.stack([symmetry(read(row, px), turn) for row, turn in zip(rows, turns, strict=True)])
+            for read in (unlabeled.read_image, layouts.read_mask)
+        )
+        _write(unlabeled, np.array(rows), images, masks, folder)
         return DatasetFolder.open(folder)
 
 
-DRAWN: dict[Control, type[Experiment]] = {
+DRAWN: dict[Control, type[Round]] = {
     "annotated-styles": AnnotatedStyles,
     "mixed-styles": MixedStyles,
     "unpainted-images": Unpainted,
 }
 """Controls whose images are made by a run of their own."""
+NEEDED: dict[Control, Callable[[Round], object]] = {
+    "annotated-styles": Round.model,
+    "mixed-styles": Round.model,
+    "unpainted-images": Round.predicted_layouts,
+}
+"""What such a run takes over from the whole set's; the other controls take the set itself."""
+
+
+def with_shuffled_layouts(images: ImageSet, seed: int = 0) -> ImageSet:
+    """The same images, each with the mask of another one: the floor of `layout_iou`."""
+    if images.masks is None or len(images.masks) < 2:
+        raise StedmError("quality: shuffling layouts needs two images with masks")
+    order = numpy_generator(seed, "shuffled layouts").permutation(len(images.masks))
+    masks = np.empty_like(images.masks)
+    masks[order] = images.masks[np.roll(order, 1)]  # along one cycle, so that none keeps its own
+    return ImageSet(images.images, images.patients, masks)
 
 
 def shuffle_layouts(synthetic: DatasetFolder, folder: Path, *, image_px: int, seed: int) -> None:
@@ -126,12 +143,10 @@ def copy_images(annotated: DatasetFolder, n_images: int, folder: Path, *, image_
     _write(annotated, rows, images, masks, folder)
 
 
-def gate(synthetic: DatasetFolder, teachers: Sequence[Path], kind: Gate, folder: Path, *, image_px: int) -> None:
-    """What a gate leaves of the set, written to `folder`; `StedmError` where there is no teacher."""
-    if not teachers:
-        raise StedmError(f"control {kind}: needs the teachers of diffusion.pseudo_labels; ask for these")
+def gate(synthetic: DatasetFolder, voters: Sequence[Path], kind: Gate, folder: Path, *, image_px: int) -> None:
+    """What a gate leaves of the set, written to `folder`."""
     whole = ImageSet.read(synthetic, image_px, with_masks=True)
-    networks = [load_segmenter(path)[0] for path in teachers]
+    networks = [load_segmenter(path)[0] for path in voters]
     starts = range(0, len(whole.images), 64)
     votes = torch.cat([vote(networks, whole.images[start : start + 64]) for start in starts]).numpy()
     if kind == "agreed-pixels":

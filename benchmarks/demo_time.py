@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_STAGE = re.compile(r"^(?P<stage>[\w+ ,]+): done in (?P<seconds>\d+) s$", re.MULTILINE)
+_STAGE = re.compile(r"^(?P<stage>[\w+ ,-]+): done in (?P<seconds>\d+) s$", re.MULTILINE)
 
 
 class Demo:

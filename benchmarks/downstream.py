@@ -1,17 +1,17 @@
 """What segmentation gains from each choice: variants of a run over label budgets, draws of patients and seeds.
 
     python benchmarks/downstream.py run SPEC.yaml -o FOLDER [--only NAME ...] [--shard I/N]
-    python benchmarks/downstream.py table FOLDER -o docs/results/NAME [--keep]
-    python benchmarks/downstream.py curve FOLDER -o docs/results/NAME [--keep]   a figure: IoU against patients
-    python benchmarks/downstream.py headline FOLDER -o docs/results/NAME [--keep]   a report over all draws
+    python benchmarks/downstream.py table FOLDER -o results/NAME [--keep]
+    python benchmarks/downstream.py curve FOLDER -o results/NAME [--keep]   a figure: IoU against patients
+    python benchmarks/downstream.py headline FOLDER -o results/NAME [--keep]   a report over all draws
 
 `run` trains and scores what is missing and can be stopped and started at any time, or in several shards at once. What
 two runs have in common (a diffusion model, a synthetic set, segmenters without synthetic images) is made once:
 
-With --keep a table is added to: counts that docs/results/NAME has of runs that are not in FOLDER stay.
+With --keep a table is added to: counts that results/NAME has of runs that are not in FOLDER stay.
 
 FOLDER/spec.yaml                         the specification, paths made absolute
-FOLDER/shared/{models,sets,segmenters}/  what runs have in common, each a run folder of its own
+FOLDER/shared/{teachers,models,sets,segmenters}/  what runs have in common, each a run folder of its own
 FOLDER/VARIANT/patients-B/draw-D/        a run folder, with its report
 
 A variant with the key `control` has a set that lacks one thing on purpose (see controls.py).
@@ -24,26 +24,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-from omegaconf import OmegaConf
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from controls import DRAWN, Control, Gate, copy_images, gate, shuffle_layouts
+from controls import DRAWN, NEEDED, Control, Gate, copy_images, gate, shuffle_layouts
 from downstream_tables import BASE, write_curve, write_headline, write_table
-from judging import Part, claim, locked
+from judging import RunSpec, claim, locked, read_run_spec
 from stedm.config import (
+    DiffusionConfig,
+    RoundsConfig,
     RunConfig,
     SegmentationConfig,
     SynthesisConfig,
-    parse_config,
     uses_self_training,
     uses_synthetic,
 )
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.experiment.experiment import Experiment
+from stedm.experiment.resolve import resolve
+from stedm.experiment.rounds import FIRST_VOTER_STEPS, Round, self_training_voters
 from stedm.io.files import fingerprint
-from stedm.layout.recipe import PREDICTED
 from stedm.progress import Reporter
 from stedm.workers.pool import parse_shard
 
@@ -55,11 +55,9 @@ CONTROL = "control"
 # ---- specification ------------------------------------------------------------------------------------------------
 
 
-class Spec(Part):
-    """A base configuration, and variants of it: {name: {"synthesis.time_shift": 4, ...}}."""
+class Spec(RunSpec):
+    """A base configuration and variants of it, over label budgets and draws of annotated patients."""
 
-    name: str
-    base: dict[str, Any]
     budgets: list[int] = Field(min_length=1, description="annotated patients")
     draws: list[int] = [0]
     baseline: str = "real+stain"
@@ -68,17 +66,11 @@ class Spec(Part):
     """Further comparisons, as VARIANT/ARM (new, baseline)."""
     names: dict[str, str] = {}
     """What arms are called in a headline, as VARIANT/ARM: NAME; by default ARM."""
-    variants: dict[str, dict[str, Any]]
 
     def config(self, variant: str, budget: int, draw: int) -> RunConfig:
         """The configuration of one run; `StedmError` for keys that stedm doesn't know."""
-        values = OmegaConf.create({"name": f"{self.name}, {variant}", **self.base})
-        given = {"data.annotated_patients": budget, "data.draw": draw, **self.variants[variant]}
-        for key, value in given.items():
-            if key == CONTROL:
-                continue
-            OmegaConf.update(values, key, value, merge=False)
-        return parse_config(OmegaConf.to_container(values, resolve=True), source=f"variant {variant}")
+        own = {key: value for key, value in self.variants[variant].items() if key != CONTROL}
+        return self._config(variant, {"data.annotated_patients": budget, "data.draw": draw, **own})
 
     def control(self, variant: str) -> Control | None:
         """What the variant's synthetic set lacks on purpose."""
@@ -95,22 +87,18 @@ class Spec(Part):
             config = self.config(variant, self.budgets[0], self.draws[0])
             if config.data.phantom is not None:
                 raise StedmError("data.phantom: make the phantom first (stedm data phantom) and give data.path")
+            predicted = config.rounds.predicted
+            if self.control(variant) == "unpainted-images" and (
+                config.rounds.last == 1 or predicted is None or predicted.fraction < 1
+            ):
+                raise StedmError(f"variant {variant}: set rounds.predicted.fraction to 1; other layouts have no image")
         if self.baseline not in self.config(BASE, self.budgets[0], self.draws[0]).segmentation.arms:
             raise StedmError(f"baseline: {self.baseline} is not an arm of {BASE}")
 
 
 def read_spec(path: Path) -> Spec:
     """Read and check a specification; a relative data.path is relative to the file."""
-    if not path.is_file():
-        raise StedmError(f"{path}: no such specification")
-    try:
-        spec = Spec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise StedmError(f"{path}: {' '.join(str(error).split())}") from error
-    if data_path := spec.base.get("data", {}).get("path"):
-        spec.base["data"]["path"] = str((path.parent / data_path).resolve())
-    spec.check()
-    return spec
+    return read_run_spec(path, Spec)
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------------
@@ -152,7 +140,7 @@ class Comparison:
 
     def run_cell(self, cell: Cell, reporter: Reporter) -> None:
         """One run, on what it shares with others."""
-        config = self.spec.config(cell.variant, cell.budget, cell.draw)
+        config = resolve(self.spec.config(cell.variant, cell.budget, cell.draw))
         experiment = Experiment(config, cell.folder(self.folder), reporter)
         experiment.check()
         if any(map(uses_synthetic, config.segmentation.arms)):
@@ -168,97 +156,74 @@ class Comparison:
 
     def _synthetic(self, config: RunConfig, control: Control | None, reporter: Reporter) -> Path:
         """Run folder of the synthetic set that `config` and `control` ask for."""
-        plain, pseudo_labels = SegmentationConfig(), config.diffusion.pseudo_labels
-        self_trained = pseudo_labels is not None and pseudo_labels.arm == "self-training"
-        # With pseudo-labels the model depends on how segmenters are trained, but not on which are compared.
-        which = ("arms", "seeds") if self_trained else ("arms", "seeds", "steps", "synthetic_fraction")
-        compared = {key: getattr(plain, key) for key in which}
-        segmentation = config.segmentation.model_copy(update=compared) if config.diffusion.pseudo_labels else plain
-        shared = {"name": "shared", "segmentation": segmentation}
-        whole = config.model_copy(update=shared)
-        # The first model of a run that trains one in every round is that of a run with one round.
-        once = pseudo_labels and pseudo_labels.model_copy(update={"every_round": False, "fine_tuning": None})
-        trained = whole.model_copy(
-            update={
-                "synthesis": SynthesisConfig(),
-                "diffusion": config.diffusion.model_copy(update={"pseudo_labels": once}),
-            }
-        )
-        self_training = self._self_training(config, reporter) if self_trained else None
-        with self._shared("models", trained) as model:
-            experiment = Experiment(trained, model, reporter)
-            if self_training:
-                _link(model / "self_training", self_training)
-            experiment.train_diffusion()
-        drawn = whole
-        if PREDICTED in config.synthesis.layout_weights or config.retrains:
-            # The segmenters that predict are trained as those that are compared.
-            free = {key: getattr(plain, key) for key in ("arms", "seeds")}
-            drawn = drawn.model_copy(update={"segmentation": config.segmentation.model_copy(update=free)})
+        drawn = config.model_copy(update={"name": "shared", "segmentation": _labelling(config)})
+        model = self._first_model(drawn, reporter)
         with self._shared("sets", drawn) as folder:
             experiment = Experiment(drawn, folder, reporter)
             for part in ("model", "pseudo_labels"):
                 if (model / part).exists():
-                    _link(folder / ("rounds/1" if config.retrains else "") / part, model / part)
-            if self_training:
-                _link(folder / "self_training", self_training)
-            if config.synthesis.rounds > 1 and not control:
-                self._link_rounds_before(config, folder, reporter)
-            if control in (None, "shuffled-layouts", *get_args(Gate)):
-                experiment.synthesize()
-        teachers = sorted((model / "teachers").glob("seed-*/model"))
-        if self_training:
-            last = f"round-{config.segmentation.self_training.rounds}"
-            teachers = sorted((self_training / "self-training" / last).glob("predictors/*/model"))
-        return self._without(control, drawn, folder, teachers, reporter) if control else folder
+                    _link(folder / ("rounds/1" if drawn.fine_tunes else "") / part, model / part)
+            for part in ("teachers", "self_training"):
+                if (model / part).exists():
+                    _link(folder / part, model / part)
+            if control != "copied-images":
+                if drawn.rounds.last > 1:
+                    self._link_rounds_before(drawn, folder, reporter)
+                NEEDED.get(control, Round.synthetic)(experiment.last_round)
+        return self._without(control, drawn, folder, reporter) if control else folder
 
-    def _link_rounds_before(self, config: RunConfig, folder: Path, reporter: Reporter) -> None:
+    def _first_model(self, drawn: RunConfig, reporter: Reporter) -> Path:
+        """Run folder of the diffusion model of the first round."""
+        labels = drawn.rounds.labels
+        once = drawn.model_copy(update={"rounds": RoundsConfig(number=1, voters=drawn.rounds.voters, labels=labels)})
+        trained = once.model_copy(update={"synthesis": SynthesisConfig(), "segmentation": _labelling(once)})
+        with self._shared("models", trained) as folder:
+            experiment = Experiment(trained, folder, reporter)
+            if labels and labels.arm == "self-training":
+                _link(folder / "self_training", self._self_training(trained, reporter))
+            experiment.last_round.model()
+        return folder
+
+    def _link_rounds_before(self, drawn: RunConfig, folder: Path, reporter: Reporter) -> None:
         """Make the rounds before the last those of the run that ends with them."""
-        number, pseudo_labels = config.synthesis.rounds - 1, config.diffusion.pseudo_labels
-        if pseudo_labels and number == 1:
-            pseudo_labels = pseudo_labels.model_copy(update={"every_round": False, "fine_tuning": None})
-        synthesis = config.synthesis if number > 1 else config.synthesis.of_round(1)
-        # They concern later rounds alone.
-        first = {"first_layouts": None, "agreement": SynthesisConfig().agreement} if number == 1 else {}
-        before = config.model_copy(
-            update={
-                "synthesis": synthesis.model_copy(update={"rounds": number, **first}),
-                "diffusion": config.diffusion.model_copy(update={"pseudo_labels": pseudo_labels}),
-            }
-        )
-        shared = self._synthetic(before, None, reporter)
+        number, rounds = drawn.rounds.last - 1, drawn.rounds.model_copy(update={"number": drawn.rounds.last - 1})
+        if number == 1:
+            # What concerns later rounds alone is no difference.
+            rounds = RoundsConfig(number=1, voters=rounds.voters, labels=rounds.labels)
+        shared = self._synthetic(drawn.model_copy(update={"rounds": rounds}), None, reporter)
         parts = ["predictors", "predicted_layouts", "agreement.csv", "plan.parquet", "synthetic"]
-        parts += ["model", "pseudo_labels"] if config.retrains else []
-        for earlier in range(1, config.synthesis.rounds):
+        parts += ["model", "pseudo_labels"] if drawn.fine_tunes else []
+        for earlier in range(1, number + 1):
             there = shared if earlier == number else shared / "rounds" / str(earlier)
             for part in parts:
-                link = folder / "rounds" / str(earlier) / part
-                # Runs from before this was shared have folders of their own.
-                if (there / part).exists() and not link.exists():
-                    _link(link, there / part)
+                if (there / part).exists():
+                    _link(folder / "rounds" / str(earlier) / part, there / part)
 
-    def _without(
-        self, control: Control, drawn: RunConfig, whole: Path, teachers: list[Path], reporter: Reporter
-    ) -> Path:
+    def _without(self, control: Control, drawn: RunConfig, whole: Path, reporter: Reporter) -> Path:
         """Run folder of a set that lacks something, made beside the whole one."""
-        px, seed, target = drawn.data.image_px, drawn.seed, whole.with_name(f"{whole.name}-{control}")
+        px, seed, target = drawn.data.side, drawn.seed, whole.with_name(f"{whole.name}-{control}")
         with _Locked(target) as folder:
-            experiment = DRAWN.get(control, Experiment)(drawn, folder, reporter)
+            experiment = Experiment(drawn, folder, reporter)
+            experiment.round_type = DRAWN.get(control, Round)
             shared = ("model", "pseudo_labels", "self_training", "rounds/*/model", "rounds/*/pseudo_labels")
+            if control == "unpainted-images":
+                shared += ("predictors", "predicted_layouts", "agreement.csv", "rounds/*/synthetic")
             for part in (path for pattern in shared for path in whole.glob(pattern)):
                 _link(folder / part.relative_to(whole), part)
             synthetic = folder / "synthetic"
             if control in DRAWN:
-                experiment.synthesize()
+                experiment.last_round.synthetic()
             elif not (synthetic / "metadata.csv").is_file():
                 images = None if control == "copied-images" else DatasetFolder.open(whole / "synthetic")
                 if control == "shuffled-layouts":
                     shuffle_layouts(images, synthetic, image_px=px, seed=seed)
                 elif control in get_args(Gate):
-                    gate(images, teachers, control, synthetic, image_px=px)
+                    voters = Experiment(drawn, whole, reporter).last_round.first.voters.models()
+                    gate(images, voters, control, synthetic, image_px=px)
                 else:
-                    n = drawn.synthesis.n_images
-                    copy_images(experiment.annotated, n, synthetic, image_px=px, seed=seed)
+                    copy_images(
+                        experiment.context.annotated, drawn.synthesis.n_images, synthetic, image_px=px, seed=seed
+                    )
         return folder
 
     def _segmenters(self, config: RunConfig, arm: str, reporter: Reporter) -> Path:
@@ -266,15 +231,17 @@ class Comparison:
         trained = self._alone(config, arm)
         with self._shared("segmenters", trained) as folder:
             experiment = Experiment(trained, folder, reporter)
+            if arm == "self-training":
+                _link(folder / "self_training", self._self_training(config, reporter))
             experiment.train_segmenters()
             experiment.counts()
         return folder / "segmenters" / arm
 
     def _self_training(self, config: RunConfig, reporter: Reporter) -> Path:
-        """Folder `self_training` of the run that the segmenters of arm self-training are trained in."""
-        trained = self._alone(config, "self-training")
-        with self._shared("segmenters", trained) as folder:
-            Experiment(trained, folder, reporter).teacher_labels("self-training")
+        """Folder `self_training` of the run that the teachers of arm self-training are trained in."""
+        trained = self._alone(config.model_copy(update={"segmentation": _free(config.segmentation)}), "self-training")
+        with self._shared("teachers", trained) as folder:
+            self_training_voters(Experiment(trained, folder, reporter).context, "self-training").models()
         return folder / "self_training"
 
     def _alone(self, config: RunConfig, arm: str) -> RunConfig:
@@ -287,13 +254,32 @@ class Comparison:
             update={
                 "name": "shared",
                 "synthesis": SynthesisConfig(),
-                "diffusion": type(config.diffusion)(),
+                "rounds": RoundsConfig(number=1, voters=config.rounds.voters, labels=None),
+                "diffusion": DiffusionConfig(),
                 "segmentation": alone,
             }
         )
 
     def _shared(self, kind: str, config: RunConfig) -> "_Locked":
         return _Locked(self.folder / "shared" / kind / fingerprint(config.model_dump(mode="json")))
+
+
+def _free(segmentation: SegmentationConfig) -> SegmentationConfig:
+    """How segmenters are trained, but not which are compared."""
+    plain = SegmentationConfig()
+    return segmentation.model_copy(update={"arms": plain.arms, "seeds": plain.seeds})
+
+
+def _labelling(config: RunConfig) -> SegmentationConfig:
+    """What a synthetic set depends on of how segmenters are trained: it is seen by voters."""
+    labels, free = config.rounds.labels, _free(config.segmentation)
+    if config.rounds.last > 1 or (labels and labels.arm == "self-training"):
+        return free
+    plain = SegmentationConfig()
+    if labels is None:
+        return plain
+    steps = min(free.steps, FIRST_VOTER_STEPS)
+    return free.model_copy(update={"steps": steps, "synthetic_fraction": plain.synthetic_fraction})
 
 
 class _Locked:
@@ -344,7 +330,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             write = {"table": write_table, "curve": write_curve, "headline": write_headline}[given.verb]
             comparison = Comparison(read_spec(given.folder / "spec.yaml"), given.folder)
-            write(comparison, given.target, kept=given.target if given.keep else None)
+            print(write(comparison, given.target, kept=given.target if given.keep else None) or "", end="")
     except StedmError as error:
         sys.exit(str(error))
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 
 from stedm.config import EvaluationConfig
@@ -20,7 +19,7 @@ from stedm.evaluation.figures import arms_figure, save_png
 from stedm.evaluation.metrics import per_patient, per_patient_and_seed
 from stedm.evaluation.report import write_report
 from stedm.evaluation.stats import default_pairs, summarise
-from stedm.io.files import replacing, write_json, write_text
+from stedm.io.files import replacing, write_json
 from stedm.seeds import numpy_generator
 
 if TYPE_CHECKING:
@@ -138,8 +137,8 @@ def interval_over_draws(difference: np.ndarray, config: EvaluationConfig) -> lis
     return np.quantile(difference[rows, columns].mean(axis=(1, 2)), [tail, 1 - tail]).tolist()
 
 
-def write_table(comparison: "Comparison", target: Path, kept: Path | None = None) -> None:
-    """TARGET/patients-B/{counts.parquet, summary.json} and TARGET/table.md; `kept` as in `scored`."""
+def write_table(comparison: "Comparison", target: Path, kept: Path | None = None) -> str:
+    """TARGET/patients-B/{counts.parquet, summary.json}; returns tables of all budgets. `kept` as in `scored`."""
     spec, text = comparison.spec, [f"## {comparison.spec.name}", ""]
     for budget, counts in scored(comparison, kept).items():
         evaluation = spec.config(BASE, budget, spec.draws[0]).evaluation
@@ -154,15 +153,12 @@ def write_table(comparison: "Comparison", target: Path, kept: Path | None = None
             "",
             *further(summary, spec.compare),
         ]
-    write_text(target / "table.md", "\n".join(text))
-    rows = {v: yaml.safe_dump(spec.variants[v], default_flow_style=True).strip() for v in spec.variants}
-    with replacing(target / "variants.csv") as temporary:
-        pd.Series(rows, name="settings").rename_axis("variant").to_csv(temporary)
+    return "\n".join(text)
 
 
 def write_headline(comparison: "Comparison", target: Path, kept: Path | None = None) -> None:
-    """TARGET/{counts.parquet, per_patient.csv, summary.json, report.html} and TARGET_arms.png: a report over all draws
-    under the plain names of the arms. `kept` as in `scored`.
+    """TARGET/{counts.parquet, per_patient.csv, summary.json, report.html, arms.png}: all draws in a report, arms under
+    their plain names. `kept` as in `scored`.
 
     Raises:
         StedmError: an arm is in several variants, so that its plain name says too little, or there are several budgets.
@@ -184,11 +180,11 @@ def write_headline(comparison: "Comparison", target: Path, kept: Path | None = N
     add_draws(summary, per_draw(counts), config.evaluation)
     write_json(target / "summary.json", summary)
     figure = arms_figure(per_patient(counts), config.evaluation.unit)
-    save_png(target.with_name(f"{target.name}_arms.png"), figure, dpi=110)
+    save_png(target / "arms.png", figure, dpi=110)
 
 
 def write_curve(comparison: "Comparison", target: Path, kept: Path | None = None) -> None:
-    """TARGET/curve.csv and TARGET_curve.png: every arm over the budgets, and how many patients it is worth.
+    """TARGET/curve.csv and TARGET/curve.png: every arm over the budgets, and how many patients it is worth.
 
     `kept` as in `scored`.
     """
@@ -209,7 +205,7 @@ def write_curve(comparison: "Comparison", target: Path, kept: Path | None = None
     ]
     with replacing(target / "curve.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.4f")
-    save_png(target.with_name(f"{target.name}_curve.png"), curve_figure(table, comparison.spec.budgets), dpi=110)
+    save_png(target / "curve.png", curve_figure(table, comparison.spec.budgets), dpi=110)
 
 
 def worth(iou: float, budgets: list[int], ious: list[float]) -> float | None:

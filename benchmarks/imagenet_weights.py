@@ -15,8 +15,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from judges import efficientnet_lite0
 from stedm.io.files import replacing
-from stedm.synthesis.judges import efficientnet_lite0
 
 
 def write_weights(path: Path) -> None:

@@ -6,14 +6,18 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.stats import t as student_t
 
-from stedm.config import PhantomConfig, SegmentationConfig
+from controls import with_shuffled_layouts
+from judges import PhantomJudge, style_and_content_encoders, train_judge_segmenter
+from phantom_truth import parameter_error, phantom_parameters
+from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
@@ -25,14 +29,11 @@ from stedm.evaluation.quality import (
     Segment,
     layout_iou,
     measure_appearance,
-    parameter_error,
     retrieval_chance,
-    with_shuffled_layouts,
 )
 from stedm.io.files import write_json, write_text
 from stedm.progress import Reporter
 from stedm.seeds import numpy_generator
-from stedm.synthesis.judges import PhantomJudge, phantom_parameters, style_and_content_encoders, train_judge_segmenter
 
 MEASURES = {
     "retrieval_top1": "own patient retrieved, top 1",
@@ -55,6 +56,45 @@ class Part(BaseModel):
     """A part of a specification."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---- specifications of runs ---------------------------------------------------------------------------------------
+
+
+class RunSpec(Part):
+    """A base configuration, and variants of it: {name: {"synthesis.sampling.steps": 4, ...}}."""
+
+    name: str
+    base: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+
+    def check(self) -> None:
+        """Build every configuration before anything is trained; `StedmError` where that fails."""
+        raise NotImplementedError
+
+    def _config(self, variant: str, settings: dict[str, Any]) -> RunConfig:
+        """The base with dotted keys set; `StedmError` for keys that stedm doesn't know."""
+        values = OmegaConf.create({"name": f"{self.name}, {variant}", **self.base})
+        for key, value in settings.items():
+            OmegaConf.update(values, key, value, merge=False)
+        return parse_config(OmegaConf.to_container(values, resolve=True), source=f"variant {variant}")
+
+
+_Spec = TypeVar("_Spec", bound=RunSpec)
+
+
+def read_run_spec(path: Path, kind: type[_Spec]) -> _Spec:
+    """Read and check a specification; a relative data.path is relative to the file."""
+    if not path.is_file():
+        raise StedmError(f"{path}: no such specification")
+    try:
+        spec = kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise StedmError(f"{path}: {' '.join(str(error).split())}") from error
+    if data_path := spec.base.get("data", {}).get("path"):
+        spec.base["data"]["path"] = str((path.parent / data_path).resolve())
+    spec.check()
+    return spec
 
 
 # ---- cohort -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Samplers against network calls: which cheapest setting keeps the quality of a reference of many steps.
 
     python benchmarks/samplers.py run SPEC.yaml -o FOLDER [--model MODEL --data DATASET] [--shard I/N]
-    python benchmarks/samplers.py table FOLDER -o docs/results/NAME
+    python benchmarks/samplers.py table FOLDER -o results/NAME
 
 A trained model draws one plan a seed (the same noise, layouts and style images) with every sampler, number of steps
 and guidance of the specification; independent judges measure the images (see judging.py). `run` can be stopped and
@@ -48,7 +48,7 @@ from stedm.diffusion.sampler import SAMPLERS
 from stedm.errors import StedmError
 from stedm.evaluation.figures import COLOURS, INK, MUTED, save_png
 from stedm.evaluation.quality import ColourSpace, ImageEncoder, ImageSet
-from stedm.experiment.experiment import annotated_part
+from stedm.experiment.resolve import annotated_part
 from stedm.io.files import replacing, write_json, write_text
 from stedm.progress import Reporter
 from stedm.synthesis.generate import synthesize
@@ -119,19 +119,24 @@ class Spec(Part):
 
     def network_calls(self, setting: Setting) -> int:
         """Network evaluations an image; a conditional and an unconditional one count as two."""
-        return Sampling(guidance=self.guidance[setting.guidance], steps=setting.steps).nfe
+        return self.sampling(setting).nfe
 
-    def plan_config(self) -> SynthesisConfig:
-        """Of everything but the setting."""
-        return SynthesisConfig.model_validate(self.synthesis)
+    def sampling(self, setting: Setting) -> Sampling:
+        """The setting as stedm has it."""
+        return Sampling(**{**setting.model_dump(), "guidance": self.guidance[setting.guidance]})
+
+    def plan_config(self, setting: Setting) -> SynthesisConfig:
+        """Plans of all settings differ in `sampling` alone."""
+        return SynthesisConfig.model_validate({**self.synthesis, "sampling": self.sampling(setting)})
 
     def check(self) -> None:
         """What can be known to be wrong before anything is drawn."""
-        self.plan_config()
         SegmentationConfig.model_validate(self.judge)
         named = [self.reference.guidance, *(setting.guidance for setting in self.also), *(self.everywhere or [])]
         if unknown := [name for name in named if name not in self.guidance]:
             raise StedmError(f"guidance: {unknown[0]} is not one of {', '.join(self.guidance)}")
+        for setting in self.settings:
+            self.plan_config(setting)
         if self.data.path is None:
             raise StedmError("data.path: give the dataset folder that the model was trained on")
 
@@ -221,20 +226,12 @@ class Comparison:
 
     def plan(self, cell: Cell) -> pd.DataFrame:
         """The plan of the cell's seed, drawn in the cell's way."""
-        plan = make_plan(
-            self.spec.plan_config(),
+        return make_plan(
+            self.spec.plan_config(cell.setting),
             self.annotated,
             self.jury.pool,
             seed=cell.seed,
             image_px=self.model.image_px,
-        )
-        setting, guidance = cell.setting, self.spec.guidance[cell.setting.guidance]
-        return plan.assign(
-            sampler=setting.sampler,
-            steps=setting.steps,
-            time_shift=setting.time_shift,
-            guidance=guidance.style,
-            layout_guidance=guidance.layout,
         )
 
     @cached_property
@@ -349,16 +346,14 @@ def verdict(summary: pd.DataFrame, reference: Setting) -> dict[str, Any]:
 
 
 def write_table(comparison: Comparison, target: Path) -> None:
-    """TARGET/{table.md, summary.csv, values.csv, verdict.json} and TARGET.png."""
+    """TARGET/{table.md, values.csv, quality.png}."""
     spec, values = comparison.spec, collect(comparison)
     summary, bounds = summarise(values, spec.reference), comparison.jury.bounds(Reporter(quiet=True))
     judged = verdict(summary, spec.reference)
-    for name, table in (("summary.csv", summary), ("values.csv", values)):
-        with replacing(target / name) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.5g")
-    write_json(target / "verdict.json", judged)
+    with replacing(target / "values.csv") as temporary:
+        values.to_csv(temporary, index=False, float_format="%.5g")
     write_text(target / "table.md", markdown(spec, summary, bounds, judged))
-    save_png(Path(f"{target}.png"), figure(summary, spec.reference, bounds), dpi=110)
+    save_png(target / "quality.png", figure(summary, spec.reference, bounds), dpi=110)
 
 
 def markdown(spec: Spec, summary: pd.DataFrame, bounds: dict[str, dict[str, float]], judged: dict[str, Any]) -> str:

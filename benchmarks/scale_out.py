@@ -20,15 +20,15 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from ray.cluster_utils import Cluster
 
-from stedm.config import DenoiserConfig, DiffusionConfig, PhantomConfig, StyleConfig, SynthesisConfig
+from stedm.config import DenoiserConfig, DiffusionConfig, PhantomConfig, Sampling, StyleConfig, SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import make_denoiser
-from stedm.phantom.patients import make_phantom
+from stedm.phantom.cohort import make_phantom
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan
-from stedm.workers.ray_pool import RayEngine
+from stedm.workers.ray_pool import RayPool
 
 IMAGE_PX = 64
 STEPS = 12
@@ -37,7 +37,7 @@ CLASSES = 2
 NODE = {"object_store_memory": 80 << 20, "include_dashboard": False}
 
 
-class LimitedEngine(RayEngine):
+class LimitedPool(RayPool):
     """At most so many pieces at the same time."""
 
     workers = 1
@@ -58,10 +58,10 @@ def untrained_model(folder: Path) -> StyleDiffusion:
 
 
 def seconds(folder: Path, model: StyleDiffusion, plan, workers: int, name: str) -> float:
-    with LimitedEngine() as engine:
-        engine.workers = workers
+    with LimitedPool() as pool:
+        pool.workers = workers
         started = time.perf_counter()
-        synthesize(model, plan, folder / name, engine=engine, model_folder=folder / "model")
+        synthesize(model, plan, folder / name, pool=pool, model_folder=folder / "model")
         return time.perf_counter() - started
 
 
@@ -71,8 +71,8 @@ def measure(folder: Path, n: int, rounds: int) -> dict:
     make_phantom(phantom, folder / "data")
     dataset = DatasetFolder.open(folder / "data")
     model = untrained_model(folder / "model")
-    settings = SynthesisConfig(n_images=n, batch=BATCH, steps=STEPS)
-    plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"))
+    settings = SynthesisConfig(n_images=n, batch=BATCH, sampling=Sampling(steps=STEPS))
+    plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"), image_px=IMAGE_PX)
     load = os.getloadavg()[0]
     seconds(folder, model, plan, 2, "warm-up")
     rates = {1: [], 2: []}

@@ -40,6 +40,8 @@ from stedm.slides.slide import Slide
 from stedm.slides.write_geojson import write_geojson
 
 MPP, SLIDE_MPP = 2.0, 0.5
+SLIDE_IMAGE_PX = 256
+"""Of a phantom at `SLIDE_MPP`."""
 SCALE = int(MPP / SLIDE_MPP)
 ANNOTATED_PART = 0.6
 """Upper part of a train slide that is annotated."""
@@ -126,7 +128,7 @@ def passed(result: dict) -> bool:
 
 def _cohort(size: Size) -> PhantomConfig:
     patients = {split: getattr(size, split) for split in ("train", "unlabeled", "val", "test")}
-    return PhantomConfig(mpp=SLIDE_MPP, patients=patients)
+    return PhantomConfig(image_px=SLIDE_IMAGE_PX, patients=patients)
 
 
 def write_cohort(folder: Path, size: Size) -> dict[str, PhantomSlide]:
@@ -179,19 +181,20 @@ def write_settings(folder: Path, size: Size) -> None:
     tiling["min_tissue"] = 0.1
     run = {
         "name": "slide chain",
-        "data": {"path": "dataset", "image_px": size.tile_px, "cache_mb": size.cache_mb},
+        "data": {"path": "dataset", "image_px": size.tile_px},
+        "machine": {"cache_mb": size.cache_mb, "checkpoint_every_steps": 100},
         "diffusion": {
             "steps": size.diffusion_steps,
             "batch": 8,
-            "checkpoint_every_steps": 100,
             "denoiser": {"channels": [32, 64]},
             "style": {"dim": 64, "sampling": "nearby"},
         },
-        "synthesis": {"n_images": size.synthetic_images, "steps": 6},
+        "rounds": {"number": 1, "labels": None},
+        "synthesis": {"n_images": size.synthetic_images, "sampling": {"steps": 6}},
         "segmentation": {
             "steps": size.segmenter_steps,
-            "checkpoint_every_steps": 100,
             "synthetic_fraction": 0.3,
+            "mirror": False,
             "arms": [ARM],
             "seeds": [0],
         },

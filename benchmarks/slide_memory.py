@@ -23,7 +23,7 @@ def write(path: Path, side_px: int) -> None:
     from stedm.config import PhantomConfig
     from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
 
-    slide = draw_phantom_slide(PhantomConfig(mpp=0.5, stain="he"), "train", 0, (side_px, side_px))
+    slide = draw_phantom_slide(PhantomConfig(image_px=256, stain="he"), "train", 0, (side_px, side_px))
     write_phantom_slide(slide, path)
 
 
@@ -50,7 +50,7 @@ def measure(path: Path) -> dict[str, float]:
             smooth = torch.nn.functional.interpolate(coarse, scale_factor=32, mode="bilinear")
             return torch.cat([smooth - self.threshold, self.threshold - smooth], dim=1) * 10
 
-    info = SegmenterInfo("unet", "none", 5, [16], ["pale", "dark"], image_px=512, mpp=1.0)
+    info = SegmenterInfo(architecture="unet", classes=["pale", "dark"], image_px=512, mpp=1.0)
     before, started = _peak_mb(), time.perf_counter()
     config = SlideSegmentationConfig(label_map=True)
     areas = segment_slide(Darkness(), info, Slide.open(path), path.with_suffix(".geojson"), config, key="benchmark")

@@ -89,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         started = time.perf_counter()
-        make_phantom_slides(PhantomConfig(mpp=0.5, patients={"train": 1}), root, SIZE_PX)
+        make_phantom_slides(PhantomConfig(image_px=256, patients={"train": 1}), root, SIZE_PX)
         print(f"a slide of {SIZE_PX[0]} x {SIZE_PX[1]} px and its labels made in {time.perf_counter() - started:.1f} s")
         table = (root / "slides.csv").read_text().replace("annotations/A00.png", "")
         (root / "slides.csv").write_text(table)

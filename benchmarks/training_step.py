@@ -2,8 +2,8 @@
 
 python benchmarks/training_step.py [--repeats 20] [--compile]        on an otherwise idle machine
 
-What the engine does is the ratio 1: on a CPU the segmenter in channels_last, the other networks contiguous; on a GPU
-all of them in channels_last. `--compile` takes minutes to compile on a CPU.
+What the trainer does is the ratio 1: on a CPU the segmenter in channels_last, the denoiser contiguous; on a GPU both
+in channels_last. `--compile` takes minutes to compile on a CPU.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from stedm.bench.machine import describe
-from stedm.bench.measure import Turns
+from speed.machine import describe
+from speed.measure import Turns
 from stedm.config import DiffusionConfig, SegmentationConfig
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
@@ -47,10 +47,10 @@ def denoisers(compiled: bool) -> dict[str, Callable[[], None]]:
     noisy, time = torch.randn(b, 12, side, side, device=DEVICE), torch.rand(b, device=DEVICE) * 1000
     layout = torch.randint(0, CLASSES, (b, PX, PX), device=DEVICE)
     style = torch.randn(b, config.style.n_images, 3, PX, PX, device=DEVICE)
-    present = torch.ones(style.shape[:2], dtype=torch.bool, device=DEVICE)
+    valid = torch.ones(style.shape[:2], dtype=torch.bool, device=DEVICE)
 
     def call(network: nn.Module, part: slice) -> torch.Tensor:
-        return network(noisy[part], time[part], layout[part], style[part], present[part])
+        return network(noisy[part], time[part], layout[part], style[part], valid[part])
 
     def new(memory_format: str = own_format("denoiser")) -> nn.Module:
         denoiser = make_denoiser(config, PixelCodec(2), CLASSES, seed=0, image_px=PX)
@@ -80,7 +80,7 @@ def segmenters(_: bool) -> dict[str, Callable[[], None]]:
 
 
 def own_format(network: str) -> str:
-    """The memory format that the engine trains a network in."""
+    """The memory format that the trainer trains a network in."""
     return "channels_last" if DEVICE.type == "cuda" or network == "segmenter" else "contiguous"
 
 

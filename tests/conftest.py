@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stedm.config import DenoiserConfig, DiffusionConfig, MachineConfig, StyleConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.seeds import numpy_generator
-from stedm.workers.pool import Engine, do_piece, new_name
+from stedm.workers.pool import Pool, do_piece, new_name
 
 TINY_PATIENTS = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
 
@@ -85,7 +86,7 @@ def predicted_ones():
     return pseudo_labels_of_ones
 
 
-class PicklingEngine(Engine):
+class PicklingPool(Pool):
     """Does everything here, last piece first, but sends it through pickle as engines with other processes do."""
 
     pieces = 0
@@ -102,9 +103,9 @@ class PicklingEngine(Engine):
 
 
 @pytest.fixture
-def pickling_engine():
-    """An engine that stands for one with other processes."""
-    return PicklingEngine()
+def pickling_pool():
+    """A pool that stands for one with other processes."""
+    return PicklingPool()
 
 
 @pytest.fixture
@@ -137,18 +138,45 @@ def tiny_run():
                 "batch": 4,
                 "denoiser": {"channels": [16, 16], "norm_groups": 8},
                 "style": {"dim": 16},
-                "pseudo_labels": {"steps": 2, "seeds": [0]},
             },
-            "synthesis": {"n_images": 6, "batch": 3, "steps": 2},
+            "rounds": {"number": 1, "voters": 1, "labels": {"arm": "real+stain"}},
+            "synthesis": {"n_images": 6, "batch": 3, "sampling": {"steps": 2}},
             "segmentation": {
                 "encoder": "tu-test_resnet",
                 "encoder_depth": 3,
                 "decoder_channels": [16, 8, 8],
                 "steps": 2,
                 "batch": 4,
+                "synthetic_fraction": 0.8,
+                "mirror": False,
+                "arms": ["real", "real+stain", "real+synthetic", "real+stain+synthetic"],
                 **segmentation,
             },
-            "evaluation": {"bootstrap": 20},
         }
 
     return make
+
+
+def small_diffusion(**changes) -> DiffusionConfig:
+    """A configuration with which a step takes milliseconds."""
+    values = {
+        "denoiser": DenoiserConfig(channels=[16, 24], norm_groups=8, layout_channels=4),
+        "style": StyleConfig(dim=16, n_images=2),
+        "steps": 4,
+        "batch": 4,
+        "lr": 0.001,
+        "time_shift": 1.0,
+    }
+    return DiffusionConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def machine():
+    """A machine whose arithmetic is the same everywhere, with checkpoints in a run of four steps."""
+    return MachineConfig(precision="fp32", checkpoint_every_steps=2)
+
+
+@pytest.fixture
+def diffusion_config():
+    """Function: the small configuration with changes."""
+    return small_diffusion

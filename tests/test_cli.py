@@ -14,22 +14,21 @@ from stedm.data.folder import write_png
 
 FLAGS = {
     "demo": ["--output"],
-    "run": ["--output", "--set", "--workers", "--engine"],
+    "run": ["--output", "--preset", "--set", "--workers", "--engine"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
     "data catch": ["--annotated"],
     "check": [],
     "tile": ["--output", "--tile-px", "--mpp", "--config", "--set", "--table-only", "--workers", "--engine", "--shard"],
-    "train diffusion": ["--output", "--set"],
-    "train segmenter": ["--output", "--set"],
-    "plan": ["-n", "--output", "--set"],
+    "train diffusion": ["--output", "--preset", "--set"],
+    "train segmenter": ["--output", "--preset", "--set"],
+    "plan": ["-n", "--output", "--preset", "--set"],
     "synthesize": ["--output", "--shard", "--engine"],
     "generate": ["--layout", "--style", "--output", "--guidance", "--steps", "--seed"],
     "segment": ["--output", "--mpp", "--tolerance-um", "--label-map", "--engine", "--shard", "--set"],
     "evaluate": ["--output", "--split"],
     "compare": ["--output"],
-    "bench": ["--output", "-n", "--set"],
-    "config show": ["--set", "--cost"],
+    "config show": ["--preset", "--set", "--cost"],
     "config schema": [],
 }
 
@@ -134,7 +133,8 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
     config.write_text(
         f"name: x\ndata: {{path: {root}, image_px: 16}}\n"
         "diffusion: {steps: 2, batch: 2, denoiser: {channels: [16, 16], norm_groups: 8}, "
-        "style: {dim: 8}}\nsynthesis: {steps: 2, batch: 3}\n"
+        "style: {dim: 8}}\nrounds: {voters: 1, fine_tune: {steps: 2}}\n"
+        "synthesis: {n_images: 4, sampling: {steps: 2}, batch: 3}\n"
         "segmentation: {encoder: tu-test_resnet, encoder_depth: 3, decoder_channels: [16, 8, 8], steps: 2, "
         "batch: 2, arms: [real], seeds: [0]}\n"
     )
@@ -157,7 +157,7 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
     assert len(list((tmp_path / "masks").glob("*.png"))) == len(list((root / "images").glob("*.png")))
     assert (tmp_path / "one.png").is_file()
     assert "a/real" in (tmp_path / "ab" / "summary.json").read_text()
-    assert "IoU mean" in capsys.readouterr().out
+    assert "mean IoU" in capsys.readouterr().out
 
 
 def main_without_exit(arguments: list[str]) -> None:

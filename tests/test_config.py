@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stedm.config import RunConfig, load_config, load_phantom_config, to_yaml
+from configuration_page import all_keys, page, used_keys
+from stedm.config import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
 from stedm.errors import StedmError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
@@ -74,6 +75,61 @@ def test_phantom_overrides(config_file):
         load_phantom_config(None, ["pictur=32"])
 
 
-def test_the_schema_describes_every_field():
+def test_the_schema_describes_the_fields():
     schema = RunConfig.model_json_schema()
-    assert "guidance" in str(schema["$defs"]["SynthesisConfig"]["properties"]["guidance"]["description"])
+    assert "Solver" in schema["$defs"]["Sampling"]["properties"]["sampler"]["description"]
+
+
+def test_name_and_path_are_enough_for_the_recommended_design(config_file):
+    config = load_config(config_file("name: x\ndata: {path: cohort}\n"))
+    assert config.fine_tunes
+    assert config.rounds.last == 2
+    assert config.rounds.predicted.model_dump() == {"fraction": 0.5, "start": 0.8}
+    assert config.synthesis.layouts == "warp"
+    assert (config.diffusion.time_shift, config.segmentation.synthetic_fraction, config.segmentation.mirror) == (
+        3,
+        0.5,
+        True,
+    )
+    assert "real+stain+synthetic" in config.segmentation.arms
+
+
+def test_a_preset_lies_under_what_the_file_says(config_file):
+    path = config_file("name: x\npreset: paper\ndata: {path: cohort}\ndiffusion: {batch: 4}\n")
+    config = load_config(path)
+    assert (config.diffusion.batch, config.diffusion.steps, config.diffusion.objective) == (4, 3900, "eps")
+    assert config.rounds.last == 1
+    assert load_config(path, preset="cpu").diffusion.steps == RunConfig.model_fields["diffusion"].default.steps
+    assert load_config(path, ["diffusion.steps=5"], "gpu").diffusion.steps == 5
+    # Another kind of first stage replaces that of the preset whole.
+    assert load_config(path, ["diffusion.codec.kind=pixel"]).diffusion.codec.kind == "pixel"
+    with pytest.raises(StedmError, match="preset"):
+        load_config(path, preset="tpu")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "last", "fine_tunes"),
+    [
+        ({}, 2, True),
+        ({"number": 3}, 3, True),
+        ({"number": 1}, 1, False),
+        ({"fine_tune": None}, 2, False),
+        ({"labels": None}, 2, False),
+        # Nothing would change from round to round: there is one.
+        ({"fine_tune": None, "predicted": None}, 1, False),
+        ({"labels": None, "predicted": None}, 1, False),
+        ({"predicted": None}, 2, True),
+    ],
+)
+def test_what_rounds_change(rounds, last, fine_tunes):
+    config = parse_config({"name": "x", "data": {"phantom": {}}, "rounds": rounds}, "test")
+    assert (config.rounds.last, config.fine_tunes) == (last, fine_tunes)
+
+
+def test_there_are_at_most_95_keys_and_each_is_used_by_a_committed_configuration():
+    assert len(all_keys()) <= 95
+    assert set(all_keys()) == used_keys()
+
+
+def test_the_page_of_all_keys_is_current():
+    assert (CONFIGS[0].parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8") == page()

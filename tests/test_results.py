@@ -4,26 +4,29 @@ from pathlib import Path
 
 import pytest
 
+import ablation
 import tables
 from stedm.config import EvaluationConfig
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.stats import summarise
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @pytest.mark.parametrize(
     ("name", "folder"),
     [
-        ("ebhi_seg", "ebhi_seg"),
-        ("draws_ebhi", "draws_ebhi"),
-        ("phantom_her2", "phantom_her2"),
-        ("few_ebhi", "few_ebhi/patients-1"),
-        ("few_ebhi", "few_ebhi/patients-3"),
+        ("ebhi_6_patients", "ebhi_6_patients"),
+        ("ebhi_draws", "ebhi_draws"),
+        ("ebhi_draws", "ebhi_draws/first_design"),
+        ("phantom", "phantom"),
+        ("ebhi_few_patients", "ebhi_few_patients/patients-1"),
+        ("ebhi_few_patients", "ebhi_few_patients/patients-3"),
+        ("flowers17", "flowers17"),
     ],
 )
 def test_arms_of_a_page_are_those_of_its_folder(name, folder):
-    page = (RESULTS / f"{name}.md").read_text(encoding="utf-8").replace("**", "")
+    page = (RESULTS / name / "README.md").read_text(encoding="utf-8").replace("**", "")
     printed = tables.tables(RESULTS / folder).splitlines()
     arms = printed[2 : printed.index("")]
     assert len(arms) > 3
@@ -31,6 +34,19 @@ def test_arms_of_a_page_are_those_of_its_folder(name, folder):
 
 
 def test_a_summary_can_be_computed_again_from_the_counts():
-    counts = read_counts(RESULTS / "ebhi_seg" / "counts.parquet")
+    counts = read_counts(RESULTS / "ebhi_6_patients" / "counts.parquet")
     again = tables.arms_table(summarise(counts, EvaluationConfig())["arms"])
-    assert again == tables.tables(RESULTS / "ebhi_seg").splitlines()[: len(again)]
+    assert again == tables.tables(RESULTS / "ebhi_6_patients").splitlines()[: len(again)]
+
+
+@pytest.mark.parametrize("name", ["ebhi", "phantom"])
+def test_the_table_of_an_ablation_can_be_printed_again_from_its_measures(name):
+    kept = (RESULTS / "ablation" / name / "table.md").read_text(encoding="utf-8")
+    assert ablation.kept_table(RESULTS / "ablation" / name).splitlines()[1:] == kept.splitlines()[1:]
+
+
+def test_every_folder_has_a_page_that_the_index_names():
+    index = (RESULTS / "README.md").read_text(encoding="utf-8")
+    findings = [path.parent.name for path in RESULTS.glob("*/README.md")]
+    assert len(findings) > 10
+    assert [name for name in findings if f"({name}/README.md)" not in index] == []

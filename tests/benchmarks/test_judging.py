@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+import controls
 import judging
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
+from stedm.evaluation.quality import ImageSet
 
 
 def test_intervals_know_seeds_and_patients():
@@ -27,3 +29,13 @@ def test_the_measured_patients_have_their_reference_images_apart(tiny_dataset):
     assert set(pool.table.groupby("patient_id").size()) == set(reference.table.groupby("patient_id").size()) == {2}
     with pytest.raises(StedmError, match="least_images"):
         judging.split_cohort(unlabeled, cohort.model_copy(update={"least_images": 6}))
+
+
+def test_shuffled_layouts_are_all_of_them_and_none_is_its_own():
+    images, masks = np.zeros((9, 4, 4, 3), np.uint8), np.arange(9, dtype=np.uint8)[:, None, None].repeat(4, 1)
+    shuffled = controls.with_shuffled_layouts(ImageSet(images, np.array(list("aabbbcccc")), masks))
+    found = shuffled.masks[:, 0, 0].tolist()
+    assert sorted(found) == list(range(9))
+    assert all(own != other for own, other in enumerate(found))
+    with pytest.raises(StedmError, match="two images"):
+        controls.with_shuffled_layouts(ImageSet(images[:1], np.array(["a"]), masks[:1]))

@@ -43,9 +43,9 @@ def test_settings_are_those_of_the_paper(name):
     assert (diffusion.style.dim, diffusion.style.dropout, diffusion.style.injection) == (512, 0.25, "own-block")
     ours = (diffusion.unlabeled_fraction, diffusion.layout_dropout, diffusion.recolour.probability)
     assert ours == (0, 0, 0), "ours, not in the paper"
-    assert (synthesis.sampler, synthesis.steps, synthesis.guidance) == ("ddim", 128, 1.5)
-    assert (segmentation.cross_entropy_weight, segmentation.dice_weight) == (0.1, 0.9)
-    assert segmentation.synthetic_fraction == 0.8
+    sampling = synthesis.sampling
+    assert (sampling.sampler, sampling.steps, sampling.guidance.style) == ("ddim", 128, 1.5)
+    assert (segmentation.dice_weight, segmentation.synthetic_fraction, segmentation.mirror) == (0.9, 0.8, False)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +56,7 @@ def test_sizes_are_those_of_the_paper(name):
     assert counted.parameters["U-Net"] == pytest.approx(234.64e6, rel=0.03)
     assert counted.parameters["style encoder"] == pytest.approx(27.98e6, rel=0.01)
     assert counted.parameters["codec"] == pytest.approx(55.3e6, rel=0.01)
-    page = (PAPER.parents[1] / "docs" / "results" / "paper_presets.md").read_text(encoding="utf-8")
+    page = (PAPER.parents[1] / "results" / "paper_presets" / "README.md").read_text(encoding="utf-8")
     for figure in (counted.parameters["U-Net"], counted.parameters["total"], round(counted.flops_per_sample / 1e9, 1)):
         assert f"{figure:,}" in page, "the page isn't what the command prints"
     assert counted.flops_per_call == pytest.approx(872e9, rel=0.01)
@@ -83,10 +83,10 @@ def test_each_takes_one_training_step_at_full_size(tiny_dataset, tmp_path, monke
     dataset = DatasetFolder.open(tiny_dataset(image_px=512, patients={"train": 2, "unlabeled": 1}, images=2))
     monkeypatch.setattr(training, "_IMAGES_TO_MEASURE", 2)
     monkeypatch.setattr(AutoencoderCodec, "moments", _remembered(AutoencoderCodec.moments))
-    changes = ["batch=1", "style.dropout=0", "lr=0.001", "precision=auto"]
+    changes = ["diffusion.batch=1", "diffusion.style.dropout=0", "diffusion.lr=0.001", "machine.precision=auto"]
     monkeypatch.setattr(trainer, "WEIGHT_DECAY", 0.0)
     for name in NAMES:
-        config = preset(name, *(f"diffusion.{change}" for change in changes))
+        config = preset(name, *changes)
         # The null style was not shown: there was one sample and no dropout.
         assert _unmoved_by_one_step(config, dataset, tmp_path / name) == ["null_style"], name
         # The exception that stopped the training holds its networks in a circle of references.
@@ -116,7 +116,7 @@ def _unmoved_by_one_step(config: RunConfig, dataset: DatasetFolder, run: Path) -
         patch.setattr(training, "make_denoiser", watched)
         patch.setattr(codec, "load_ldm_vq", _new_vq_f4)
         with pytest.raises(_OneStepDone):
-            train_diffusion(config.diffusion, *splits, run, image_px=512, on_progress=stop)
+            train_diffusion(config.diffusion, *splits, run, machine=config.machine, image_px=512, on_progress=stop)
     return [name for name, parameter in denoiser.named_parameters() if torch.equal(parameter, started[name])]
 
 

@@ -395,3 +395,58 @@ def _with_columns(root, **columns):
 )
 def test_resolution_that_all_images_have_in_common(tmp_path, columns, expected):
     assert _with_columns(tmp_path, **columns).common_mpp(32) == pytest.approx(expected)
+
+
+def test_a_folder_is_a_dataset_whose_samples_keep_unlabeled_masks_closed(tiny_dataset):
+    root = tiny_dataset()
+    for path in (root / "masks").glob("unlabeled*"):
+        path.write_bytes(b"never to be read")
+    dataset = DatasetFolder.open(root)
+    samples = list(dataset)
+    assert len(samples) == len(dataset) == 27
+    for row, sample in enumerate(samples):
+        assert sample["patient_id"] == dataset.table["patient_id"][row]
+        assert {key: sample[key] for key in ("split", "category", "slide_id", "image_file_name")} == {
+            key: dataset.table[key][row] for key in ("split", "category", "slide_id", "image_file_name")
+        }
+        assert np.array_equal(sample["image"], dataset.read_image(row))
+        if sample["split"] == "unlabeled":
+            assert sample["mask"] is None
+        else:
+            assert np.array_equal(sample["mask"], dataset.read_mask(row))
+    assert np.array_equal(dataset[-1]["image"], samples[-1]["image"])
+    with pytest.raises(IndexError):
+        dataset[27]
+
+
+def test_a_row_without_a_mask_and_masks_that_were_opened(tiny_dataset):
+    root = tiny_dataset()
+    bare = DatasetFolder(root, INFO, DatasetFolder.open(root).table.assign(mask_file_name=""))
+    assert bare[0]["mask"] is None
+    opened = DatasetFolder.open(root, allow_unlabeled_masks=True).split("unlabeled")
+    assert opened[0]["mask"].shape == (32, 32)
+
+
+def test_annotated_rows_are_those_a_network_may_learn_from(tiny_dataset):
+    dataset = DatasetFolder.open(tiny_dataset(), allow_unlabeled_masks=True)
+    table = dataset.table.copy()
+    table.loc[table["patient_id"] == "trainP0", "mask_file_name"] = ""
+    found = DatasetFolder(dataset.root, dataset.info, table, allow_unlabeled_masks=True).annotated
+    assert set(found.table["patient_id"]) == {"trainP1"}
+    assert len(found) == 3
+
+
+def test_torch_loads_a_folder_one_by_one_and_in_batches(tiny_dataset):
+    import torch
+    from torch.utils.data import DataLoader
+
+    dataset = DatasetFolder.open(tiny_dataset())
+    masks = [sample["mask"] for sample in DataLoader(dataset, batch_size=None)]
+    assert sum(mask is None for mask in masks) == len(dataset.split("unlabeled"))
+    batches = list(DataLoader(dataset.annotated, batch_size=4, shuffle=True))
+    assert [len(batch["image"]) for batch in batches] == [4, 2]
+    assert batches[0]["image"].shape == (4, 32, 32, 3)
+    assert batches[0]["mask"].dtype == torch.uint8
+    assert sorted(name for batch in batches for name in batch["image_file_name"]) == sorted(
+        dataset.annotated.table["image_file_name"]
+    )

@@ -28,7 +28,7 @@ from stedm.slides.tissue import TissueMask
 from stedm.slides.write_geojson import write_geojson
 from stedm.style.sampling import StyleSampler
 
-PHANTOM = PhantomConfig(mpp=0.5, patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1})
+PHANTOM = PhantomConfig(image_px=256, patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1})
 SIZE = (900, 700)
 CONFIG = TilingConfig(tile_px=64, mpp=1.0, classes=classes(PHANTOM))
 
@@ -404,17 +404,17 @@ def test_worker_processes_give_the_same(cohort, tmp_path):
     np.testing.assert_array_equal(one.read_image(3), two.read_image(3))
 
 
-def test_an_engine_gives_the_same(cohort, tmp_path, pickling_engine):
-    for name, engine in (("one", None), ("two", pickling_engine)):
-        tile_slides(cohort / "slides.csv", tmp_path / name, CONFIG, engine=engine)
+def test_an_engine_gives_the_same(cohort, tmp_path, pickling_pool):
+    for name, pool in (("one", None), ("two", pickling_pool)):
+        tile_slides(cohort / "slides.csv", tmp_path / name, CONFIG, pool=pool)
     one, two = (DatasetFolder.open(tmp_path / name) for name in ("one", "two"))
     pd.testing.assert_frame_equal(one.table, two.table)
     assert _pixels(one.root) == _pixels(two.root)
-    count = pickling_engine.pieces
+    count = pickling_pool.pieces
     (two.root / one.table["image_file_name"].iloc[0]).unlink()
-    tile_slides(cohort / "slides.csv", tmp_path / "two", CONFIG, engine=pickling_engine)
+    tile_slides(cohort / "slides.csv", tmp_path / "two", CONFIG, pool=pickling_pool)
     assert _pixels(one.root) == _pixels(two.root)
-    assert pickling_engine.pieces == 2 * count - 5, "tissue was looked for again"
+    assert pickling_pool.pieces == 2 * count - 5, "tissue was looked for again"
 
 
 def _pixels(root: Path) -> dict[str, bytes]:

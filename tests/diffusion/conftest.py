@@ -1,30 +1,10 @@
-"""A diffusion configuration so small that a step takes milliseconds, the datasets it trains on, and a first stage
-as latent-diffusion publishes it, in small."""
+"""The datasets that small diffusion models train on, and a first stage as latent-diffusion publishes it, in small."""
 
 import pytest
 import torch
 
-from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.ldm_checkpoint import VQ_F4
-
-
-def small_diffusion(**changes) -> DiffusionConfig:
-    values = {
-        "denoiser": DenoiserConfig(channels=[16, 24], norm_groups=8, layout_channels=4),
-        "style": StyleConfig(dim=16, n_images=2),
-        "steps": 4,
-        "batch": 4,
-        "checkpoint_every_steps": 2,
-        "precision": "fp32",
-    }
-    return DiffusionConfig(**{**values, **changes})
-
-
-@pytest.fixture
-def diffusion_config():
-    """Function: the small configuration with changes."""
-    return small_diffusion
 
 
 @pytest.fixture

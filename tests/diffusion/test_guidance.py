@@ -68,17 +68,17 @@ def test_the_formula_in_one_pass_that_holds_only_what_is_needed(style, layout, e
     [
         ({}, 16),
         ({"steps": 12}, 24),
-        ({"guidance": 1.0}, 8),
-        ({"layout_guidance": 2.0}, 24),
-        ({"guidance": 1.0, "layout_guidance": 0.0}, 16),
+        ({"guidance": {"style": 1.0}}, 8),
+        ({"guidance": {"layout": 2.0}}, 24),
+        ({"guidance": {"style": 1.0, "layout": 0.0}}, 16),
     ],
 )
 def test_the_configuration_knows_the_function_evaluations(changes, calls):
-    assert SynthesisConfig(**changes).sampling.nfe == calls
+    assert SynthesisConfig(sampling=changes).sampling.nfe == calls
 
 
 def test_a_number_is_guidance_on_style_alone():
     assert as_guidance(2) == Guidance(style=2.0, layout=1.0)
-    assert SynthesisConfig().full_guidance == Guidance()
+    assert SynthesisConfig().sampling.guidance == Guidance()
     with pytest.raises(StedmError, match="guidance: style"):
         as_guidance(-0.5)

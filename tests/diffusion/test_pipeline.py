@@ -229,7 +229,6 @@ def test_after_a_short_training_layout_gives_the_shapes_and_style_the_colours(di
         lr=4e-3,
         ema_decay=0.98,
         layout_dropout=0.0,
-        checkpoint_every_steps=400,
         denoiser=DenoiserConfig(channels=[32, 48], norm_groups=8, layout_channels=8),
         style=StyleConfig(dim=32, n_images=2, dropout=0.1),
     )

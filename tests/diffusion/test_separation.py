@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from stedm.config import DenoiserConfig, DiffusionConfig, RecolourConfig, StyleConfig
+from stedm.config import DenoiserConfig, DiffusionConfig, MachineConfig, RecolourConfig, StyleConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.diffusion.train import train_diffusion
 from stedm.seeds import numpy_generator
@@ -52,6 +52,7 @@ def _cohort(root: Path, n_patients: int, n_images: int) -> DatasetFolder:
 
 def _train(root: Path, sampling: str, n_patients: int, n_images: int):
     dataset = _cohort(root / "data", n_patients, n_images)
+    machine = MachineConfig(precision="fp32")
     config = DiffusionConfig(
         denoiser=DenoiserConfig(channels=[16, 32], norm_groups=8, layout_channels=4),
         style=StyleConfig(dim=32, n_images=2, sampling=sampling),
@@ -61,10 +62,11 @@ def _train(root: Path, sampling: str, n_patients: int, n_images: int):
         batch=16,
         lr=5e-3,
         ema_decay=0.98,
-        checkpoint_every_steps=200,
-        precision="fp32",
+        time_shift=1.0,
     )
-    return train_diffusion(config, dataset.split("train"), dataset.split("unlabeled"), root / "run", image_px=PX)
+    return train_diffusion(
+        config, dataset.split("train"), dataset.split("unlabeled"), root / "run", image_px=PX, machine=machine
+    )
 
 
 def _agreement(images: np.ndarray, layouts: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stedm.config import RunConfig, StyleConfig, to_yaml
+from stedm.config import MachineConfig, RoundsConfig, RunConfig, StyleConfig, to_yaml
 from stedm.data.folder import DatasetFolder, write_png
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.objective import Objective
@@ -39,11 +39,11 @@ def test_every_trainable_parameter_moves_in_one_step(diffusion_config, cohort, t
     assert stayed == []
 
 
-def test_golden_loss_trace(diffusion_config, cohort, tmp_path, monkeypatch):
+def test_golden_loss_trace(diffusion_config, machine, cohort, tmp_path, monkeypatch):
     """A fixed seed gives the stored losses: a change of the science shows here and must be deliberate."""
     monkeypatch.setattr(trainer, "WARMUP_STEPS", 0)
     monkeypatch.setattr(encoder, "WIDTHS", [8, 12])
-    train_diffusion(diffusion_config(steps=20, lr=5e-3), *cohort, tmp_path, image_px=16, seed=0)
+    train_diffusion(diffusion_config(steps=20, lr=5e-3), *cohort, tmp_path, image_px=16, seed=0, machine=machine)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 10, 20]
     np.testing.assert_allclose([row["loss"] for row in rows], GOLDEN, rtol=2e-3)
@@ -54,7 +54,7 @@ GOLDEN = [1.9599, 1.8031, 1.5729]
 
 @pytest.mark.parametrize("objective", ["eps", "v", "flow"])
 def test_every_objective_learns(diffusion_config, cohort, tmp_path, objective):
-    config = diffusion_config(objective=objective, steps=60, batch=8, lr=3e-3, checkpoint_every_steps=60)
+    config = diffusion_config(objective=objective, steps=60, batch=8, lr=3e-3)
     train_diffusion(config, *cohort, tmp_path, image_px=16)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert np.mean(losses[-2:]) < 0.75 * losses[0]
@@ -94,7 +94,8 @@ def test_what_training_draws_for_a_sample_is_a_pure_function_of_its_index(diffus
 
 def test_workers_read_the_same_samples(diffusion_config, cohort, tmp_path):
     for workers in (0, 2):
-        train_diffusion(diffusion_config(workers=workers), *cohort, tmp_path / str(workers), image_px=16)
+        machine = MachineConfig(workers=workers)
+        train_diffusion(diffusion_config(), *cohort, tmp_path / str(workers), image_px=16, machine=machine)
     alone, together = _weights(tmp_path / "0"), _weights(tmp_path / "2")
     assert all(torch.equal(value, together[name]) for name, value in alone.items())
 
@@ -146,8 +147,13 @@ def test_no_annotated_image_is_refused(diffusion_config, cohort, tmp_path):
 
 def test_killed_training_ends_in_the_weights_of_an_uninterrupted_one(diffusion_config, tiny_dataset, tmp_path):
     """A real process, killed with SIGKILL at a moment between two checkpoints."""
-    diffusion = diffusion_config(steps=60, checkpoint_every_steps=8)
-    config = RunConfig(name="kill", data={"path": tiny_dataset(image_px=16), "image_px": 16}, diffusion=diffusion)
+    config = RunConfig(
+        name="kill",
+        data={"path": tiny_dataset(image_px=16), "image_px": 16},
+        machine=MachineConfig(checkpoint_every_steps=8),
+        diffusion=diffusion_config(steps=60),
+        rounds=RoundsConfig(number=1, labels=None),
+    )
     (tmp_path / "c.yaml").write_text(to_yaml(config))
 
     def command(output: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from stedm.config import DenoiserConfig
+from stedm.config import DenoiserConfig, MachineConfig
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.train import make_denoiser, train_diffusion
@@ -202,6 +202,6 @@ def test_activation_checkpointing_is_asked_for_by_the_configuration(diffusion_co
     asked = []
     monkeypatch.setattr(StyleDenoiser, "checkpoint_activations", lambda self: asked.append(self))
     for on in (False, True):
-        config = diffusion_config(steps=1, activation_checkpointing=on)
-        train_diffusion(config, *cohort, tmp_path / str(on), image_px=16)
+        machine = MachineConfig(activation_checkpointing=on)
+        train_diffusion(diffusion_config(steps=1), *cohort, tmp_path / str(on), image_px=16, machine=machine)
         assert len(asked) == on

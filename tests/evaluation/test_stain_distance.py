@@ -12,7 +12,7 @@ from stedm.evaluation.counts import counts_table
 from stedm.evaluation.report import write_report
 from stedm.evaluation.stain_distance import gains_by_distance, stain_distance
 
-CONFIG = EvaluationConfig(bootstrap=100)
+CONFIG = EvaluationConfig()
 PURPLE, PINK, BROWN = (120, 70, 160), (220, 130, 180), (150, 100, 60)
 
 

@@ -2,33 +2,31 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import yaml
 from safetensors.torch import load_file
 
-from stedm.config import RunConfig, SynthesisConfig, load_config, parse_config
+from stedm.config import MachineConfig, RunConfig, load_config, parse_config, to_yaml
 from stedm.data import cache as samples
 from stedm.data.folder import DatasetFolder
+from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.scoring import evaluate_segmenter
 from stedm.evaluation.stats import summarise
-from stedm.experiment import experiment
-from stedm.experiment.experiment import Experiment, plan_images
+from stedm.experiment import segmenters
+from stedm.experiment.experiment import Experiment
 from stedm.experiment.folder import claim
+from stedm.experiment.resolve import resolve
 from stedm.io.images import write_png
 from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote
 from stedm.segmentation.train import train_segmenter
-from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import read_plan
 from stedm.synthesis.style_bank import StyleBank
 
@@ -42,7 +40,7 @@ def tiny_config(tiny_run):
 
     def make(data: dict, **segmentation) -> RunConfig:
         values = tiny_run(data, **{"arms": ARMS, "seeds": [0, 1], **segmentation})
-        values["diffusion"]["pseudo_labels"] = None
+        values["rounds"] = {"number": 1, "labels": None}
         return parse_config(values, "test")
 
     return make
@@ -74,7 +72,8 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     bank = StyleBank.load(tmp_path / "run" / "style_bank.parquet")
     html = (report / "report.html").read_text()
     assert "From one style to another" in html
-    assert sorted(bank.k_centre(2)) == Experiment(config, tmp_path / "run", Reporter(quiet=True)).unlabeled.patients()
+    again = Experiment(config, tmp_path / "run", Reporter(quiet=True))
+    assert sorted(bank.patients) == again.context.unlabeled.patients()
     # Anyone can compute the figures again from the counts.
     # (Distances are of images; they stand in per_patient.csv.)
     of_counts = {key: value for key, value in summary.items() if key != "stain_distance"}
@@ -130,26 +129,13 @@ def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset,
         Experiment(tiny_config({"path": root}, arms=["upper"]), tmp_path / "alone").check()
 
 
-def test_a_plan_by_coverage_takes_its_styles_from_the_bank_of_the_run(tiny_dataset, tmp_path, tiny_config):
-    values = tiny_config({"path": tiny_dataset()}).model_dump()
-    values["synthesis"] |= {"style_choice": "k-centre", "style_images": 2}
-    config = parse_config(values, "test")
-    experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
-    experiment.check()
-    plan = experiment.plan()
-    assert (tmp_path / "run" / "style_bank.parquet").is_file()
-    assert plan["style_image_file_names"].str.count(";").eq(1).all()
-    with pytest.raises(StedmError, match="needs a trained model"):
-        plan_images(config, 2)
-
-
 def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset(patients={"train": 4, "unlabeled": 2, "val": 1, "test": 2})
     config = tiny_config({"path": root, "annotated_patients": 2, "draw": 1})
     experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
-    assert len(experiment.annotated.patients()) == 2
-    assert set(experiment.plan()["layout_patient_id"]) <= set(experiment.annotated.patients())
-    assert len(experiment.unlabeled.patients()) == 2
+    assert len(experiment.context.annotated.patients()) == 2
+    assert set(experiment.last_round.plan()["layout_patient_id"]) <= set(experiment.context.annotated.patients())
+    assert len(experiment.context.unlabeled.patients()) == 2
 
 
 def test_a_refused_run_leaves_its_folder_to_the_mended_configuration(tiny_dataset, tmp_path, tiny_config):
@@ -177,18 +163,6 @@ def test_a_run_folder_is_not_shared_by_two_configurations_or_two_states_of_the_d
     (tmp_path / "home" / "letter.txt").write_text("keep")
     with pytest.raises(StedmError, match="not empty"):
         Experiment(tiny_config({"path": root}), tmp_path / "home", Reporter(quiet=True))
-
-
-def test_a_run_goes_on_after_the_configuration_has_got_new_keys(tiny_dataset, tmp_path, tiny_config):
-    config = tiny_config({"path": tiny_dataset(image_px=32)})
-    run = tmp_path / "run"
-    Experiment(config, run).train_diffusion()
-    there = yaml.safe_load((run / "config.yaml").read_text())
-    del there["synthesis"]["guidance"], there["diffusion"]["style"]["injection"]
-    (run / "config.yaml").write_text(yaml.safe_dump(there))
-    before = _files(run / "model")
-    Experiment(config, run).train_diffusion()
-    assert _files(run / "model") == before
 
 
 def test_problems_of_the_data_stop_a_run_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
@@ -232,9 +206,9 @@ def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path, tiny_conf
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"unit": "category"})})
     experiment = Experiment(config, tmp_path / "run", Reporter(quiet=True))
     summary = experiment.run()
-    assert len(experiment.annotated) == 2
-    assert set(experiment.annotated.table["category"]) == {"a"}
-    assert len(experiment.unlabeled) == 6
+    assert len(experiment.context.annotated) == 2
+    assert set(experiment.context.annotated.table["category"]) == {"a"}
+    assert len(experiment.context.unlabeled) == 6
     assert summary["arms"]["real"]["n_patients"] == 2
     assert summary["groups"]["unseen categories"]["categories"] == ["b"]
     assert summarise(read_counts(tmp_path / "run" / "report" / "counts.parquet"), config.evaluation) == summary
@@ -252,11 +226,11 @@ def test_unannotated_images_are_the_same_at_every_budget(tiny_dataset, tmp_path,
         )
         for k in (1, 3)
     ]
-    assert runs[0].unlabeled.table.equals(runs[1].unlabeled.table)
-    assert set(runs[0].annotated.table["patient_id"]) < set(runs[1].annotated.table["patient_id"])
+    assert runs[0].context.unlabeled.table.equals(runs[1].context.unlabeled.table)
+    assert set(runs[0].context.annotated.table["patient_id"]) < set(runs[1].context.annotated.table["patient_id"])
     # The upper bound has the masks of the unseen categories, and no image that ours doesn't have.
-    shown = {*runs[0].annotated.patients(), *runs[0].unlabeled.patients()}
-    assert set(runs[0]._upper_set().table["patient_id"]) == shown
+    shown = {*runs[0].context.annotated.patients(), *runs[0].context.unlabeled.patients()}
+    assert set(runs[0].context.with_all_masks.table["patient_id"]) == shown
 
 
 def test_the_committed_flowers_configuration_fits_the_data(shared_data, tmp_path):
@@ -264,12 +238,12 @@ def test_the_committed_flowers_configuration_fits_the_data(shared_data, tmp_path
     values = config.model_dump(mode="json")
     values["data"]["path"] = str(shared_data("flowers17"))
     experiment = Experiment(parse_config(values, "test"), tmp_path / "run", Reporter(quiet=True))
-    with_masks = sorted(set(experiment.dataset.table["category"]) - {"cowslip"})
+    with_masks = sorted(set(experiment.context.dataset.table["category"]) - {"cowslip"})
     assert set(config.data.unseen_categories) == {*with_masks[1::2], "cowslip"}
-    assert experiment.annotated.table["category"].value_counts().to_dict() == dict.fromkeys(with_masks[::2], 3)
-    assert set(with_masks[1::2]) < set(experiment.unlabeled.table["category"])
-    plan = experiment.plan()
-    shown = experiment.dataset.table.set_index("patient_id")["category"][plan["style_patient_id"]]
+    assert experiment.context.annotated.table["category"].value_counts().to_dict() == dict.fromkeys(with_masks[::2], 3)
+    assert set(with_masks[1::2]) < set(experiment.context.unlabeled.table["category"])
+    plan = experiment.last_round.plan()
+    shown = experiment.context.dataset.table.set_index("patient_id")["category"][plan["style_patient_id"]]
     assert shown.value_counts().between(60, 61).all()
     assert set(plan["category"]) == set(with_masks[::2])
 
@@ -279,42 +253,52 @@ def test_pseudo_labels_come_from_segmenters_of_annotated_images_and_reach_the_di
 ):
     config = tiny_config({"path": str(tiny_dataset())}, arms=["real"], seeds=[0])
     asked = config.model_dump(mode="json")
-    asked["diffusion"]["pseudo_labels"] = {"arm": "real", "confidence": 0.5, "steps": 2, "seeds": [0, 3]}
+    asked["rounds"] = {"number": 1, "voters": 2, "labels": {"arm": "real", "confidence": 0.5}}
     with_labels = Experiment(parse_config(asked, "test"), tmp_path / "with", Reporter(quiet=True))
-    model = with_labels.train_diffusion()
-    labels = with_labels.pseudo_labels()
-    assert len(labels) == len(with_labels.unlabeled)
-    teachers = [tmp_path / f"with/teachers/seed-{seed}" for seed in (0, 3)]
+    model = with_labels.last_round.model()
+    labels = with_labels.last_round.pseudo_labels()
+    assert len(labels) == len(with_labels.context.unlabeled)
+    teachers = [tmp_path / f"with/teachers/seed-{seed}" for seed in (0, 1)]
     assert all((teacher / "model/config.json").is_file() for teacher in teachers)
     # What is compared later has no say in it.
-    asked["segmentation"] |= {"seeds": [5], "steps": 3}
+    asked["segmentation"] |= {"seeds": [5], "arms": ["real+stain"]}
     other = Experiment(parse_config(asked, "test"), tmp_path / "other", Reporter(quiet=True))
-    assert other.train_diffusion().fingerprint == model.fingerprint
-    without = Experiment(config, tmp_path / "without", Reporter(quiet=True)).train_diffusion()
+    assert other.last_round.model().fingerprint == model.fingerprint
+    without = Experiment(config, tmp_path / "without", Reporter(quiet=True)).last_round.model()
     assert not (tmp_path / "without/pseudo_labels").exists()
     assert model.fingerprint != without.fingerprint
     # What the vote wrote is kept.
     before = _files(tmp_path / "with")
-    with_labels.train_diffusion()
+    with_labels.last_round.model()
     assert _files(tmp_path / "with") == before
 
 
 def test_a_run_goes_on_on_another_machine_but_not_with_another_model(tmp_path, tiny_config):
-    """How it is computed may change; run folders from before these keys existed go on."""
-    config = tiny_config({"phantom": {}})
+    config = resolve(tiny_config({"phantom": {}}))
     claim(tmp_path / "run", config)
-    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    for key in ("workers", "accumulate", "compile", "activation_checkpointing"):
-        del written["diffusion"][key]
-    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(written))
     (tmp_path / "run" / "model").mkdir()
+    machine = MachineConfig(workers=2, compile=True, activation_checkpointing=True, accumulate=2, cache_mb=1)
+    claim(tmp_path / "run", config.model_copy(update={"machine": machine}))
+    with pytest.raises(StedmError, match=r"diffusion.batch: 4 there, 2 asked"):
+        claim(
+            tmp_path / "run",
+            config.model_copy(update={"diffusion": config.diffusion.model_copy(update={"batch": 2})}),
+        )
 
-    def changed(**values) -> RunConfig:
-        return config.model_copy(update={"diffusion": config.diffusion.model_copy(update=values)})
 
-    claim(tmp_path / "run", changed(workers=2, compile=True, activation_checkpointing=True))
-    with pytest.raises(StedmError, match=r"diffusion.accumulate: 1 there, 2 asked"):
-        claim(tmp_path / "run", changed(accumulate=2))
+def test_sizes_follow_from_the_data(tiny_dataset, tmp_path):
+    root = tiny_dataset(image_px=40, patients={"train": 4, "unlabeled": 1, "test": 1})
+    for patients, arm in ((None, "real+stain"), (3, "self-training")):
+        values = {"name": "x", "data": {"path": str(root), "annotated_patients": patients}}
+        config = resolve(parse_config(values, "test"))
+        assert config.data.image_px == 32
+        assert config.rounds.labels.arm == arm
+        assert resolve(config) == config
+    assert "image_px: 32" in to_yaml(config)
+    given = parse_config({"name": "x", "data": {"path": str(root), "image_px": 48}}, "test")
+    assert resolve(given).data.image_px == 48
+    large = resolve(parse_config({"name": "x", "data": {"phantom": {"image_px": 128}}}, "test"))
+    assert large.data.image_px == 128
 
 
 def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(
@@ -326,16 +310,17 @@ def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(
     root, found, parts_held = tiny_dataset(), [], []
     for cache_mb, at_once in ((None, 64), (0.03, 4)):
         held.clear()
-        config = tiny_config({"path": root, "cache_mb": cache_mb}, arms=["ssl"], seeds=[0])
+        config = tiny_config({"path": root}, arms=["ssl"], seeds=[0])
+        config = config.model_copy(update={"machine": MachineConfig(cache_mb=cache_mb)})
         monkeypatch.setattr(scoring, "_IMAGES_AT_ONCE", at_once)
         run = Experiment(config, tmp_path / str(cache_mb), Reporter(quiet=True))
-        run.train_diffusion()
+        run.last_round.model()
         run.train_segmenters()
         files = sorted(run.folder.rglob("model/**/*.safetensors"))
         assert len(files) >= 2
         counts = run.counts().to_dict()
         in_training = len(held)
-        files += sorted(run.synthesize().root.rglob("*.png"))
+        files += sorted(run.last_round.synthetic().root.rglob("*.png"))
         found.append(([path.read_bytes() for path in files], counts))
         parts_held.append((held[:in_training], held[in_training:]))
     assert found[0] == found[1]
@@ -344,145 +329,112 @@ def test_a_cohort_larger_than_the_memory_ends_in_the_same_weights_and_counts(
     assert 0 < min(training) < 1
     assert 0 <= min(synthesis) < 1
     # Another machine may have another memory.
-    changed = config.model_copy(update={"data": config.data.model_copy(update={"cache_mb": 5})})
+    changed = config.model_copy(update={"machine": MachineConfig(cache_mb=5)})
     Experiment(changed, run.folder, Reporter(quiet=True)).check()
 
 
-def test_predicted_layouts_are_predicted_again_by_who_learned_from_them(tiny_dataset, tmp_path, tiny_run):
+def _redone(run: Path, before: dict[str, int]) -> set[str]:
+    """Files written since, but for the report and what says who is at work."""
+    redone = {path for path, time in _files(run).items() if time != before.get(path)}
+    return {path for path in redone if "/report/" not in path and not path.endswith(("config.yaml", ".lock"))}
+
+
+@pytest.fixture
+def closed_dataset(tiny_dataset):
+    """A cohort whose masks of unlabeled patients can't be opened."""
     root = tiny_dataset()
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
-    values = tiny_run({"path": root}, arms=["real+stain+synthetic"], seeds=[0], mirror=True)
-    values["synthesis"] |= {"layouts": "predicted", "start": 0.5, "rounds": 2, "predictors": 1}
-    values["synthesis"]["first_layouts"] = "predicted"
+    return root
+
+
+def test_segmenters_that_learned_from_synthetic_images_predict_layouts(closed_dataset, tmp_path, tiny_run):
+    values = tiny_run({"path": closed_dataset}, arms=["real+stain+synthetic"], seeds=[0], mirror=True)
+    values["rounds"] = {"voters": 1, "labels": None, "predicted": {"fraction": 1, "start": 0.5}, "agreement": 0}
     run = tmp_path / "run"
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
     first, last = (pd.read_csv(run / part / "synthetic" / "metadata.csv") for part in ("rounds/1", "."))
-    assert set(first["layout_kind"]) == set(last["layout_kind"]) == {"predicted"}
-    assert set(last["start"]) == {0.5}
+    assert set(first["layout_kind"]) == {"warp"}
+    assert set(last["layout_kind"]) == {"predicted"}
+    assert (set(first["start"]), set(last["start"])) == ({1.0}, {0.5})
     assert not set(first["seed"]) & set(last["seed"])
     assert (run / "predictors" / "seed-0" / "model" / "config.json").is_file()
+    assert not (run / "rounds/1/predictors").exists()
+    # One model for both rounds.
+    assert (run / "model").is_dir()
+    assert not (run / "rounds/1/model").exists()
     layouts = DatasetFolder.open(run / "predicted_layouts")
     assert all(layouts.read_mask(row).max() <= 1 for row in range(len(layouts)))
-    before = _files(run)
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
-    redone = {path for path, time in _files(run).items() if time != before.get(path)}
-    assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
-    wrong = {**values, "diffusion": {**values["diffusion"], "objective": "eps"}}
-    with pytest.raises(StedmError, match=r"synthesis\.start"):
-        parse_config(wrong, "test")
-
-
-def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segmenters(tiny_dataset, tmp_path, tiny_run):
-    root = tiny_dataset()
-    for mask in (root / "masks").glob("unlabeled*"):
-        mask.write_bytes(b"not to be opened")
-    values = tiny_run({"path": root}, arms=["real+stain+synthetic"], seeds=[0])
-    values["diffusion"]["steps"] = 8
-    values["diffusion"]["pseudo_labels"] = {"confidence": 0.55, "steps": 4, "seeds": [0], "every_round": True}
-    values["synthesis"] |= {"layouts": "warp", "rounds": 2, "predictors": 2}
-    run = tmp_path / "run"
-    made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
-    made.run()
-    # Labels of the second model are the vote of segmenters that learned from the first one's images, where sure.
-    labels = made.pseudo_labels()
-    voters = [load_segmenter(path)[0] for path in (run / "predictors").glob("*/model")]
-    assert len(voters) == 2
-    votes = vote(voters, np.stack([labels.read_image(row) for row in range(len(labels))])).numpy()
-    masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
-    assert np.array_equal(np.where(votes.max(1) >= 0.55, votes.argmax(1), labels.info.ignore_index), masks)
-    assert len(list((run / "teachers").glob("*/model"))) == 1
-    before_it = DatasetFolder.open(run / "rounds/1/pseudo_labels")
-    assert any((before_it.read_mask(row) != labels.read_mask(row)).any() for row in range(len(labels)))
-    first_weights, weights = (
-        load_file(run / part / "model/denoiser/diffusion_pytorch_model.safetensors") for part in ("rounds/1", ".")
-    )
-    assert any(not torch.equal(tensor, first_weights[name]) for name, tensor in weights.items())
-    # Each round's images are its own model's: drawing the first plan again with the second gives others.
-    plan = read_plan(run / "rounds/1/plan.parquet")
-    for number in (1, 2):
-        synthesize(made.train_diffusion(number), plan, tmp_path / f"drawn-{number}")
-    first, own, other = (
-        DatasetFolder.open(path).read_image(0)
-        for path in (run / "rounds/1/synthetic", tmp_path / "drawn-1", tmp_path / "drawn-2")
-    )
-    assert np.array_equal(first, own)
-    assert not np.array_equal(first, other)
-    before = _files(run)
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
-    redone = {path for path, time in _files(run).items() if time != before.get(path)}
-    assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
-
-
-def test_a_later_model_begins_with_the_weights_of_the_one_before(tiny_dataset, tmp_path, tiny_run):
-    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
-    # So small a rate leaves every weight where it was.
-    tuned = {"steps": 3, "lr": 1e-12}
-    values["diffusion"]["pseudo_labels"] |= {"every_round": True, "fine_tuning": tuned}
-    values["synthesis"] |= {"layouts": "warp", "rounds": 2, "predictors": 1}
-    run = tmp_path / "run"
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
-    first, last = (
-        load_file(run / part / "model/denoiser/diffusion_pytorch_model.safetensors") for part in ("rounds/1", ".")
-    )
-    assert all(torch.allclose(tensor, first[name], atol=1e-6) for name, tensor in last.items())
-    logged = [json.loads((run / part / "metrics.jsonl").read_text().splitlines()[-1]) for part in ("rounds/1", ".")]
-    assert [row["step"] for row in logged] == [values["diffusion"]["steps"], tuned["steps"]]
-    assert logged[1]["lr"] < 1e-11
-    assert "for 3 steps more in each later one of 2 rounds" in (run / "report/report.html").read_text()
-
-
-def test_the_first_of_several_rounds_has_no_layouts_by_who_saw_annotated_images_alone(tiny_dataset, tmp_path, tiny_run):
-    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
-    values["synthesis"] |= {"layouts": {"predicted": 1, "recombine": 1}, "start": 0.5, "rounds": 2, "predictors": 1}
-    run = tmp_path / "run"
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
-    first, last = (read_plan(run / part / "plan.parquet") for part in ("rounds/1", "."))
-    assert set(first["layout_kind"]) == {"recombine"}
-    assert set(first["start"]) == {1.0}
-    assert set(last["layout_kind"]) == {"predicted", "recombine"}
-    assert not (run / "rounds/1/predictors").exists()
     stages = list(json.loads((run / "provenance.json").read_text())["seconds"])
     # The voters of the second round have learned from the images of the first.
     drawn, trained = "draw synthetic images, round 1", "predicted layouts, round 2, segmenter 0"
     assert stages.index(drawn) < stages.index(trained)
-    # A run from before there was the key had the same layouts in every round, and goes on as it began.
-    older = yaml.safe_load((run / "config.yaml").read_text())
-    del older["synthesis"]["first_layouts"], older["synthesis"]["agreement"]
-    (run / "config.yaml").write_text(yaml.safe_dump(older))
-    with pytest.raises(StedmError, match=r"synthesis\.first_layouts"):
-        Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
-    values["synthesis"]["first_layouts"] = values["synthesis"]["layouts"]
-    with pytest.raises(StedmError, match=r"synthesis\.agreement"):
-        Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
-    values["synthesis"]["agreement"] = 0
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
+    before = _files(run)
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    assert not _redone(run, before)
+    wrong = {**values, "diffusion": {**values["diffusion"], "objective": "eps"}}
+    with pytest.raises(StedmError, match=r"rounds\.predicted\.start"):
+        parse_config(wrong, "test")
 
 
-@pytest.mark.parametrize("first_labels", [{"confidence": 0.1}, None])
-def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to_either(
-    tiny_dataset, tmp_path, tiny_run, first_labels
-):
-    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
-    labels = first_labels and {**first_labels, "steps": 2, "seeds": [0], "every_round": True}
-    values["diffusion"]["pseudo_labels"] = labels
-    values["synthesis"] |= {"layouts": {"predicted": 1, "warp": 1}, "rounds": 2, "predictors": 1, "n_images": 16}
+def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segmenters(closed_dataset, tmp_path, tiny_run):
+    values = tiny_run({"path": closed_dataset}, arms=["real+stain+synthetic"], seeds=[0])
+    values["diffusion"]["steps"] = 8
+    values["rounds"] = {
+        "voters": 2,
+        "labels": {"arm": "real+stain", "confidence": 0.55},
+        "fine_tune": {"steps": 3, "lr": 0.0001},
+        "predicted": None,
+        "agreement": 0,
+    }
     run = tmp_path / "run"
     made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
-    disputed, *others = made.unlabeled.patients()
-    made.predicted_layouts()
+    made.run()
+    first, last = (StyleDiffusion.from_pretrained(folder / "model") for folder in (run / "rounds/1", run))
+    assert first.fingerprint != last.fingerprint
+    for folder, steps, model in ((run / "rounds/1", 8, first), (run, 3, last)):
+        rows = (folder / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(rows[-1])["step"] == steps
+        table = pd.read_csv(folder / "synthetic" / "metadata.csv")
+        assert set(table["model_fingerprint"]) == {model.fingerprint}
+    for folder, voters in ((run / "rounds/1", "teachers"), (run, "predictors")):
+        networks = [load_segmenter(path)[0] for path in sorted((run / voters).glob("*/model"))]
+        assert len(networks) == 2
+        labels = DatasetFolder.open(folder / "pseudo_labels")
+        images = np.stack([labels.read_image(row) for row in range(len(labels))])
+        masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
+        votes = vote(networks, images).numpy()
+        assert np.array_equal(np.where(votes.max(1) >= 0.55, votes.argmax(1), labels.info.ignore_index), masks)
+    # The second began with the weights of the first: a few small steps away.
+    before, after = (
+        load_file(folder / "model/denoiser/diffusion_pytorch_model.safetensors") for folder in (run / "rounds/1", run)
+    )
+    moved = max(float((after[name] - before[name]).abs().max()) for name in before)
+    assert 0 < moved < 0.01
+    files = _files(run)
+    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    assert not _redone(run, files)
+
+
+@pytest.mark.parametrize("learns_from_labels", [True, False])
+def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to_either(
+    tiny_dataset, tmp_path, tiny_run, learns_from_labels
+):
+    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
+    labels = {"arm": "real+stain", "confidence": 0.1} if learns_from_labels else None
+    values["rounds"] = {"voters": 1, "labels": labels, "fine_tune": {"steps": 2}}
+    values["synthesis"]["n_images"] = 16
+    run = tmp_path / "run"
+    last = Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).last_round
+    disputed, *others = last.context.unlabeled.patients()
     assert others
     # What a segmenter of a few steps sees is chance: here the first ones were sure of the opposite, or of the same.
-    sure = made.pseudo_labels(1) if labels else None
-    assert sure is None or sure.root == run / "rounds/1/pseudo_labels"
-    first = run / ("rounds/1/pseudo_labels" if labels else "first_labels")
-    seen = made.predicted_layouts()
-    if not labels:
-        shutil.copytree(seen.root, first)
+    first, seen = last.first.first_labels(), last.predicted_layouts()
+    assert first.root == run / ("rounds/1/pseudo_labels" if learns_from_labels else "first_labels")
     for row, (patient, name) in enumerate(zip(seen.table["patient_id"], seen.table["mask_file_name"], strict=True)):
         mask = np.ones_like(seen.read_mask(row))
         write_png(seen.root / name, mask)
-        write_png(first / name, 1 - mask if patient == disputed else mask)
+        write_png(first.root / name, 1 - mask if patient == disputed else mask)
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
     note = f"about 1 of {1 + len(others)} unannotated patients: {disputed} (agreement.csv)"
     assert note in (run / "report/report.html").read_text()
@@ -492,86 +444,45 @@ def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to
     table = pd.read_csv(run / "agreement.csv", dtype={"patient_id": str}).set_index("patient_id")["agreement"]
     assert table[disputed] == 0
     assert set(table[others]) == {1}
-    if labels:
+    if learns_from_labels:
         again = DatasetFolder.open(run / "pseudo_labels")
         for row, patient in enumerate(again.table["patient_id"]):
             assert (again.read_mask(row) == again.info.ignore_index).all() == (patient == disputed)
 
 
-@pytest.mark.parametrize(
-    ("layouts", "first", "expected"),
-    [
-        ({"predicted": 0.6, "warp": 0.3, "resample": 0.1}, None, {"warp": 0.75, "resample": 0.25}),
-        ("predicted", None, {"warp": 1.0}),
-        ("predicted", "procedural", {"procedural": 1.0}),
-        ("predicted", {"predicted": 1, "warp": 1}, {"predicted": 0.5, "warp": 0.5}),
-    ],
-)
-def test_layouts_of_the_first_round(layouts, first, expected):
-    config = SynthesisConfig(layouts=layouts, first_layouts=first, start=0.8, rounds=2)
-    assert config.of_round(1).layout_weights == pytest.approx(expected)
-    assert config.of_round(1).start == (0.8 if "predicted" in expected else 1)
-    assert config.of_round(2) == config
-    with pytest.raises(ValueError, match="first_layouts"):
-        SynthesisConfig(layouts=layouts, first_layouts=first or "warp")
-
-
-def test_rounds_that_would_all_be_the_same_are_refused(tiny_dataset, tiny_run):
-    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
-    again = {"pseudo_labels": {"every_round": True}}
-    for diffusion, synthesis, reason in (
-        ({}, {"rounds": 2}, "only predicted layouts and"),
-        (again, {}, r"every_round: needs synthesis\.rounds"),
-        (again | {"unlabeled_fraction": 0}, {"rounds": 2}, "unlabeled_fraction above 0"),
-        ({"pseudo_labels": {"fine_tuning": {}}}, {}, "fine_tuning: is of later models; set every_round"),
-    ):
-        wrong = values | {
-            "diffusion": values["diffusion"] | diffusion,
-            "synthesis": values["synthesis"] | synthesis,
-        }
-        with pytest.raises(StedmError, match=reason):
-            parse_config(wrong, "test")
-
-
 def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
-    values["diffusion"]["pseudo_labels"] = {"arm": "self-training", "confidence": 0.6}
-    values["synthesis"] |= {"layouts": "predicted", "first_layouts": "predicted", "rounds": 2}
-    values["segmentation"] |= {"self_training": {"rounds": 1, "teachers": 2}, "steps": 4}
+    values["rounds"] = {"number": 1, "voters": 2, "labels": {"arm": "self-training", "confidence": 0.6}}
+    values["segmentation"]["steps"] = 4
     run = tmp_path / "run"
     made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
     made.run()
     assert not (run / "teachers").exists()
-    own = run / "self_training" / "self-training" / "round-1"
-    labels = made.pseudo_labels()
-    teachers = [load_segmenter(path)[0] for path in own.glob("predictors/*/model")]
+    own = run / "self_training" / "self-training" / "round-2"
+    labels = made.last_round.pseudo_labels()
+    teachers = [load_segmenter(path)[0] for path in sorted(own.glob("predictors/*/model"))]
     assert len(teachers) == 2
     votes = vote(teachers, np.stack([labels.read_image(row) for row in range(len(labels))])).numpy()
     masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
     assert np.array_equal(np.where(votes.max(1) >= 0.6, votes.argmax(1), labels.info.ignore_index), masks)
-    # The first round paints to these labels; the second has predictors of its own.
-    assert made.predicted_layouts(1).root == own / "labels"
-    assert len(list((run / "predictors").glob("*/model"))) == 3
-    assert not (run / "rounds/1/predictors").exists()
 
 
-def test_teachers_label_images_for_self_training(tiny_dataset, tmp_path, tiny_run, monkeypatch):
-    root = tiny_dataset()
-    for mask in (root / "masks").glob("unlabeled*"):
-        mask.write_bytes(b"not to be opened")
-    values = tiny_run({"path": root}, arms=["self-training", ours := "real+stain+synthetic+self-training"], seeds=[0])
-    values["segmentation"] |= {"self_training": {"teachers": 2}, "steps": 8}
+def test_teachers_label_images_for_self_training(closed_dataset, tmp_path, tiny_run, monkeypatch):
+    ours = "real+stain+synthetic+self-training"
+    values = tiny_run({"path": closed_dataset}, arms=["self-training", ours], seeds=[0])
+    values["rounds"] = {"number": 1, "voters": 2, "labels": None}
+    values["segmentation"]["steps"] = 8
     run = tmp_path / "run"
     trained = set()
 
-    def note(config, arm, real, synthetic, *rest, labelled=None, **more):
-        trained.add((arm, synthetic is not None, labelled is not None))
-        return train_segmenter(config, arm, real, synthetic, *rest, labelled=labelled, **more)
+    def note(*arguments, arm, synthetic, pseudo_labeled, **more):
+        trained.add((arm, synthetic is not None, pseudo_labeled is not None))
+        return train_segmenter(*arguments, arm=arm, synthetic=synthetic, pseudo_labeled=pseudo_labeled, **more)
 
-    monkeypatch.setattr(experiment, "train_segmenter", note)
+    monkeypatch.setattr(segmenters, "train_segmenter", note)
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
     rounds = [run / "self_training" / "self-training" / f"round-{number}" for number in (1, 2)]
-    unlabeled = DatasetFolder.open(root).split("unlabeled").table["image_file_name"].tolist()
+    unlabeled = DatasetFolder.open(closed_dataset).split("unlabeled").table["image_file_name"].tolist()
     labels = [DatasetFolder.open(folder / "labels") for folder in rounds]
     assert all(found.table["source_image_file_name"].tolist() == unlabeled for found in labels)
     assert all(len(list(folder.glob("predictors/*/model/config.json"))) == 2 for folder in rounds)
@@ -590,5 +501,4 @@ def test_teachers_label_images_for_self_training(tiny_dataset, tmp_path, tiny_ru
     }
     before = _files(run)
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
-    redone = {path for path, time in _files(run).items() if time != before.get(path) and not path.endswith(".lock")}
-    assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
+    assert not _redone(run, before)

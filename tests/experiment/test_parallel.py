@@ -16,7 +16,7 @@ from stedm.config import parse_config
 from stedm.experiment.experiment import Experiment
 from stedm.experiment.parallel import _pieces, run_side_by_side
 from stedm.progress import Reporter
-from stedm.workers.pool import LocalEngine
+from stedm.workers.pool import LocalPool
 
 ARMS = ["real", "ssl", "real+synthetic", "upper"]
 PHANTOM = {
@@ -46,17 +46,17 @@ def test_workers_make_what_one_process_makes(tmp_path, tiny_run, one_thread):
     config = parse_config(tiny_run({"phantom": PHANTOM}, arms=ARMS, seeds=[0, 1]), "test")
     alone = Experiment(config, tmp_path / "alone", Reporter(quiet=True)).run()
     experiment = Experiment(config, tmp_path / "workers", Reporter(quiet=True))
-    with LocalEngine(2, patient=False) as engine:
-        together = run_side_by_side(experiment, engine)
+    with LocalPool(2, patient=False) as pool:
+        together = run_side_by_side(experiment, pool)
         assert _made(tmp_path / "workers") == _made(tmp_path / "alone")
         assert together["arms"] == alone["arms"]
         seconds = json.loads((tmp_path / "workers/provenance.json").read_text())["seconds"]
-        stages = {"teacher real+stain, seed 0", "pseudo-labels", "train diffusion model", "draw synthetic images"}
+        stages = {"teacher real+stain, segmenter 0", "pseudo-labels", "train diffusion model", "draw synthetic images"}
         assert set(seconds) >= stages | {f"segmenter {arm}, seed {seed}" for arm in ARMS for seed in (0, 1)}
         # Only what is missing is done again.
         before = {file: file.stat().st_mtime_ns for file in (tmp_path / "workers").rglob("*.safetensors")}
         (tmp_path / "workers/segmenters/real+synthetic/seed-1/counts-test.parquet").unlink()
-        assert run_side_by_side(experiment, engine)["arms"] == alone["arms"]
+        assert run_side_by_side(experiment, pool)["arms"] == alone["arms"]
         assert {file: file.stat().st_mtime_ns for file in before} == before
 
 

@@ -13,7 +13,10 @@ from scipy import ndimage
 from stedm.config import PhantomConfig
 from stedm.errors import StedmError
 from stedm.phantom import patients as phantom
-from stedm.phantom.patients import draw_layout, draw_patient, make_phantom, render_patient_image
+from stedm.phantom import render
+from stedm.phantom.cohort import make_phantom
+from stedm.phantom.patients import draw_layout, draw_patient
+from stedm.phantom.render import render_patient_image
 
 SMALL = {"train": 2, "unlabeled": 3, "val": 0, "test": 4}
 
@@ -151,7 +154,7 @@ def test_a_large_image_has_no_seams_between_its_blocks(monkeypatch: pytest.Monke
     patient = replace(patient_of("3"), noise=0.0)
     layout = draw_layout(patient, (40, 112), 2.0, generator(7))
     whole = render_patient_image(patient, layout, 2.0, generator(8))
-    monkeypatch.setattr(phantom, "_BLOCK_PX", 32)
+    monkeypatch.setattr(render, "_BLOCK_PX", 32)
     blocks = render_patient_image(patient, layout, 2.0, generator(8))
 
     assert whole.shape == blocks.shape == (40, 112, 3)

@@ -5,10 +5,8 @@ from stedm.config import SegmentationConfig, StainAugmentConfig
 from stedm.segmentation.augment import augment_geometry, augment_stain
 from stedm.segmentation.train import augment_batch
 
-ALWAYS = StainAugmentConfig(probability=1.0)
-NOTHING = StainAugmentConfig(
-    hed_sigma=0, hed_bias=0, brightness=0, contrast=0, saturation=0, hue=0, blur_sigma_px=0, probability=1.0
-)
+NOTHING = StainAugmentConfig(hed_sigma=0, brightness=0, contrast=0, saturation=0, hue=0)
+ALWAYS, UNBLURRED = {"probability": 1.0}, {"blur_sigma_px": 0.0}
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -96,16 +94,33 @@ def test_stain_arm_changes_colours_and_not_masks():
 
 def test_strength_zero_is_the_identity():
     images = _noise()
-    assert (augment_stain(images, _generator(), NOTHING) - images).abs().max() < 0.6 / 255
-    never = ALWAYS.model_copy(update={"probability": 0.0})
-    assert (augment_stain(images, _generator(), never) - images).abs().max() < 0.6 / 255
+    strongest = StainAugmentConfig()
+    for config, how in (
+        (NOTHING, {**ALWAYS, **UNBLURRED}),
+        (strongest, {"probability": 0.0}),
+        (strongest, {**ALWAYS, "factor": 0.0}),
+    ):
+        assert (augment_stain(images, _generator(), config, **how) - images).abs().max() < 0.6 / 255
 
 
-@pytest.mark.parametrize("knob", sorted(set(StainAugmentConfig.model_fields) - {"probability", "kind", "template_sd"}))
+def test_a_factor_multiplies_every_strength():
+    images, plain = _noise(), StainAugmentConfig()
+    doubled = StainAugmentConfig(**{key: 2 * value for key, value in plain})
+    strong = augment_stain(images, _generator(), plain, factor=2.0)
+    torch.testing.assert_close(strong, augment_stain(images, _generator(), doubled, blur_sigma_px=1.6))
+
+
+def test_one_sample_in_ten_keeps_its_colours():
+    images = _noise(1, 8).repeat(2000, 1, 1, 1)
+    kept = (augment_stain(images, _generator(), StainAugmentConfig()) - images).abs().amax(dim=(1, 2, 3)) < 0.6 / 255
+    assert kept.float().mean() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("knob", sorted(StainAugmentConfig.model_fields))
 def test_each_knob_alone_changes_images_differently_per_sample(knob):
     image = _noise(1).repeat(6, 1, 1, 1)
     config = NOTHING.model_copy(update={knob: getattr(StainAugmentConfig(), knob)})
-    changed = augment_stain(image, _generator(), config)
+    changed = augment_stain(image, _generator(), config, **ALWAYS, **UNBLURRED)
     assert (changed - image).abs().amax(dim=(1, 2, 3)).max() > 2 / 255
     assert len({round(float(change), 5) for change in (changed - image).abs().mean(dim=(1, 2, 3))}) >= 3
 
@@ -128,7 +143,6 @@ def test_stain_jitter_agrees_with_scikit_image():
 
 def test_blur_keeps_the_mean_and_removes_detail():
     image = _noise(4, 64)
-    config = NOTHING.model_copy(update={"blur_sigma_px": 2.0})
-    blurred = augment_stain(image, _generator(1), config)
+    blurred = augment_stain(image, _generator(1), NOTHING, **ALWAYS, blur_sigma_px=2.0)
     assert (blurred.mean(dim=(1, 2, 3)) - image.mean(dim=(1, 2, 3))).abs().max() < 0.01
     assert blurred.std(dim=(1, 2, 3)).min() < 0.6 * image.std()

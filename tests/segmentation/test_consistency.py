@@ -10,16 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stedm.config import SegmentationConfig, SslConfig, StainAugmentConfig
+from stedm.config import MachineConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
+from stedm.segmentation import consistency
+from stedm.segmentation.augment import augment_stain
 from stedm.segmentation.consistency import (
     Consistency,
     StudentAndTeacher,
     confident_labels,
     consistency_loss,
     cutmix,
-    strengthened,
 )
 from stedm.segmentation.model import SegmentationLoss, build_segmenter
 from stedm.segmentation.samples import MixedSamples, UnlabeledSamples
@@ -32,10 +33,16 @@ TINY = SegmentationConfig(
     decoder_channels=[16, 8, 8],
     steps=6,
     batch=4,
-    warmup_steps=2,
-    checkpoint_every_steps=2,
-    ssl=SslConfig(confidence=0.5, ramp_up=0.0),
 )
+OFTEN = MachineConfig(checkpoint_every_steps=2)
+# Networks of six steps are sure of nothing, and a weight that rises never does in so few.
+SURE_AT_ONCE = {"CONFIDENCE": 0.5, "RAMP_UP": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _sure_at_once(monkeypatch):
+    for name, value in SURE_AT_ONCE.items():
+        monkeypatch.setattr(consistency, name, value)
 
 
 @pytest.fixture
@@ -55,7 +62,9 @@ def _generator(seed: int = 0) -> torch.Generator:
 def _train(cohort, folder: Path, arm: str = "ssl", **changes) -> dict[str, torch.Tensor]:
     real, unlabeled = cohort
     config = TINY.model_copy(update=changes)
-    model = train_segmenter(config, arm, real, real, folder, 0, PX, unlabeled=unlabeled)
+    model = train_segmenter(
+        config, real, folder, arm=arm, image_px=PX, synthetic=real, unlabeled=unlabeled, machine=OFTEN
+    )
     return load_file(model / "model.safetensors")
 
 
@@ -63,26 +72,28 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_the_consistency_loss_moves_the_network(cohort, tmp_path):
-    weights = [
-        _train(cohort, tmp_path / str(weight), ssl=SslConfig(confidence=0.5, ramp_up=0, weight=weight))
-        for weight in (0.0, 1.0)
-    ]
+def test_the_consistency_loss_moves_the_network(cohort, tmp_path, monkeypatch):
+    weights = []
+    for weight in (0.0, 1.0):
+        monkeypatch.setattr(consistency, "WEIGHT", weight)
+        weights.append(_train(cohort, tmp_path / str(weight)))
     name = "segmentation_head.0.weight"
     assert not torch.equal(weights[0][name], weights[1][name])
 
 
-def test_the_weight_rises_to_its_full_value():
-    config = TINY.model_copy(update={"steps": 100, "ssl": SslConfig(weight=2.0, ramp_up=0.5)})
-    weight = Consistency(config, SegmentationLoss(), None).weight
+def test_the_weight_rises_to_its_full_value(monkeypatch):
+    monkeypatch.setattr(consistency, "WEIGHT", 2.0)
+    monkeypatch.setattr(consistency, "RAMP_UP", 0.5)
+    weight = Consistency(TINY.model_copy(update={"steps": 100}), SegmentationLoss()).weight
     assert weight(0) < 0.02
     assert weight(0) < weight(20) < weight(40) < weight(50) == weight(99) == 2.0
 
 
-def test_no_pixel_is_sure_enough_for_a_threshold_of_one(cohort, tmp_path):
-    never = SslConfig(confidence=1.0, ramp_up=0.0)
-    off = SslConfig(weight=0.0)
-    assert _equal(_train(cohort, tmp_path / "a", ssl=never), _train(cohort, tmp_path / "b", ssl=off))
+def test_no_pixel_is_sure_enough_for_a_threshold_of_one(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(consistency, "CONFIDENCE", 1.0)
+    never = _train(cohort, tmp_path / "a")
+    monkeypatch.setattr(consistency, "WEIGHT", 0.0)
+    assert _equal(never, _train(cohort, tmp_path / "b"))
 
 
 def test_only_sure_pixels_get_a_label():
@@ -110,9 +121,9 @@ def test_masks_of_unlabeled_patients_are_not_read(cohort, tmp_path):
 
 def test_the_annotated_stream_is_that_of_the_other_arms(cohort):
     real, unlabeled = cohort
-    plain = MixedSamples(real, None, 0.8, PX, seed=3)
-    both = UnlabeledSamples(MixedSamples(real, None, 0.8, PX, seed=3), unlabeled, PX)
-    again = UnlabeledSamples(MixedSamples(real, None, 0.8, PX, seed=3), unlabeled, PX)
+    plain = MixedSamples(real, image_px=PX, seed=3)
+    both = UnlabeledSamples(MixedSamples(real, image_px=PX, seed=3), unlabeled, PX)
+    again = UnlabeledSamples(MixedSamples(real, image_px=PX, seed=3), unlabeled, PX)
     later = [again[i] for i in reversed(range(20))][::-1]
     for i in range(20):
         assert np.array_equal(both[i]["image"], plain[i]["image"])
@@ -196,12 +207,23 @@ def test_cutmix_moves_images_and_labels_together():
     assert 0.25 < some < 0.75
 
 
-def test_strong_views_are_stronger_in_every_strength():
-    stain = StainAugmentConfig()
-    strong = strengthened(stain, SslConfig(strong_factor=2.0))
-    assert strong.hed_sigma == 2 * stain.hed_sigma
-    assert strong.blur_sigma_px == 2 * stain.blur_sigma_px
-    assert (strong.kind, strong.probability) == (stain.kind, stain.probability)
+def test_a_network_that_shows_no_encoder_keeps_its_channels():
+    learner = StudentAndTeacher(torch.nn.Conv2d(3, 2, 1), ema_decay=0.9)
+    assert learner.dropped_channels(4, 0.5, _generator()) == ([], [])
+    image = torch.randn(2, 3, 8, 8, generator=_generator())
+    assert torch.equal(learner(image, []), learner.student(image))
+
+
+def test_strong_views_are_augmented_more_strongly(cohort, monkeypatch, tmp_path):
+    factors = []
+
+    def note(*arguments, factor=1.0):
+        factors.append(factor)
+        return augment_stain(*arguments, factor=factor)
+
+    monkeypatch.setattr(consistency, "augment_stain", note)
+    _train(cohort, tmp_path / "run", steps=1)
+    assert factors == [1.5, 1.5]
 
 
 def _train_and_die(root: Path, folder: Path, dies_at: int) -> None:
@@ -209,8 +231,11 @@ def _train_and_die(root: Path, folder: Path, dies_at: int) -> None:
         if step == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    # Another process, in which nothing was set for the test.
+    for name, value in SURE_AT_ONCE.items():
+        setattr(consistency, name, value)
     real, unlabeled = _parts(root)
-    train_segmenter(TINY, "ssl", real, None, folder, 0, PX, die, unlabeled=unlabeled)
+    train_segmenter(TINY, real, folder, arm="ssl", image_px=PX, unlabeled=unlabeled, machine=OFTEN, on_progress=die)
 
 
 def test_killed_and_resumed_ends_in_the_same_weights_and_teacher(cohort, tmp_path):
@@ -235,11 +260,11 @@ def test_killed_and_resumed_ends_in_the_same_weights_and_teacher(cohort, tmp_pat
 def test_arms_that_lack_their_images_are_one_clear_line(cohort, tmp_path):
     real, unlabeled = cohort
     with pytest.raises(StedmError, match="needs images of unlabeled patients"):
-        train_segmenter(TINY, "ssl", real, None, tmp_path / "a", 0, PX)
+        train_segmenter(TINY, real, tmp_path / "a", arm="ssl", image_px=PX)
     with pytest.raises(StedmError, match="no image of an unlabeled patient"):
-        train_segmenter(TINY, "ssl", real, None, tmp_path / "b", 0, PX, unlabeled=unlabeled.select([]))
+        train_segmenter(TINY, real, tmp_path / "b", arm="ssl", image_px=PX, unlabeled=unlabeled.select([]))
     with pytest.raises(StedmError, match="needs a synthetic set"):
-        train_segmenter(TINY, "real+synthetic+ssl", real, None, tmp_path / "c", 0, PX, unlabeled=unlabeled)
+        train_segmenter(TINY, real, tmp_path / "c", arm="real+synthetic+ssl", image_px=PX, unlabeled=unlabeled)
     held_out = DatasetFolder.open(real.root).split("test")
     with pytest.raises(StedmError, match="not for training"):
-        train_segmenter(TINY, "ssl", real, None, tmp_path / "d", 0, PX, unlabeled=held_out)
+        train_segmenter(TINY, real, tmp_path / "d", arm="ssl", image_px=PX, unlabeled=held_out)

@@ -54,12 +54,12 @@ def test_loss_of_a_batch_without_annotated_pixels_is_zero():
     assert torch.all(logits.grad == 0)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.1, 0.9)])
-def test_each_term_of_the_loss_leads_to_the_mask(weights):
+@pytest.mark.parametrize("dice_weight", [0.0, 1.0, 0.9])
+def test_each_term_of_the_loss_leads_to_the_mask(dice_weight):
     logits, masks = _logits_and_masks()
     logits.requires_grad_(True)
     optimizer = torch.optim.Adam([logits], lr=0.5)
-    loss = SegmentationLoss(*weights)
+    loss = SegmentationLoss(dice_weight)
     first = loss(logits, masks).item()
     for _ in range(60):
         optimizer.zero_grad()
@@ -71,9 +71,8 @@ def test_each_term_of_the_loss_leads_to_the_mask(weights):
 
 def test_weights_of_the_loss_are_those_of_the_paper():
     logits, masks = _logits_and_masks()
-    cross_entropy, dice = SegmentationLoss(1, 0)(logits, masks), SegmentationLoss(0, 1)(logits, masks)
-    config = SegmentationConfig()
-    assert (config.cross_entropy_weight, config.dice_weight) == (0.1, 0.9)
+    cross_entropy, dice = SegmentationLoss(0)(logits, masks), SegmentationLoss(1)(logits, masks)
+    assert SegmentationConfig().dice_weight == 0.9
     assert float(SegmentationLoss()(logits, masks)) == pytest.approx(float(0.1 * cross_entropy + 0.9 * dice))
 
 
@@ -101,7 +100,9 @@ def test_save_and_load_give_equal_logits(tmp_path, architecture):
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     network(images)  # moves the running statistics of the batch norms, which must be saved too
     network.eval()
-    folder = save_segmenter(tmp_path / "m", network, config, DatasetInfo("x", ["a", "b", "c"], ignore_index=9), 32)
+    folder = save_segmenter(
+        tmp_path / "m", network, config, DatasetInfo("x", ["a", "b", "c"], ignore_index=9), image_px=32
+    )
     loaded, info = load_segmenter(folder)
     assert torch.equal(loaded(images), network(images))
     assert (info.classes, info.image_px, info.ignore_index) == (["a", "b", "c"], 32, 9)
@@ -111,7 +112,7 @@ def test_save_and_load_give_equal_logits(tmp_path, architecture):
 def test_broken_model_folders_are_one_clear_line(tmp_path):
     with pytest.raises(StedmError, match="not a segmenter folder"):
         load_segmenter(tmp_path)
-    folder = save_segmenter(tmp_path / "m", build_segmenter(TINY, 2), TINY, DatasetInfo("x", ["a", "b"]), 32)
+    folder = save_segmenter(tmp_path / "m", build_segmenter(TINY, 2), TINY, DatasetInfo("x", ["a", "b"]), image_px=32)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, "classes": ["a", "b", "c"]}))
     with pytest.raises(StedmError, match=r"model\.safetensors: not "):
@@ -189,7 +190,7 @@ def test_decoder_needs_a_width_per_level():
 def test_a_mirroring_segmenter_follows_a_mirrored_image(tmp_path):
     info = DatasetInfo(name="tiny", classes=["a", "b"])
     plain = build_segmenter(TINY, 2, seed=3).eval()
-    folder = save_segmenter(tmp_path / "model", plain, TINY.model_copy(update={"mirror": True}), info, 32)
+    folder = save_segmenter(tmp_path / "model", plain, TINY, info, image_px=32, mirror=True)
     network, read = load_segmenter(folder)
     assert read.mirror
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1

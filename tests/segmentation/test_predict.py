@@ -19,7 +19,7 @@ def network():
 
 @pytest.fixture
 def model(tmp_path, network):
-    return save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", ["a", "b", "c"]), 32)
+    return save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", ["a", "b", "c"]), image_px=32)
 
 
 def _images(n: int, height: int, width: int) -> np.ndarray:

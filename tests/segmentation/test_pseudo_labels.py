@@ -23,7 +23,9 @@ def unlabeled(tiny_dataset):
 @pytest.fixture
 def segmenters(tmp_path, unlabeled):
     return [
-        save_segmenter(tmp_path / f"model-{seed}", build_segmenter(TINY, 2, seed=seed), TINY, unlabeled.info, 32)
+        save_segmenter(
+            tmp_path / f"model-{seed}", build_segmenter(TINY, 2, seed=seed), TINY, unlabeled.info, image_px=32
+        )
         for seed in (0, 1)
     ]
 
@@ -62,7 +64,7 @@ def test_the_vote_follows_a_mirrored_image(unlabeled):
 
 
 def test_a_segmenter_of_other_classes_is_refused(tmp_path, unlabeled):
-    model = save_segmenter(tmp_path / "model", build_segmenter(TINY, 3), TINY, unlabeled.info, 32)
+    model = save_segmenter(tmp_path / "model", build_segmenter(TINY, 3), TINY, unlabeled.info, image_px=32)
     config = (model / "config.json").read_text().replace('"disc"', '"disc", "third"')
     (model / "config.json").write_text(config)
     with pytest.raises(StedmError, match="are not those of the images"):

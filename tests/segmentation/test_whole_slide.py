@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from stedm import Segmenter
 from stedm.cli import main
 from stedm.config import PhantomConfig, SegmentationConfig, SlideSegmentationConfig
 from stedm.data.folder import DatasetInfo
@@ -20,13 +20,12 @@ from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
 from stedm.progress import Reporter
 from stedm.segmentation import whole_slide as module
 from stedm.segmentation.model import SegmenterInfo, build_segmenter, load_segmenter, save_segmenter
+from stedm.segmentation.slide_sources import is_slide, slides_in
 from stedm.segmentation.whole_slide import (
-    is_slide,
     load_slide_config,
     map_bands,
     segment_slide,
     segment_slides,
-    slides_in,
 )
 from stedm.slides.annotations import read_annotation
 from stedm.slides.slide import Slide
@@ -36,7 +35,7 @@ from stedm.slides.write_label_map import LabelMapWriter
 CLASSES = ["stroma", "tumour"]
 COLOURS = np.array([(230, 120, 170), (120, 60, 160)], np.uint8)
 SIZE = (900, 700)
-INFO = SegmenterInfo("unet", "none", 3, [8], CLASSES, image_px=64, mpp=1.0)
+INFO = SegmenterInfo(architecture="unet", classes=CLASSES, image_px=64, mpp=1.0)
 TINY = SegmentationConfig(encoder="tu-test_resnet", encoder_depth=3, decoder_channels=[8, 8, 8])
 QUIET = Reporter(quiet=True)
 
@@ -48,7 +47,6 @@ class ColourNetwork(nn.Module):
         super().__init__()
         colours = torch.from_numpy(COLOURS).float() / 127.5 - 1
         self.colours = nn.Parameter(colours, requires_grad=False)
-        self.encoder = SimpleNamespace(output_stride=8)
 
     def forward(self, images):
         return -20 * (images[:, None] - self.colours[None, :, :, None, None]).square().sum(dim=2)
@@ -60,7 +58,7 @@ NETWORK = ColourNetwork()
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """An Aperio-like slide, 450 x 350 microns, with empty glass around the tissue."""
-    drawn = draw_phantom_slide(PhantomConfig(mpp=0.5), "train", 0, SIZE, unit_px=256)
+    drawn = draw_phantom_slide(PhantomConfig(image_px=256), "train", 0, SIZE, unit_px=256)
     large = np.kron(drawn.layout[::4, ::4], np.ones((4, 4), np.uint8))
     drawn = replace(drawn, image=COLOURS[large.clip(0, 1)], layout=large)
     target = tmp_path_factory.mktemp("slides") / "a.svs"
@@ -215,7 +213,9 @@ def test_label_maps_are_pyramids_with_their_resolution(tmp_path):
 
 @pytest.fixture
 def model(tmp_path):
-    return save_segmenter(tmp_path / "model", build_segmenter(TINY, 2), TINY, DatasetInfo("x", CLASSES), 64, mpp=1.0)
+    return save_segmenter(
+        tmp_path / "model", build_segmenter(TINY, 2), TINY, DatasetInfo("x", CLASSES), image_px=64, mpp=1.0
+    )
 
 
 def test_a_model_knows_its_resolution_and_old_ones_still_load(model):
@@ -224,6 +224,31 @@ def test_a_model_knows_its_resolution_and_old_ones_still_load(model):
     del values["mpp"]
     (model / "config.json").write_text(json.dumps(values))
     assert load_segmenter(model)[1].mpp is None
+
+
+def test_a_segmenter_does_in_python_what_the_command_does(tmp_path, model, path):
+    _succeeds(["segment", model, path, "-o", tmp_path / "out" / "x.geojson", "--tolerance-um", "2"])
+    by_name = Segmenter.from_pretrained(model)
+    assert by_name.predict_slide(path, tmp_path / "one.geojson", tolerance_um=2) == [tmp_path / "one.geojson"]
+    assert (tmp_path / "one.geojson").read_bytes() == (tmp_path / "out" / "x.geojson").read_bytes()
+    _table(tmp_path, path)
+    with pytest.raises(StedmError, match="bad"):
+        by_name.predict_slide(tmp_path / "slides.csv", tmp_path / "folder", tolerance_um=2)
+    written = sorted(file.name for file in (tmp_path / "folder").glob("*.geojson"))
+    assert written == ["one.geojson", "three.geojson", "two.geojson"]
+
+
+def _own(n_classes: int) -> torch.nn.Module:
+    return torch.nn.Conv2d(3, n_classes, 3, padding=1)
+
+
+def test_slides_are_segmented_by_an_own_network(tmp_path, path, pickling_pool):
+    info = DatasetInfo("x", CLASSES)
+    model = save_segmenter(tmp_path / "own", _own(len(CLASSES)), None, info, image_px=64, mpp=1.0)
+    [here] = Segmenter.from_pretrained(model, _own).predict_slide(path, tmp_path / "here")
+    slides = slides_in(path, tmp_path / "there.geojson")
+    done = segment_slides(model, slides, tmp_path / "there", reporter=QUIET, pool=pickling_pool, network=_own)
+    assert done.written[0].read_bytes() == here.read_bytes()
 
 
 def test_command_line_one_slide(tmp_path, model, path, capsys):
@@ -284,7 +309,7 @@ def _content(folder) -> dict[str, bytes]:
 @pytest.mark.parametrize("reads", [3, 40, 75, 140])
 def test_a_killed_segmentation_goes_on_below_the_rows_that_it_had(reads, tmp_path, model, path, monkeypatch):
     """Random weights, so that each tile gets something else, and batches that don't fit the rows."""
-    monkeypatch.setattr("stedm.segmentation.row_checkpoint.KEPT_PX", 2 * 24 * 450)
+    monkeypatch.setattr("stedm.segmentation.row_checkpoint.WRITE_AFTER_PX", 2 * 24 * 450)
     config = SlideSegmentationConfig(tile_px=32, batch=7, label_map=True, skip=[])
     source, read, places = slides_in(path, tmp_path / "x"), Slide.read, []
 
@@ -313,7 +338,7 @@ def test_a_killed_segmentation_goes_on_below_the_rows_that_it_had(reads, tmp_pat
 
 
 def test_rows_of_other_settings_are_not_gone_on_with(tmp_path, model, path, monkeypatch):
-    monkeypatch.setattr("stedm.segmentation.row_checkpoint.KEPT_PX", 1)
+    monkeypatch.setattr("stedm.segmentation.row_checkpoint.WRITE_AFTER_PX", 1)
     source, read = slides_in(path, tmp_path / "x"), Slide.read
     count = []
     monkeypatch.setattr(Slide, "read", lambda *a: count.append(1) or read(*a) if len(count) < 60 else _interrupt())
@@ -367,16 +392,16 @@ def test_shards_together_do_all_slides(tmp_path, model, path):
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
-def test_an_engine_gives_the_same(tmp_path, model, path, pickling_engine):
+def test_an_engine_gives_the_same(tmp_path, model, path, pickling_pool):
     slides = _table(tmp_path, path)
-    by_engine = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=pickling_engine)
+    by_engine = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, pool=pickling_pool)
     alone = segment_slides(model, slides, tmp_path / "whole", reporter=QUIET)
     assert by_engine.failures == alone.failures
     assert [file.name for file in by_engine.written] == ["one.geojson", "two.geojson", "three.geojson"]
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
-    assert pickling_engine.pieces == 4
-    segment_slides(model, slides, tmp_path / "out", reporter=QUIET, engine=pickling_engine)
-    assert pickling_engine.pieces == 5, "more than the slide that failed"
+    assert pickling_pool.pieces == 4
+    segment_slides(model, slides, tmp_path / "out", reporter=QUIET, pool=pickling_pool)
+    assert pickling_pool.pieces == 5, "more than the slide that failed"
 
 
 # ---- what is a slide, and mistakes --------------------------------------------------------------------------------
@@ -416,7 +441,7 @@ def test_bad_input_is_one_line(tmp_path, model, path):
             call()
         assert "\n" not in str(error.value)
     network = build_segmenter(TINY, 2)
-    save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", CLASSES), 64)
+    save_segmenter(tmp_path / "model", network, TINY, DatasetInfo("x", CLASSES), image_px=64)
     with pytest.raises(StedmError, match="--mpp"):
         segment_slides(model, slides, tmp_path / "out", reporter=QUIET)
     assert not (tmp_path / "out").exists()

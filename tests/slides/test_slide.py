@@ -21,7 +21,7 @@ SIZE = (1300, 1024)
 @pytest.fixture(scope="session")
 def phantom_slide():
     """A phantom slide of 1300 x 1024 px at 0.5 microns a pixel."""
-    return draw_phantom_slide(PhantomConfig(mpp=0.5), "train", 0, SIZE, unit_px=512)
+    return draw_phantom_slide(PhantomConfig(image_px=256), "train", 0, SIZE, unit_px=512)
 
 
 @pytest.fixture(scope="session")

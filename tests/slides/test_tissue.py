@@ -102,7 +102,7 @@ def test_small_holes_are_filled_large_ones_stay_and_dust_goes():
 
 @pytest.mark.parametrize("stain", ["her2", "he"])
 def test_tissue_of_phantom_slides(tmp_path, stain):
-    config = PhantomConfig(mpp=0.5, stain=stain)
+    config = PhantomConfig(image_px=256, stain=stain)
     for number in range(3):  # of HER2: scores 0, 1, 2
         phantom = draw_phantom_slide(config, "train", number, (1536, 1024), unit_px=512)
         write_phantom_slide(phantom, tmp_path / "a.svs")

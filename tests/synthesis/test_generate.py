@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from stedm import StyleDiffusion
-from stedm.config import DenoiserConfig, DiffusionConfig, Guidance, StyleConfig, SynthesisConfig
+from stedm.config import (
+    DenoiserConfig,
+    DiffusionConfig,
+    Guidance,
+    PredictedConfig,
+    Sampling,
+    StyleConfig,
+    SynthesisConfig,
+)
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
 from stedm.data.symmetry import symmetry
@@ -47,7 +55,7 @@ def _model(seed: int) -> StyleDiffusion:
 
 @pytest.fixture
 def plan(dataset, tmp_path):
-    settings = SynthesisConfig(n_images=22, batch=4, steps=2)
+    settings = SynthesisConfig(n_images=22, batch=4, sampling=Sampling(steps=2), layouts="resample")
     write_plan(make_plan(settings, dataset.split("train"), dataset.split("unlabeled")), tmp_path / "plan.parquet")
     return read_plan(tmp_path / "plan.parquet")
 
@@ -91,14 +99,14 @@ def test_the_set_is_a_valid_dataset_whose_masks_are_the_planned_layouts(model, p
 
 
 def test_masks_of_every_kind_of_layout_can_be_made_again_from_a_row(model, dataset, tmp_path):
-    settings = SynthesisConfig(n_images=16, batch=8, steps=1, layouts=dict.fromkeys(KINDS, 1))
+    settings = SynthesisConfig(n_images=16, batch=8, sampling=Sampling(steps=1), layouts=dict.fromkeys(KINDS, 1))
     plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"), image_px=16)
     write_plan(plan, tmp_path / "plan.parquet")
     assert synthesize(model, read_plan(tmp_path / "plan.parquet"), tmp_path / "set")
     assert check_dataset(tmp_path / "set") == []
     made = DatasetFolder.open(tmp_path / "set")
     assert set(made.table["layout_kind"]) == set(KINDS)
-    prior = LayoutPrior.fit(dataset.split("train"), 16)
+    prior = LayoutPrior(dataset.split("train"), 16)
     for number, row in enumerate(made.table.itertuples()):
         assert layout_recipe(row) == layout_recipe(plan.iloc[number])
         assert np.array_equal(made.read_mask(number), prior.build(layout_recipe(row)))
@@ -113,20 +121,25 @@ def test_a_image_can_be_made_again_from_its_row(model, plan, dataset, tmp_path):
     again = model.generate(
         made.read_mask(9),
         style,
-        guidance=float(planned["guidance"]),
-        steps=int(planned["steps"]),
+        sampling=Sampling.model_validate_json(planned["sampling"]),
         seed=[planned["seed"]],
     )
     assert np.abs(again[0].astype(int) - made.read_image(9)).max() <= 1
 
 
 def test_rows_with_other_guidance_are_drawn_with_it(model, dataset, tmp_path):
-    parts = [{}, {"layout_guidance": 4.0}]
+    sources = dataset.split("train"), dataset.split("unlabeled")
     plans = [
         make_plan(
-            SynthesisConfig(n_images=4, batch=4, steps=2, **part), dataset.split("train"), dataset.split("unlabeled")
+            SynthesisConfig(
+                n_images=4,
+                batch=4,
+                layouts="resample",
+                sampling=Sampling(steps=2, guidance=Guidance(layout=layout)),
+            ),
+            *sources,
         )
-        for part in parts
+        for layout in (1.0, 4.0)
     ]
     mixed = plans[0].copy()
     mixed.iloc[[1, 2]] = plans[1].iloc[[1, 2]]
@@ -169,15 +182,15 @@ def test_shards_together_make_the_same_set(model, plan, tmp_path):
     assert _content(tmp_path / "parts") == _content(tmp_path / "whole")
 
 
-def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_engine):
+def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_pool):
     model.save_pretrained(tmp_path / "model")
     synthesize(model, plan, tmp_path / "whole")
-    options = {"engine": pickling_engine, "model_folder": tmp_path / "model"}
+    options = {"pool": pickling_pool, "model_folder": tmp_path / "model"}
     assert not synthesize(model, plan, tmp_path / "out", shard=(1, 2), **options)
-    assert pickling_engine.pieces == 3
+    assert pickling_pool.pieces == 3
     seen = []
     assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
-    assert pickling_engine.pieces == 6
+    assert pickling_pool.pieces == 6
     assert seen[-1] == (22, 22)
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
@@ -213,11 +226,13 @@ def test_images_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset, 
         synthesize(model, plan, tmp_path / "mine")
 
 
-def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted_ones, tmp_path, pickling_engine):
+def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted_ones, tmp_path, pickling_pool):
     unlabeled = dataset.split("unlabeled")
     predicted = predicted_ones(unlabeled, tmp_path / "predicted")
-    settings = SynthesisConfig(n_images=8, batch=4, steps=2, layouts="predicted", start=0.02)
-    plan = make_plan(settings, dataset.split("train"), unlabeled, image_px=16, predicted=predicted)
+    settings = SynthesisConfig(n_images=8, batch=4, sampling=Sampling(steps=2))
+    every = PredictedConfig(fraction=1.0, start=0.02)
+    sources = dataset.split("train"), unlabeled
+    plan = make_plan(settings, *sources, image_px=16, predicted=predicted, predicted_config=every)
     write_plan(plan, tmp_path / "plan.parquet")
     plan = read_plan(tmp_path / "plan.parquet")
     assert synthesize(model, plan, tmp_path / "set")
@@ -231,7 +246,7 @@ def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted
         # So little noise changes little, whatever the network says.
         assert np.abs(made.read_image(row).astype(int) - source).mean() < 6
     model.save_pretrained(tmp_path / "model")
-    synthesize(model, plan, tmp_path / "others", engine=pickling_engine, model_folder=tmp_path / "model")
+    synthesize(model, plan, tmp_path / "others", pool=pickling_pool, model_folder=tmp_path / "model")
     for name in made.table["image_file_name"]:
         there, here = (read_image_file(tmp_path / folder, name).astype(int) for folder in ("others", "set"))
         assert np.abs(there - here).max() <= 1

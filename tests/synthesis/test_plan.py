@@ -5,16 +5,14 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from stedm.config import SynthesisConfig
+from stedm.config import Guidance, PredictedConfig, Sampling, SynthesisConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.layout.measures import class_fractions
+from stedm.layout.prior import LayoutPrior, class_fractions
 from stedm.layout.recipe import KINDS
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import (
-    ADDED_COLUMNS,
     COLUMNS,
-    LAYOUT_COLUMNS,
     LIST_SEPARATOR,
     checked_sources,
     layout_recipe,
@@ -23,7 +21,6 @@ from stedm.synthesis.plan import (
     read_plan,
     write_plan,
 )
-from stedm.synthesis.style_bank import StyleBank
 
 MIXTURE = dict.fromkeys(KINDS, 1.0)
 
@@ -33,9 +30,9 @@ def dataset(tiny_dataset):
     return DatasetFolder.open(tiny_dataset(patients={"train": 4, "unlabeled": 3, "val": 2, "test": 2}))
 
 
-def _plan(dataset, n=30, **settings) -> pd.DataFrame:
-    config = SynthesisConfig(n_images=n, **settings)
-    return make_plan(config, dataset.split("train"), dataset.split("unlabeled"), image_px=32)
+def _plan(dataset, n=30, seed=0, **settings) -> pd.DataFrame:
+    config = SynthesisConfig(n_images=n, **{"layouts": "resample", **settings})
+    return make_plan(config, dataset.split("train"), dataset.split("unlabeled"), image_px=32, seed=seed)
 
 
 def test_sources_come_from_the_right_patients(dataset):
@@ -119,38 +116,11 @@ def test_unseen_categories_give_styles_and_no_layouts(tiny_dataset, tmp_path):
         synthesize(None, read_plan(tmp_path / "plan.parquet"), tmp_path / "set")
 
 
-def test_plans_from_before_the_guidance_columns_read_as_what_they_were(dataset, tmp_path):
-    plan = _plan(dataset, 3, time_shift=1.0)
-    plan.drop(columns=list(ADDED_COLUMNS)).to_parquet(tmp_path / "old.parquet", index=False)
-    old = read_plan(tmp_path / "old.parquet")
-    pd.testing.assert_frame_equal(old[COLUMNS], plan[COLUMNS])
-    assert plan_fingerprint(old) == plan_fingerprint(plan)
-    other = _plan(dataset, 3, time_shift=1.0, layout_guidance=2.0)
-    assert plan_fingerprint(other) != plan_fingerprint(plan)
-
-
-def test_styles_chosen_for_coverage_begin_with_patients_and_images_far_from_each_other(tiny_dataset):
-    dataset = DatasetFolder.open(tiny_dataset(patients={"train": 2, "unlabeled": 6}, images=6))
-    unlabeled = dataset.split("unlabeled")
-    # Patients on a line at 0, 1, 2 ... 5; a patient's images within 0.5 of it.
-    table = unlabeled.table[["image_file_name", "patient_id", "category"]]
-    patients = unlabeled.patients()
-    place = table["patient_id"].map(patients.index) + table["image_file_name"].str.extract(r"-(\d)")[0].astype(int) / 10
-    bank = StyleBank(table, place.to_numpy(np.float32)[:, None], patients, np.arange(6.0)[:, None], "model")
-    config = SynthesisConfig(n_images=60, style_choice="k-centre", style_images=2)
-    plan = make_plan(config, dataset.split("train"), unlabeled, bank=bank)
-    numbers = plan["style_patient_id"].map(patients.index).tolist()
-    assert sorted(numbers[:6]) == list(range(6))
-    assert numbers[1] in (0, 5)
-    assert abs(numbers[1] - numbers[0]) >= 3
-    pairs = [[int(name[-5]) for name in names.split(LIST_SEPARATOR)] for names in plan["style_image_file_names"]]
-    # The second image is one of the two that lie at the patient's ends, the first may be any.
-    assert all(b in (0, 5) and abs(a - b) >= 3 for a, b in pairs)
-    assert len({a for a, _ in pairs}) > 3
-    shorter = make_plan(config.model_copy(update={"n_images": 7}), dataset.split("train"), unlabeled, bank=bank)
-    pd.testing.assert_frame_equal(plan.iloc[:7], shorter)
-    with pytest.raises(StedmError, match="needs a trained model"):
-        make_plan(config, dataset.split("train"), unlabeled)
+def test_how_a_row_is_drawn_is_part_of_the_plan(dataset):
+    sampling = Sampling(guidance=Guidance(style=2.0), steps=3)
+    plan = _plan(dataset, 3, sampling=sampling)
+    assert [Sampling.model_validate_json(text) for text in plan["sampling"]] == [sampling] * 3
+    assert plan_fingerprint(plan) != plan_fingerprint(_plan(dataset, 3))
 
 
 def test_rows_of_a_mixture_differ_only_in_how_the_layout_is_made(dataset):
@@ -165,6 +135,25 @@ def test_rows_of_a_mixture_differ_only_in_how_the_layout_is_made(dataset):
     pd.testing.assert_frame_equal(mixed.iloc[:20], _plan(dataset, 20, layouts=MIXTURE))
 
 
+def test_layouts_of_a_seed_stay_what_they_are(dataset):
+    # Stored values, of 5207792: a change of the order in which generators are drawn changes every run.
+    plan = _plan(dataset, 5, layouts={"resample": 1, "warp": 1})
+    prior = LayoutPrior(dataset.split("train"), 32)
+    rows = [
+        (row.layout_image_file_name, row.layout_symmetry, row.layout_kind, row.layout_seed, row.seed)
+        for row in plan.itertuples()
+    ]
+    assert rows == [
+        ("images/trainP3-1.png", 5, "warp", 8354428355789825957, 4607569398932998430),
+        ("images/trainP2-1.png", 2, "resample", 0, 3646835182613991357),
+        ("images/trainP2-2.png", 0, "resample", 0, 4638190540226086706),
+        ("images/trainP3-0.png", 0, "warp", 7144001220604878389, 9164796914325123404),
+        ("images/trainP2-0.png", 1, "resample", 0, 7297619080547748802),
+    ]
+    sizes = [int((prior.build(layout_recipe(row)) == 1).sum()) for row in plan.itertuples()]
+    assert sizes == pytest.approx([208, 116, 258, 139, 128], abs=1)
+
+
 def test_weights_of_a_mixture_are_followed(dataset):
     kinds = _plan(dataset, 200, layouts={"resample": 3, "warp": 1})["layout_kind"]
     assert (kinds == "warp").mean() == pytest.approx(0.25, abs=0.08)
@@ -177,37 +166,16 @@ def test_layouts_of_every_kind_come_from_train_patients_of_the_category(dataset,
     table = dataset.table.set_index("image_file_name")
     category_of = dataset.table.groupby("patient_id")["category"].first()
     for row in plan.itertuples():
-        recipe = layout_recipe(row)
-        for name in filter(None, (recipe.source, recipe.second)):
-            assert table.at[name, "split"] == "train"
-            assert table.at[name, "category"] == category_of[row.style_patient_id]
-    assert (plan["layout_second_image"] != "").all() == (kind == "recombine")
+        source = layout_recipe(row).source
+        assert table.at[source, "split"] == "train"
+        assert table.at[source, "category"] == category_of[row.style_patient_id]
 
 
-def test_held_out_second_layouts_and_broken_rows_are_refused(dataset):
-    plan = _plan(dataset, 3, layouts="recombine")
-    for column, value, message in (
-        ("layout_second_image", "images/testP0-1.png", "split test"),
-        ("layout_second_image", "images/unlabeledP0-1.png", "split unlabeled"),
-        ("layout_second_image", "", "layout_kind"),
-        ("layout_kind", "drawn", "layout_kind"),
-        ("layout_kind", "procedural", "layout_texture"),
-    ):
-        edited = plan.copy()
-        edited.loc[1, column] = value
-        with pytest.raises(StedmError, match=message):
-            checked_sources(edited, dataset)
-
-
-def test_plans_without_layout_columns_are_of_resampled_layouts(dataset, tmp_path):
-    plan = _plan(dataset, 6)
-    old = plan.drop(columns=list(LAYOUT_COLUMNS))
-    write_plan(old, tmp_path / "plan.parquet")
-    again = read_plan(tmp_path / "plan.parquet")
-    pd.testing.assert_frame_equal(again, plan)
-    assert plan_fingerprint(again) == plan_fingerprint(plan) == plan_fingerprint(old)
-    assert plan_fingerprint(_plan(dataset, 6, layouts="warp")) != plan_fingerprint(plan)
-    checked_sources(old, dataset)
+def test_kinds_of_layouts_that_are_not_known_are_refused(dataset):
+    plan = _plan(dataset, 3)
+    plan.loc[1, "layout_kind"] = "recombine"
+    with pytest.raises(StedmError, match="layout_kind 'recombine' is not known"):
+        checked_sources(plan, dataset)
 
 
 def test_known_fractions_choose_the_layouts(dataset):
@@ -249,10 +217,10 @@ def predicted(dataset, predicted_ones, tmp_path):
     return predicted_ones(dataset.split("unlabeled"), tmp_path / "predicted")
 
 
-def test_predicted_layouts_are_of_a_image_of_the_style_patient(dataset, predicted):
-    config = SynthesisConfig(n_images=60, layouts={"predicted": 1, "warp": 1}, start=0.8)
+def test_predicted_layouts_are_of_an_image_of_the_style_patient(dataset, predicted):
     sources = dataset.split("train"), dataset.split("unlabeled")
-    plan = make_plan(config, *sources, image_px=32, predicted=predicted)
+    half = PredictedConfig(fraction=0.5, start=0.8)
+    plan = make_plan(SynthesisConfig(n_images=60), *sources, image_px=32, predicted=predicted, predicted_config=half)
     rows = plan[plan["layout_kind"] == "predicted"]
     assert 15 < len(rows) < 45
     table = dataset.table.set_index("image_file_name")
@@ -274,14 +242,15 @@ def test_patients_without_predicted_layouts_get_the_other_kinds(dataset, predict
     sources = dataset.split("train"), dataset.split("unlabeled")
     without = sources[1].patients()[0]
     some = predicted.select((predicted.table["patient_id"] != without).to_numpy())
-    for layouts, other in (({"predicted": 3, "recombine": 1}, "recombine"), ("predicted", "warp")):
-        config = SynthesisConfig(n_images=60, layouts=layouts)
-        plan = make_plan(config, *sources, image_px=32, predicted=some)
+    for fraction, other in ((0.75, "resample"), (1.0, "warp")):
+        config = SynthesisConfig(n_images=60, layouts=other)
+        options = {"image_px": 32, "predicted_config": PredictedConfig(fraction=fraction)}
+        plan = make_plan(config, *sources, predicted=some, **options)
         kinds = plan.groupby("style_patient_id")["layout_kind"].agg(set)
         assert kinds.pop(without) == {other}
         assert all("predicted" in found for found in kinds)
         # The rows of the others are those of a plan with all layouts.
-        whole = make_plan(config, *sources, image_px=32, predicted=predicted)
+        whole = make_plan(config, *sources, predicted=predicted, **options)
         others = plan["style_patient_id"] != without
         pd.testing.assert_frame_equal(plan[others], whole[others])
 
@@ -289,13 +258,7 @@ def test_patients_without_predicted_layouts_get_the_other_kinds(dataset, predict
 def test_the_only_image_of_a_patient_is_its_own_style(dataset, predicted):
     unlabeled = dataset.split("unlabeled")
     alone = unlabeled.select(~unlabeled.table["patient_id"].duplicated())
-    config = SynthesisConfig(n_images=3, layouts="predicted")
-    plan = make_plan(config, dataset.split("train"), alone, image_px=32, predicted=predicted)
+    every = PredictedConfig(fraction=1.0)
+    sources = dataset.split("train"), alone
+    plan = make_plan(SynthesisConfig(n_images=3), *sources, image_px=32, predicted=predicted, predicted_config=every)
     assert (plan["style_image_file_names"] == plan["layout_image_file_name"]).all()
-
-
-def test_predicted_layouts_need_segmenters(dataset):
-    with pytest.raises(StedmError, match="need trained segmenters"):
-        _plan(dataset, layouts="predicted")
-    with pytest.raises(ValidationError, match="only predicted layouts"):
-        SynthesisConfig(start=0.5)

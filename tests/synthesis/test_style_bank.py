@@ -1,4 +1,4 @@
-"""The style bank: embedded once, read back equal, refused for another model; choice, neighbours, interpolation."""
+"""The style bank: embedded once, read back equal, refused for another model; neighbours, interpolation."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ from stedm.data.folder import DatasetFolder
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
-from stedm.synthesis.style_bank import farthest_first
 
 
 def _model(seed: int = 0, **style) -> StyleDiffusion:
@@ -129,35 +128,13 @@ def test_nearest_finds_the_patient_whose_colours_they_are(model, cohort, bank):
         bank.nearest(np.zeros(3))
 
 
-def _radius(vectors, chosen):
-    """Largest distance of a vector to the nearest chosen one."""
-    return np.linalg.norm(vectors[:, None] - vectors[chosen][None], axis=2).min(axis=1).max()
-
-
-def test_k_centre_covers_better_than_any_random_choice_on_average_and_is_nested():
-    generator = np.random.default_rng(0)
-    # A crowd and some that are different: a random choice takes the crowd.
-    vectors = np.concatenate([generator.normal(0, 0.1, (80, 4)), generator.normal(0, 3, (12, 4))])
-    chosen = farthest_first(vectors, 8)
-    random = [_radius(vectors, generator.permutation(len(vectors))[:8]) for _ in range(50)]
-    assert _radius(vectors, chosen) < min(random)
-    assert farthest_first(vectors, 3) == chosen[:3]
+def test_the_farthest_pair_are_the_patients_whose_styles_differ_most(bank):
+    first, second = bank.farthest_pair()
+    vectors = bank.patient_vectors
     distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
-    assert distances[chosen[0], chosen[1]] == pytest.approx(distances.max())
-    assert farthest_first(vectors, 5, first=7)[0] == 7
-
-
-def test_k_centre_takes_each_once_also_where_styles_are_equal():
-    assert sorted(farthest_first(np.zeros((4, 2)), 9)) == [0, 1, 2, 3]
-
-
-def test_k_centre_names_patients_or_images_the_same_ones_each_time(bank):
-    chosen = bank.k_centre(3)
-    assert chosen == bank.k_centre(3) == bank.k_centre(5)[:3]
-    assert set(chosen) <= set(bank.patients)
-    assert set(bank.k_centre(3, of="images")) <= set(bank.table["image_file_name"])
-    assert bank.k_centre(6, seed=1) == bank.k_centre(6, seed=1)
-    assert len({bank.k_centre(1, seed=seed)[0] for seed in range(12)}) > 2
+    found = distances[bank.patients.index(first), bank.patients.index(second)]
+    assert found == pytest.approx(distances.max(), rel=1e-5)
+    assert first != second
 
 
 def test_an_interpolation_begins_and_ends_with_the_patients_and_passes_through_both_together(model, cohort, bank):

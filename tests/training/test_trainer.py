@@ -1,4 +1,4 @@
-"""The engine: the same weights however a run is computed, and runs that stop when they must."""
+"""The trainer: the same weights however a run is computed, and runs that stop when they must."""
 
 import gc
 import json
@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from stedm.config import DiffusionConfig, TrainingConfig, checked
+from stedm.config import DiffusionConfig, MachineConfig, TrainingConfig
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
 from stedm.seeds import torch_generator
-from stedm.training.trainer import Engine, resolve_workers
+from stedm.training.trainer import Trainer, resolve_workers
 
 CPU = torch.device("cpu")
 
@@ -43,25 +43,28 @@ def _network(memory_format: torch.memory_format = torch.contiguous_format) -> nn
     return network.to(memory_format=memory_format)
 
 
-def _config(**changes) -> TrainingConfig:
-    values = {"steps": 6, "batch": 4, "lr": 1e-2, "checkpoint_every_steps": 3, "precision": "fp32"}
-    return TrainingConfig(**{**values, **changes})
+def _config(**changes) -> tuple[TrainingConfig, MachineConfig]:
+    """What is trained, and on which machine; `changes` of either."""
+    values = {"steps": 6, "batch": 4, "lr": 1e-2, "checkpoint_every_steps": 3, "precision": "fp32"} | changes
+    machine = {key: value for key, value in values.items() if key in MachineConfig.model_fields}
+    training = {key: value for key, value in values.items() if key not in machine}
+    return TrainingConfig(**training), MachineConfig(**machine)
 
 
 def _train(
     folder: Path, network: nn.Module | None = None, samples: Dataset | None = None, stop=None, **changes
 ) -> dict:
     """Weights after training, or after `stop` steps of it."""
-    engine = Engine(network or _network(), folder, _config(**changes), seed=1, ema_decay=0.9)
-    for batch in engine.batches(samples or Samples()):
-        with engine.autocast():
-            predicted = engine.network(batch)
-        engine.step((predicted - batch.flip(-1)).square().mean())
-        if engine.step_done == stop:
+    trainer = Trainer(network or _network(), folder, *_config(**changes), seed=1, ema_decay=0.9)
+    for batch in trainer.batches(samples or Samples()):
+        with trainer.autocast():
+            predicted = trainer.network(batch)
+        trainer.step((predicted - batch.flip(-1)).square().mean())
+        if trainer.step_done == stop:
             break
     return {
         name: value.detach().clone()
-        for name, value in engine.accelerator.unwrap_model(engine.network).state_dict().items()
+        for name, value in trainer.accelerator.unwrap_model(trainer.network).state_dict().items()
     }
 
 
@@ -114,17 +117,17 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 
 
 def test_parts_of_a_batch_draw_different_noise(tmp_path):
-    engine = Engine(_network(), tmp_path, _config(steps=2, accumulate=2), seed=1)
+    trainer = Trainer(_network(), tmp_path, *_config(steps=2, accumulate=2), seed=1)
     drawn = []
-    for batch in engine.batches(Samples()):
-        drawn.append(float(torch.rand(1, generator=engine.generator)))
-        engine.step(engine.network(batch).mean())
+    for batch in trainer.batches(Samples()):
+        drawn.append(float(torch.rand(1, generator=trainer.generator)))
+        trainer.step(trainer.network(batch).mean())
     assert len(set(drawn)) == 4
 
 
-def test_a_batch_is_divided_evenly():
-    with pytest.raises(StedmError, match="4 images can't be divided into 3 equal parts"):
-        checked(TrainingConfig, {**_config().model_dump(), "accumulate": 3}, "config.yaml")
+def test_a_batch_is_divided_evenly(tmp_path):
+    with pytest.raises(StedmError, match="4 images of a batch can't be divided into 3 equal parts"):
+        Trainer(_network(), tmp_path, *_config(accumulate=3), seed=1)
 
 
 def test_a_checkpoint_of_another_memory_format_goes_on(tmp_path):
@@ -135,12 +138,12 @@ def test_a_checkpoint_of_another_memory_format_goes_on(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
-    engine = Engine(_network(), tmp_path, _config(steps=40, checkpoint_every_steps=4), seed=1)
+    trainer = Trainer(_network(), tmp_path, *_config(steps=40, checkpoint_every_steps=4), seed=1)
 
     def run() -> None:
-        for batch in engine.batches(Samples()):
+        for batch in trainer.batches(Samples()):
             # Not in a step that is logged or saved.
-            engine.step(engine.network(batch).mean() * (float("nan") if engine.step_done >= 2 else 1.0))
+            trainer.step(trainer.network(batch).mean() * (float("nan") if trainer.step_done >= 2 else 1.0))
 
     with pytest.raises(StedmError, match="the loss became nan by step 4"):
         run()
@@ -149,8 +152,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
 
 def test_the_loss_is_not_read_in_every_step(tmp_path, monkeypatch):
     reads = []
-    original = Engine._read_loss
-    monkeypatch.setattr(Engine, "_read_loss", lambda self: (reads.append(self.step_done), original(self)))
+    original = Trainer._read_loss
+    monkeypatch.setattr(Trainer, "_read_loss", lambda self: (reads.append(self.step_done), original(self)))
     _train(tmp_path, steps=25, checkpoint_every_steps=12)
     assert reads == [1, 10, 12, 20, 24, 25]
 
@@ -164,14 +167,16 @@ def _diffusion(**changes) -> DiffusionConfig:
         "style": {"dim": 16, "n_images": 2},
         "steps": 3,
         "batch": 8,
-        "precision": "fp32",
+        "lr": 0.001,
+        "time_shift": 1.0,
     }
     return DiffusionConfig(**{**values, **changes})
 
 
-def _train_diffusion(root: Path, folder: Path, **changes) -> dict[str, torch.Tensor]:
-    dataset = DatasetFolder.open(root)
-    train_diffusion(_diffusion(**changes), dataset.split("train"), dataset.split("unlabeled"), folder, image_px=16)
+def _train_diffusion(root: Path, folder: Path, machine: dict | None = None, **changes) -> dict[str, torch.Tensor]:
+    splits = [DatasetFolder.open(root).split(name) for name in ("train", "unlabeled")]
+    computed = MachineConfig(**{"precision": "fp32", **(machine or {})})
+    train_diffusion(_diffusion(**changes), *splits, folder, image_px=16, machine=computed)
     return load_file(folder / "model/denoiser/diffusion_pytorch_model.safetensors")
 
 
@@ -198,7 +203,7 @@ def test_two_processes_end_in_the_weights_of_one(tiny_dataset, tmp_path, accumul
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    arguments = (port, root, tmp_path / "2", {"accumulate": accumulate})
+    arguments = (port, root, tmp_path / "2", {"machine": {"accumulate": accumulate}})
     processes = [fork.Process(target=_one_of_two, args=(rank, *arguments), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
@@ -212,8 +217,8 @@ def test_two_processes_end_in_the_weights_of_one(tiny_dataset, tmp_path, accumul
 
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
-    with pytest.raises(StedmError, match=r"4 images at once .* can't be divided among 3 processes"):
-        Engine(_network(), tmp_path, _config(), seed=1)
+    with pytest.raises(StedmError, match=r"4 images of a batch can't be divided into 1 equal parts .* of 3 processes"):
+        Trainer(_network(), tmp_path, *_config(), seed=1)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -226,7 +231,7 @@ def test_compiled_training_steps_alike_and_saves_the_same_names(tiny_dataset, tm
     small = {"denoiser": {"channels": [8], "norm_groups": 4, "layout_channels": 2}, "steps": 1}
     plain = _train_diffusion(root, tmp_path / "plain", **small)
     assert backends == []
-    compiled = _train_diffusion(root, tmp_path / "compiled", compile=True, **small)
+    compiled = _train_diffusion(root, tmp_path / "compiled", machine={"compile": True}, **small)
     assert len(backends) == 1
     _assert_close(plain, compiled, rtol=1e-3, atol=1e-5)
     names = [load_file(tmp_path / n / "checkpoints/step-00000001/model.safetensors") for n in ("plain", "compiled")]
@@ -234,6 +239,6 @@ def test_compiled_training_steps_alike_and_saves_the_same_names(tiny_dataset, tm
 
 
 def test_any_network_is_compiled_in_place(tmp_path):
-    engine = Engine(_network(), tmp_path, _config(compile=True), seed=1)
-    assert engine.network._compiled_call_impl is not None
-    assert engine.accelerator.unwrap_model(engine.network).state_dict().keys() == _network().state_dict().keys()
+    trainer = Trainer(_network(), tmp_path, *_config(compile=True), seed=1)
+    assert trainer.network._compiled_call_impl is not None
+    assert trainer.accelerator.unwrap_model(trainer.network).state_dict().keys() == _network().state_dict().keys()

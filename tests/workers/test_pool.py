@@ -8,7 +8,7 @@ import pytest
 
 from stedm.data.memory import default_bytes
 from stedm.errors import StedmError
-from stedm.workers.pool import LocalEngine, check_shared, do_piece, make_engine, new_name, parse_shard
+from stedm.workers.pool import LocalPool, check_shared, do_piece, make_pool, new_name, parse_shard
 
 # Worker processes import the job from a module of their own: this file is none to them.
 JOB = """
@@ -59,27 +59,27 @@ def square(tmp_path, monkeypatch):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_pieces_are_done_and_their_job_is_opened_once_a_process(square, processes):
     pieces = [1, 2, 3, 4, 5, 6, 7, 8]
-    with make_engine("local", processes) as engine:
-        assert engine.is_here == (processes == 1)
-        assert sorted(engine.run(square, pieces)) == [(number, (number + 1) ** 2) for number in range(8)]
+    with make_pool("local", processes) as pool:
+        assert pool.is_here == (processes == 1)
+        assert sorted(pool.run(square, pieces)) == [(number, (number + 1) ** 2) for number in range(8)]
         opened = {file.name: file.read_text() for file in square.folder.iterdir()}
         assert set(opened.values()) == {"x"}
         assert (str(os.getpid()) in opened) == (processes == 1)
         with pytest.raises(StedmError, match="below zero"):
-            list(engine.run(square, [1, -1]))
-        assert list(engine.run(square, [])) == []
+            list(pool.run(square, [1, -1]))
+        assert list(pool.run(square, [])) == []
 
 
 def test_a_killed_worker_process_is_one_line(square):
-    with LocalEngine(2) as engine, pytest.raises(StedmError, match="run again with fewer --workers"):
-        list(engine.run(square, [13, 1]))
+    with LocalPool(2) as pool, pytest.raises(StedmError, match="run again with fewer --workers"):
+        list(pool.run(square, [13, 1]))
 
 
 def test_processes_of_a_pool_share_the_memory(square):
     from square_job import Memory
 
-    with LocalEngine(2) as engine:
-        shares = [share for _, share in engine.run(Memory(), [0, 1])]
+    with LocalPool(2) as pool:
+        shares = [share for _, share in pool.run(Memory(), [0, 1])]
     assert shares == pytest.approx([default_bytes() / 2] * 2, rel=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_another_run_loads_anew(square):
 
 def test_local_work_does_not_import_ray():
     code = (
-        "import sys; from stedm.workers.pool import make_engine; make_engine('local', 2); "
+        "import sys; from stedm.workers.pool import make_pool; make_pool('local', 2); "
         "import stedm.data.tiles; sys.exit('ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -101,7 +101,7 @@ def test_local_work_does_not_import_ray():
 
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(StedmError, match=r"^--engine dask: give local or ray$"):
-        make_engine("dask")
+        make_pool("dask")
     with pytest.raises(StedmError, match="not there on node"):
         check_shared(tmp_path / "none")
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from stedm.cli import main
-from stedm.config import DenoiserConfig, DiffusionConfig, StyleConfig, SynthesisConfig, parse_config
+from stedm.config import DenoiserConfig, DiffusionConfig, Sampling, StyleConfig, SynthesisConfig, parse_config
 from stedm.data.folder import DatasetFolder
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.pipeline import StyleDiffusion
@@ -28,8 +28,8 @@ from stedm.io.files import write_once, write_text
 from stedm.progress import Reporter
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan
-from stedm.workers.pool import make_engine
-from stedm.workers.ray_pool import RayEngine
+from stedm.workers.pool import make_pool
+from stedm.workers.ray_pool import RayPool
 
 pytest.importorskip("ray")
 _NODE = {"object_store_memory": 80 << 20, "include_dashboard": False}
@@ -102,8 +102,8 @@ class Note:
 
 def test_the_pieces_of_a_killed_process_are_done_by_another(cluster, tmp_path):
     pieces = list(range(40))
-    with make_engine("ray") as engine:
-        found = dict(engine.run(Note(tmp_path), pieces))
+    with make_pool("ray") as pool:
+        found = dict(pool.run(Note(tmp_path), pieces))
         assert {number: found[number][0] for number in found} == {number: number**2 for number in pieces}
         assert sorted(int(file.stem) for file in tmp_path.glob("*.txt")) == pieces
         processes = {pid for _, pid in found.values()}
@@ -113,11 +113,11 @@ def test_the_pieces_of_a_killed_process_are_done_by_another(cluster, tmp_path):
         opened = Counter(int(file.name.split("-")[0]) for file in (tmp_path / "opened").iterdir())
         assert processes | {killed} == set(opened)
         assert set(opened.values()) == {1}
-        # What a piece raises comes through as it is; the engine can go on.
+        # What a piece raises comes through as it is; the pool can go on.
         with pytest.raises(StedmError, match=r"^below zero$"):
-            list(engine.run(Note(tmp_path), [1, -1, 2]))
-        assert dict(engine.run(Note(tmp_path), [7]))[0][0] == 49
-        assert list(engine.run(Note(tmp_path), [])) == []
+            list(pool.run(Note(tmp_path), [1, -1, 2]))
+        assert dict(pool.run(Note(tmp_path), [7]))[0][0] == 49
+        assert list(pool.run(Note(tmp_path), [])) == []
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Held:
         return hold_or_work
 
 
-class HoldingEngine(RayEngine):
+class HoldingEngine(RayPool):
     note: Path
 
     def run(self, job, pieces):
@@ -150,7 +150,7 @@ class HoldingEngine(RayEngine):
 
 def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster, tmp_path, tiny_dataset):
     dataset = DatasetFolder.open(tiny_dataset(image_px=16))
-    settings = SynthesisConfig(n_images=62, batch=4, steps=6)
+    settings = SynthesisConfig(n_images=62, batch=4, sampling=Sampling(steps=6), layouts="resample")
     plan = make_plan(settings, dataset.split("train"), dataset.split("unlabeled"))
     config = DiffusionConfig(denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8), style=StyleConfig(dim=16))
     denoiser = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0)
@@ -167,17 +167,17 @@ def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster
             cluster.remove_node(nodes[note.read_text()], allow_graceful=False)
 
     options = {"model_folder": tmp_path / "model", "on_progress": kill_the_node}
-    with HoldingEngine() as engine:
-        engine.note = note
-        assert synthesize(model, plan, tmp_path / "ray", engine=engine, **options)
+    with HoldingEngine() as pool:
+        pool.note = note
+        assert synthesize(model, plan, tmp_path / "ray", pool=pool, **options)
     assert 0 < killed[0] < 62
     assert _content(tmp_path / "ray") == _content(tmp_path / "local")
     # A restart does what is missing: the whole batch of this image.
     images = sorted((tmp_path / "ray" / "images").glob("*.png"))
     images[5].unlink()
     before = {file: file.stat().st_mtime_ns for file in images if file.exists()}
-    with make_engine("ray") as engine:
-        assert synthesize(model, plan, tmp_path / "ray", engine=engine, **options)
+    with make_pool("ray") as pool:
+        assert synthesize(model, plan, tmp_path / "ray", pool=pool, **options)
     assert sum(file.stat().st_mtime_ns != time for file, time in before.items()) == 3
     assert _content(tmp_path / "ray") == _content(tmp_path / "local")
 
@@ -185,8 +185,8 @@ def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster
 def test_the_networks_of_a_run_are_trained_on_the_cluster(cluster, tmp_path, tiny_dataset, tiny_run):
     arms = ["real", "real+synthetic"]
     config = parse_config(tiny_run({"path": str(tiny_dataset())}, arms=arms, seeds=[0]), "test")
-    with make_engine("ray") as engine:
-        spread = run_side_by_side(Experiment(config, tmp_path / "ray", Reporter(quiet=True)), engine)
+    with make_pool("ray") as pool:
+        spread = run_side_by_side(Experiment(config, tmp_path / "ray", Reporter(quiet=True)), pool)
     with _one_thread():  # Ray gives its workers one
         alone = Experiment(config, tmp_path / "alone", Reporter(quiet=True)).run()
     assert spread["arms"] == alone["arms"]
@@ -229,7 +229,7 @@ def test_no_ray_is_one_line(monkeypatch, capsys, tmp_path):
 
 
 def test_a_cpu_is_left_for_the_driver(monkeypatch):
-    from stedm.workers import ray_pool as ray_engine
+    from stedm.workers import ray_pool
 
     def node(name, alive=True, **resources):
         return {"NodeID": name, "Alive": alive, "Resources": resources}
@@ -237,11 +237,11 @@ def test_a_cpu_is_left_for_the_driver(monkeypatch):
     nodes = [node("head", CPU=4.0), node("a", CPU=8.0, GPU=2.0), node("dead", alive=False, CPU=16.0, GPU=8.0)]
     context = SimpleNamespace(get_node_id=lambda: "head")
     ray = SimpleNamespace(nodes=lambda: nodes, get_runtime_context=lambda: context)
-    monkeypatch.setattr(ray_engine, "_connected", lambda: (ray, False))
-    engine = make_engine("ray")
-    assert engine._slots(gpus=0) == 11
-    assert engine._slots(gpus=1) == 2
+    monkeypatch.setattr(ray_pool, "_connected", lambda: (ray, False))
+    pool = make_pool("ray")
+    assert pool._slots(gpus=0) == 11
+    assert pool._slots(gpus=1) == 2
     nodes[0] = node("head")
-    assert engine._slots(gpus=0) == 8
+    assert pool._slots(gpus=0) == 8
     nodes[:] = [node("head", CPU=1.0)]
-    assert engine._slots(gpus=0) == 1
+    assert pool._slots(gpus=0) == 1

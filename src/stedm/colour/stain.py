@@ -4,8 +4,6 @@ import torch
 from skimage.color import hed_from_rgb, rgb_from_hed
 from torch import Tensor
 
-STAINS = ("haematoxylin", "eosin", "dab")
-
 
 def scale_stains(images: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """Scale and shift the amounts of haematoxylin, eosin, DAB: a' = a * scale + bias, scale and bias (n, 3).

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stedm.errors import StedmError
 
@@ -23,22 +23,6 @@ class TrainingConfig(Part):
     steps: Positive
     batch: Positive = 16
     lr: Annotated[float, Field(gt=0)]
-    checkpoint_every_steps: Positive
-    precision: Precision = "auto"
-    """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
-    accumulate: Positive = 1
-    """Parts that a batch is divided into, whose gradients are added up: the memory of `batch / accumulate` images."""
-    workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that read samples ahead; null = none on a CPU, which the network needs, a few beside a GPU. Samples
-    are the same with any number."""
-    compile: bool = False
-    """Compile the network (torch.compile, which needs a C++ compiler): a slow start, then faster steps."""
-
-    @model_validator(mode="after")
-    def _equal_parts(self) -> "TrainingConfig":
-        if self.batch % self.accumulate:
-            raise ValueError(f"accumulate: {self.batch} images can't be divided into {self.accumulate} equal parts")
-        return self
 
 
 def checked(model: type[_Model], values: dict[str, Any], source: str) -> _Model:

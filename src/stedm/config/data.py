@@ -1,9 +1,9 @@
 """Data and evaluation: what is read, how much of it counts as annotated, and what is scored."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from stedm.config.base import Part, Positive
 
@@ -14,17 +14,23 @@ class PhantomConfig(Part):
     stain: Literal["her2", "he"] = "her2"
     """`her2`: DAB + haematoxylin, 2 classes, category = score 0..3. `he`: haematoxylin + eosin, 4 classes."""
     image_px: Positive = 64
-    """Side of the square images in pixels."""
-    mpp: Annotated[float, Field(gt=0)] = 2.0
-    """Microns per pixel of the images."""
-    patients: dict[Literal["train", "unlabeled", "val", "test"], int] = Field(
-        default={"train": 4, "unlabeled": 24, "val": 8, "test": 24}
-    )
+    """Side of the square images in pixels; each shows 128 microns of tissue."""
+    patients: dict[Literal["train", "unlabeled", "val", "test"], int] = {
+        "train": 4,
+        "unlabeled": 24,
+        "val": 8,
+        "test": 24,
+    }
     """Patients in each split."""
     train_categories: list[str] | None = None
     """Categories of the train patients in order, for example ["3", "3", "2", "1"]; null = balanced."""
     images_per_patient: Positive = 12
     seed: int = 0
+
+    @property
+    def mpp(self) -> float:
+        """Microns per pixel of the images."""
+        return 128.0 / self.image_px
 
 
 class DataConfig(Part):
@@ -34,11 +40,9 @@ class DataConfig(Part):
     """Dataset folder; relative paths are relative to the configuration file."""
     phantom: PhantomConfig | None = None
     """Make a phantom cohort instead of reading a folder."""
-    image_px: Positive = 64
-    """Side of the square images that all networks see; images are resized (area), masks too (nearest)."""
-    cache_mb: Annotated[float, Field(ge=0)] | None = None
-    """Memory for decoded images in megabytes, a process; images beyond it are read each time they are needed, with
-    equal results. null = half of the machine's memory; 0 = none is kept."""
+    image_px: Positive | None = None
+    """Side of the square images that all networks see; images are resized (area), masks too (nearest). null = that of
+    the data, at most 64 px (preset `cpu`), 256 (`gpu`) or 512 (`paper`)."""
     annotated_patients: Positive | None = None
     """Label budget: how many patients of the `train` split count as annotated; null = all. The others are left out,
     so that the set of unannotated patients is the same at every budget."""
@@ -63,18 +67,25 @@ class DataConfig(Part):
             raise ValueError("give either data.annotated_patients or data.annotated_per_category, not both")
         return self
 
+    @property
+    def side(self) -> int:
+        """`image_px` of a resolved configuration."""
+        assert self.image_px is not None, "resolve the configuration first (stedm.experiment.resolve)"
+        return self.image_px
+
 
 class EvaluationConfig(Part):
-    """What is scored, and the statistics over patients."""
+    """What is scored."""
+
+    bootstrap: ClassVar[int] = 2000
+    """Resamples of patients for the intervals."""
+    confidence: ClassVar[float] = 0.95
+    seed: ClassVar[int] = 0
 
     split: Literal["val", "test"] = "test"
     unit: Literal["patient", "category"] = "patient"
     """Whose pixels are pooled before means, spread and tests: a patient's, or those of all images of a category
     (where an image is a patient of its own)."""
-    bootstrap: Positive = 2000
-    """Resamples of patients for the intervals."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    seed: int = 0
 
     @property
     def units(self) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stedm.config.base import Fraction, Part, Positive, TrainingConfig
 from stedm.config.codec import CodecConfig, PixelCodecConfig
@@ -32,80 +32,27 @@ class DenoiserConfig(Part):
     """Channels that the layout embedding adds to the noisy latent."""
 
 
-class FineTuningConfig(Part):
-    """Training of a model that begins with the weights of another; what isn't said here is as in `diffusion`."""
-
-    steps: Positive = 1000
-    lr: Annotated[float, Field(gt=0)] = 5e-4
-
-
-class PseudoLabelConfig(Part):
-    """Layouts of unannotated images as segmenters of the annotated ones see them (stedm.segmentation.pseudo_labels).
-
-    The segmenters are the diffusion model's own: it doesn't depend on which arms, seeds and steps are compared later.
-    Those of arm self-training are that arm's teachers, of `segmentation.self_training`, trained as long as the arms.
-    They also predict the layouts of `synthesis.layouts: predicted`, in the first round.
-    """
-
-    arm: Literal["real", "real+stain", "ssl", "self-training"] = "real+stain"
-    """How they are trained; everything that isn't said here is as in `segmentation`."""
-    steps: Positive = 400
-    """Not of arm self-training; nor are `seeds`."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
-    """One segmenter each; their mean probabilities vote."""
-    confidence: Fraction = 0.9
-    """Pixels in which the mean probability of the winning class is lower stay unknown."""
-    every_round: bool = False
-    """Train the diffusion model again in each round of `synthesis.rounds` after the first, with labels by the
-    segmenters of that round, which have learned from the images of the model before. For patients about whom the
-    segmenters of the annotated images are wrong, and with them the first model; each round costs as much as the
-    first, but for `fine_tuning` (docs/results/designs_phantom.md)."""
-    fine_tuning: FineTuningConfig | None = None
-    """Let each model of `every_round` go on from the weights of the one before; null = each from nothing."""
-
-
 class DiffusionConfig(TrainingConfig):
     """Training of the style-extracting diffusion model."""
 
     codec: CodecConfig = PixelCodecConfig()
-    cache_latents: bool = False
-    """Encode each training image once (in each of its 8 symmetries) instead of in every step, into RUN/latents;
-    for autoencoders, and with recolouring off."""
     style: StyleConfig = StyleConfig()
     recolour: RecolourConfig = RecolourConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     objective: Literal["eps", "v", "flow"] = "flow"
-    """What the network predicts: noise, velocity (Salimans & Ho 2022), or rectified flow (Liu et al. 2022)."""
+    """What the network predicts: noise, velocity (Salimans & Ho 2022), or rectified flow (Liu et al. 2022). Training
+    times are drawn uniformly for eps and v, logit-normally for flow (Esser et al. 2024)."""
     loss: Literal["l1", "l2"] = "l2"
-    time_shift: Annotated[float, Field(gt=0)] = 1.0
-    """Of the training times, which are logit-normal for flow (Esser et al. 2024) and uniform for eps and v: more than 1
-    draws them nearer to noise, as `synthesis.time_shift` does with the steps of the sampler; what those steps never
-    come near needn't be learned."""
+    time_shift: Annotated[float, Field(gt=0)] = 3.0
+    """More than 1 draws training times nearer to noise, as `synthesis.sampling.time_shift` does with the steps of the
+    sampler; what those steps never come near needn't be learned."""
     layout_dropout: Fraction = 0.1
-    """Probability that an annotated sample is shown with its layout unknown."""
+    """Probability that a sample is shown with its layout unknown."""
     unlabeled_fraction: Fraction = 0.5
-    """Part of the samples that are unannotated images, trained under the "layout unknown" channel."""
-    pseudo_labels: PseudoLabelConfig | None = None
-    """Show unannotated images with the layout that segmenters predict (trained first, on the annotated images
-    alone), unknown where these are unsure (after You et al. 2023); null = unknown everywhere."""
+    """Part of the samples that are unannotated images; with the layout that segmenters see in them (`rounds.labels`),
+    or under "layout unknown"."""
     steps: Positive = 4000
     batch: Positive = 8
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 1.5e-3
     ema_decay: Fraction = 0.999
     """Largest decay of the averaged weights (diffusers' EMAModel ramps up to it); sampling uses these weights."""
-    checkpoint_every_steps: Positive = 250
-    activation_checkpointing: bool = False
-    """Compute the activations of the U-Net's blocks (and of a timm style encoder) again in the backward pass instead
-    of keeping them: less memory, slower steps, equal gradients."""
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _latents_that_stay(self) -> "DiffusionConfig":
-        if self.cache_latents and self.codec.kind == "pixel":
-            raise ValueError("cache_latents: the pixel codec costs nothing, there is nothing to cache; set it to false")
-        if self.cache_latents and self.recolour.probability > 0:
-            raise ValueError(
-                "cache_latents: recolouring changes the pixels of every sample; set recolour.probability to 0, or "
-                "cache_latents to false"
-            )
-        return self

@@ -1,59 +1,58 @@
 """One whole experiment, and how it is read from and written to YAML."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, model_validator
 
 from stedm.config.base import Part, checked, read_values
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
 from stedm.config.diffusion import DiffusionConfig
+from stedm.config.machine import MachineConfig
+from stedm.config.rounds import RoundsConfig
 from stedm.config.segmentation import SegmentationConfig
 from stedm.config.synthesis import SynthesisConfig
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint
 
+Preset = Literal["cpu", "gpu", "paper"]
+LARGEST_IMAGE_PX: dict[Preset, int] = {"cpu": 64, "gpu": 256, "paper": 512}
+"""Side of the images that networks see, where the data have larger ones and `data.image_px` is null."""
+
 
 class RunConfig(Part):
-    """One whole experiment, `stedm run`."""
+    """One whole experiment, `stedm run`. A file needs `name` and `data.path`; the defaults are what is recommended."""
 
     name: str
+    preset: Preset = "cpu"
+    """Sizes that follow from the machine, under what the file says: `cpu` = the defaults; `gpu` and `paper` as
+    src/stedm/config/presets has them."""
     seed: int = 0
-    """Added to the seeds of the parts, so that one number repeats the whole run with other random numbers."""
+    """One number repeats the whole run with other random numbers."""
     data: DataConfig
+    machine: MachineConfig = MachineConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    rounds: RoundsConfig = RoundsConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _start_that_can_be(self) -> "RunConfig":
-        diffusion, synthesis = self.diffusion, self.synthesis
-        if synthesis.start < 1 and diffusion.objective != "flow":
-            raise ValueError("synthesis.start: below 1 needs diffusion.objective flow")
-        return self
-
-    @model_validator(mode="after")
-    def _rounds_that_differ(self) -> "RunConfig":
-        labels, synthesis = self.diffusion.pseudo_labels, self.synthesis
-        every_round = labels is not None and labels.every_round
-        if synthesis.rounds > 1 and not every_round and "predicted" not in synthesis.layout_weights:
-            raise ValueError(
-                "synthesis.rounds: only predicted layouts and diffusion.pseudo_labels.every_round change from round to "
-                "round; set it to 1"
-            )
-        if every_round and synthesis.rounds == 1:
-            raise ValueError("diffusion.pseudo_labels.every_round: needs synthesis.rounds of 2 or more")
-        if every_round and self.diffusion.unlabeled_fraction == 0:
-            raise ValueError("diffusion.pseudo_labels.every_round: needs diffusion.unlabeled_fraction above 0")
-        if labels is not None and labels.fine_tuning is not None and not every_round:
-            raise ValueError("diffusion.pseudo_labels.fine_tuning: is of later models; set every_round to true")
+        predicted = self.rounds.predicted
+        if predicted and predicted.start < 1 and self.diffusion.objective != "flow":
+            raise ValueError("rounds.predicted.start: below 1 needs diffusion.objective flow; set it to 1")
         return self
 
     @property
-    def retrains(self) -> bool:
-        """Whether each round of the synthetic set has a diffusion model of its own."""
-        return self.diffusion.pseudo_labels is not None and self.diffusion.pseudo_labels.every_round
+    def learns_from_labels(self) -> bool:
+        """Whether the diffusion model is shown pseudo-labels of unannotated images."""
+        return self.rounds.labels is not None and self.diffusion.unlabeled_fraction > 0
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether each round has a diffusion model of its own."""
+        return self.rounds.last > 1 and self.rounds.fine_tune is not None and self.learns_from_labels
 
     @property
     def fingerprint(self) -> str:
@@ -61,13 +60,20 @@ class RunConfig(Part):
         return fingerprint(self.model_dump(mode="json"))
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML file, apply `a.b=c` overrides, validate.
+def load_config(path: str | Path, overrides: list[str] | None = None, preset: str | None = None) -> RunConfig:
+    """Read a YAML file, apply `a.b=c` overrides, validate. A dataset folder instead of a file means all defaults.
 
     Relative paths inside the file are taken relative to the file. Raises `StedmError` with one line per problem.
     """
     path = Path(path)
-    return parse_config(read_values(path, overrides), source=str(path), base=path.parent)
+    given = overrides or []
+    if preset is not None:
+        given = [*given, f"preset={preset}"]
+    if path.is_dir():
+        values = {"name": path.resolve().name, **read_values(None, given)}
+        values["data"] = {"path": str(path.resolve()), **(values.get("data") or {})}
+        return parse_config(values, source=str(path), base=Path())
+    return parse_config(read_values(path, given), source=str(path), base=path.parent)
 
 
 def load_phantom_config(path: str | Path | None, overrides: list[str] | None = None) -> PhantomConfig:
@@ -81,9 +87,29 @@ def load_phantom_config(path: str | Path | None, overrides: list[str] | None = N
 
 
 def parse_config(values: dict[str, Any], source: str, base: Path | None = None) -> RunConfig:
-    """Validate plain values; `base` is the folder that relative paths refer to."""
-    config = checked(RunConfig, values, source)
+    """Validate plain values, which lie over those of their preset; relative paths refer to the folder `base`."""
+    config = checked(RunConfig, _over_preset(values), source)
     return config if base is None else _resolve_paths(config, base)
+
+
+def _over_preset(values: dict[str, Any]) -> dict[str, Any]:
+    from importlib.resources import files
+
+    import yaml
+
+    file = files("stedm.config") / "presets" / f"{values.get('preset', 'cpu')}.yaml"
+    return _over(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, values) if file.is_file() else values
+
+
+def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings, `values` over `below`; a part of another `kind` replaces the one below whole."""
+    merged = dict(below)
+    for key, value in values.items():
+        there = below.get(key)
+        both = isinstance(there, dict) and isinstance(value, dict)
+        alike = both and value.get("kind", there.get("kind")) == there.get("kind")
+        merged[key] = _over(there, value) if alike else value
+    return merged
 
 
 def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:

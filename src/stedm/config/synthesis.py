@@ -1,4 +1,4 @@
-"""Guidance, the plan (which layout in whose style) and how its images are drawn."""
+"""Sampling, and the plan: which layout in whose style."""
 
 from typing import Annotated, Literal
 
@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from stedm.config.base import Fraction, Part, Positive
 
-LayoutKind = Literal["resample", "warp", "recombine", "procedural", "predicted"]
+LayoutKind = Literal["resample", "warp"]
 Layouts = LayoutKind | Annotated[dict[LayoutKind, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 """A kind of layout, or a mixture as {kind: weight}."""
 Sampler = Literal["ddim", "dpm++", "unipc", "euler"]
 
 
 class Guidance(Part):
-    """Classifier-free guidance while an image is drawn (see stedm.diffusion.guidance for the formulas)."""
+    """Classifier-free guidance (see stedm.diffusion.guidance for the formulas)."""
 
     style: Annotated[float, Field(ge=0)] = 1.5
     """Weight of the style; 1 = no guidance on style, and one network evaluation less a step."""
@@ -22,28 +22,27 @@ class Guidance(Part):
 
 
 class Sampling(Part):
-    """How an image is drawn from noise: the keys of `SynthesisConfig` that say it, as one object."""
+    """How an image is drawn from noise. Sampler, steps and shift were chosen together (results/samplers)."""
 
     guidance: Guidance = Guidance()
     sampler: Sampler = "unipc"
+    """Solver (see stedm.diffusion.sampler): `dpm++` of order 2, `unipc`; `ddim` for the objectives eps and v; `euler`
+    for flow."""
     steps: Positive = 8
     time_shift: Annotated[float, Field(gt=0)] = 4.0
+    """More than 1 puts more of the steps near noise, where layout and colours are decided (Esser et al. 2024); 1 =
+    evenly spaced in time."""
 
     @property
     def nfe(self) -> int:
-        """Number of function evaluations: of the network for one image; a conditional and an unconditional one of the
-        same step count as two."""
+        """Network function evaluations for one image; those that one pass computes together count one by one."""
         return self.steps * (1 + (self.guidance.style != 1.0) + (self.guidance.layout != 1.0))
-
-
-_DEFAULT = Sampling()
-_DEFAULT_GUIDANCE = _DEFAULT.guidance
 
 
 class SynthesisConfig(Part):
     """The plan (which layout in whose style) and how its images are drawn."""
 
-    n_images: Positive = 768
+    n_images: Positive = 1024
     style_images: Positive = 4
     """Style images per synthetic image, all of the same unannotated patient (fewer where the patient has fewer)."""
     match_category: bool = True
@@ -52,52 +51,16 @@ class SynthesisConfig(Part):
     spread: Literal["patients", "categories"] = "patients"
     """Over what the images are spread evenly: unannotated patients, or their categories and in each its patients (for
     categories of very different size)."""
-    style_choice: Literal["random", "k-centre"] = "random"
-    """`k-centre`: patients, and the style images of each, are taken so that they cover the cohort's style vectors
-    (greedy farthest-point choice in the style bank of the run's model)."""
-    layouts: Layouts = "resample"
-    """Where layouts come from (stedm.layout.prior): `resample` = annotated ones as they are; `warp` = deformed ones;
-    `recombine` = two of one category joined; `procedural` = random fields with the category's class fractions and
-    structure sizes; `predicted` = what segmenters see in an image of the style patient (see `predictors`); or a
+    layouts: Layouts = "warp"
+    """What is done to annotated layouts (stedm.layout.prior): `resample` = nothing; `warp` = deformed; or a
     mixture such as {resample: 0.5, warp: 0.5} (kind: weight)."""
-    start: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Where the drawing of `predicted` layouts begins: 1 = at noise; 0.8 = at the image that the layout was predicted
-    in, with noise up to time 0.8 (SDEdit, Meng et al. 2022), so that what layout and style don't contradict stays. Flow
-    only."""
-    rounds: Positive = 1
-    """How often the synthetic set is drawn. From the second round on, segmenters that have learned from the images of
-    the round before (arm real+stain+synthetic) label the unannotated images for `predicted` layouts, and for the
-    diffusion model where `diffusion.pseudo_labels.every_round` says so."""
-    first_layouts: Layouts | None = None
-    """Layouts of the first of several rounds; null: those of `layouts` but `predicted` ones (`warp` if there are no
-    others). What segmenters predict that have learned from annotated images alone may be wrong wherever the patients
-    nobody annotated look different, and images painted to it teach the same error
-    (docs/results/designs_phantom.md)."""
-    agreement: Fraction = 0.8
-    """From the second round on: the least agreement, for each patient, of what the segmenters see with what those of
-    the annotated images are sure of (mean IoU over the foreground; stedm.experiment.agreement). Where it is lower
-    the two contradict each other, and the patient's images get no predicted layouts, nor labels for the diffusion
-    model; 0 = every patient's do."""
-    predictors: Positive = 3
-    """Segmenters that vote for predicted layouts, trained for this alone, as `segmentation` says; of arm real+stain
-    where the first round has such layouts."""
     category_fractions: dict[str, dict[str, tuple[Fraction, Fraction]]] = {}
     """Prior knowledge of categories, such as {"3": {tumour: [0.4, 0.8]}}: their layouts are only those in which the
-    class takes that part of the image (`predicted` ones are as they are seen). Categories without annotated layouts
-    can be described in this way."""
-    guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.style
-    """Classifier-free guidance on style; 1 = none."""
-    layout_guidance: Annotated[float, Field(ge=0)] = _DEFAULT_GUIDANCE.layout
-    """Classifier-free guidance on the layout; 1 = none."""
-    sampler: Sampler = _DEFAULT.sampler
-    """Solver (see stedm.diffusion.sampler): `dpm++`, `unipc`; `ddim` for the objectives eps and v; `euler` for
-    flow."""
-    steps: Positive = _DEFAULT.steps
-    time_shift: Annotated[float, Field(gt=0)] = _DEFAULT.time_shift
-    """More than 1 puts more of the steps near noise, where layout and colours are decided (Esser et al. 2024); 1 =
-    evenly spaced in time. Sampler, steps and shift were chosen together (docs/results/samplers.md)."""
+    class takes that part of the image (predicted ones are as they are seen). Of a category without annotated layouts
+    they are the layouts of the others that fit."""
+    sampling: Sampling = Sampling()
     batch: Positive = 32
-    seed: int = 0
+    """Images drawn at once."""
 
     @model_validator(mode="after")
     def _knowledge_is_usable(self) -> "SynthesisConfig":
@@ -107,44 +70,10 @@ class SynthesisConfig(Part):
                     raise ValueError(f"category_fractions.{category}.{name}: [{low}, {high}] must be [low, high]")
         if self.category_fractions and not self.match_category:
             raise ValueError("category_fractions needs match_category: true")
-        if self.start < 1 and "predicted" not in self.layout_weights:
-            raise ValueError("start: only predicted layouts have an image to begin at; set it to 1")
-        if self.first_layouts is not None and self.rounds == 1:
-            raise ValueError("first_layouts: needs rounds of 2 or more; the layouts of a single round are `layouts`")
         return self
 
     @property
-    def layout_weights(self) -> dict[LayoutKind, float]:
+    def layout_weights(self) -> dict[str, float]:
         """Probability of each kind of layout."""
-        return _weights(self.layouts)
-
-    @property
-    def weights_without_predicted(self) -> dict[LayoutKind, float]:
-        """`layout_weights` of patients without predicted layouts; warped ones if there are no others."""
-        others = {kind: weight for kind, weight in self.layout_weights.items() if kind != "predicted"}
-        return _weights(others or "warp")
-
-    def of_round(self, number: int) -> "SynthesisConfig":
-        """What one round of several is planned by (the first is 1)."""
-        if number > 1 or self.rounds == 1:
-            return self
-        layouts = self.weights_without_predicted if self.first_layouts is None else self.first_layouts
-        if len(weights := _weights(layouts)) == 1:
-            [layouts] = weights
-        start = self.start if "predicted" in weights else 1.0
-        return self.model_copy(update={"layouts": layouts, "start": start})
-
-    @property
-    def sampling(self) -> Sampling:
-        """The sampling keys as one object."""
-        return Sampling(guidance=self.full_guidance, sampler=self.sampler, steps=self.steps, time_shift=self.time_shift)
-
-    @property
-    def full_guidance(self) -> Guidance:
-        """The guidance keys as one object."""
-        return Guidance(style=self.guidance, layout=self.layout_guidance)
-
-
-def _weights(layouts: Layouts) -> dict[LayoutKind, float]:
-    weights: dict[LayoutKind, float] = {layouts: 1.0} if isinstance(layouts, str) else layouts
-    return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
+        weights: dict[str, float] = {self.layouts: 1.0} if isinstance(self.layouts, str) else dict(self.layouts)
+        return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}

@@ -4,7 +4,7 @@ A Hugging Face ImageFolder with a few rules on top: a row an image, an empty `ma
 patient in one split. `stedm.data.check` verifies a folder file by file; opening one reads only the two small files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = [
     "choose_annotated",
     "choose_annotated_images",
     "hold_back",
+    "rows_by_patient",
     "write_metadata",
     "write_png",
 ]
@@ -105,6 +106,34 @@ class DatasetFolder:
     def __len__(self) -> int:
         return len(self.table)
 
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """A row as a sample, so that the folder is a map-style dataset for `torch.utils.data.DataLoader`.
+
+        `image` uint8 RGB (H, W, 3); `mask` uint8 (H, W) of class indices, or None where there is none and where the
+        patient is unlabeled (unless the folder was opened with `allow_unlabeled_masks=True`); and the texts
+        image_file_name, patient_id, slide_id, split and category. Images have the size that they are stored in.
+        """
+        row = range(len(self))[row]
+        columns = ("image_file_name", "patient_id", "slide_id", "split", "category")
+        values = {name: self.table.at[row, name] for name in columns}
+        is_open = self.allow_unlabeled_masks or values["split"] != "unlabeled"
+        mask = self.read_mask(row) if is_open and self.table.at[row, "mask_file_name"] else None
+        return {"image": self.read_image(row), "mask": mask, **values}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))
+
+    @property
+    def has_mask(self) -> pd.Series:
+        """Of each row, whether `read_mask` gives its mask."""
+        is_open = self.allow_unlabeled_masks | (self.table["split"] != "unlabeled")
+        return is_open & (self.table["mask_file_name"] != "")
+
+    @property
+    def annotated(self) -> "DatasetFolder":
+        """The rows of split `train` that have a mask: what a network may learn from."""
+        return self.select(self.has_mask & (self.table["split"] == "train"))
+
     def patients(self, split: str | None = None) -> list[str]:
         """Patient ids, sorted; of one split or of all."""
         table = self.table if split is None else self.split(split).table
@@ -118,8 +147,7 @@ class DatasetFolder:
     @property
     def has_readable_masks(self) -> bool:
         """Whether `read_mask` gives the mask of any row."""
-        open_rows = self.allow_unlabeled_masks | (self.table["split"] != "unlabeled")
-        return bool((open_rows & (self.table["mask_file_name"] != "")).any())
+        return bool(self.has_mask.any())
 
     def select(self, rows: np.ndarray | pd.Series | list[int]) -> "DatasetFolder":
         """The same folder with fewer rows, given as a boolean mask or as row numbers; the index starts at 0 again."""
@@ -329,6 +357,11 @@ def table_problems(table: pd.DataFrame) -> list[str]:
             if name and (problem := leaves_folder(name)):
                 problems.append(f"{name}: {problem}")
     return problems + patient_problems(table, "metadata")
+
+
+def rows_by_patient(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Row numbers of each patient, in order of the table."""
+    return {str(patient): np.asarray(rows) for patient, rows in table.groupby("patient_id", sort=True).indices.items()}
 
 
 def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from stedm.errors import StedmError
+from stedm.workers.pool import processes_here
 
 _SHARE = 0.5
 """Of the machine's memory, where nobody says how much: the rest is for networks, moments and what else runs."""
@@ -24,7 +25,7 @@ class CacheBudget:
 
     def __init__(self, megabytes: float | None = None):
         if megabytes is not None and megabytes < 0:
-            raise StedmError(f"data.cache_mb: must not be below 0, got {megabytes}")
+            raise StedmError(f"machine.cache_mb: must not be below 0, got {megabytes}")
         self.free_bytes = default_bytes() if megabytes is None else int(megabytes * 1e6)
 
     def take(self, n_items: int, bytes_each: int) -> int:
@@ -40,13 +41,7 @@ class CacheBudget:
 def default_bytes() -> int:
     """A half of the memory at hand, for each of the processes that work together on this machine."""
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    return int(_SHARE * _memory_bytes() / (processes * _pool_processes))
-
-
-def share_with_pool(processes: int) -> None:
-    """Tell a process of a pool how many they are, before it opens anything."""
-    global _pool_processes
-    _pool_processes = max(1, processes)
+    return int(_SHARE * _memory_bytes() / (processes * processes_here()))
 
 
 def _memory_bytes() -> int:
@@ -63,7 +58,6 @@ def _memory_bytes() -> int:
     return found
 
 
-_pool_processes = 1
 _everywhere: CacheBudget | None = None
 
 

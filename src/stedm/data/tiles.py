@@ -25,7 +25,7 @@ from stedm.progress import Reporter
 from stedm.slides.slide import Slide
 from stedm.slides.table import read_slides
 from stedm.slides.tissue import TissueMask
-from stedm.workers.pool import Engine, Job, LocalEngine, Work, check_shared
+from stedm.workers.pool import Job, LocalPool, Pool, Work, check_shared
 
 _TILES_A_JOB = 32
 _COMPRESS_LEVEL = 1
@@ -137,7 +137,7 @@ def tile_slides(
     *,
     table_only: bool = False,
     workers: int = 1,
-    engine: Engine | None = None,
+    pool: Pool | None = None,
     shard: tuple[int, int] = (0, 1),
     reporter: Reporter | None = None,
 ) -> TilingResult:
@@ -148,8 +148,8 @@ def tile_slides(
     call tries it again.
 
     Args:
-        workers: processes, where no engine is given.
-        engine: who does the work (see stedm.workers.pool); it is not closed.
+        workers: processes, where no pool is given.
+        pool: who does the work (see stedm.workers.pool); it is not closed.
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `metadata.csv`.
 
@@ -162,7 +162,7 @@ def tile_slides(
         raise StedmError(f"{slides_csv}: there are annotations; name the classes in the tiling configuration (classes)")
     _claim(root, config, table_only)
     rows = slides.to_dict("records")
-    with contextlib.nullcontext(engine) if engine else LocalEngine(workers) as running:
+    with contextlib.nullcontext(pool) if pool else LocalPool(workers) as running:
         work = _Tiling(root.resolve(), config, {row["slide_id"]: row for row in rows[shard[0] :: shard[1]]}, running)
         with reporter.stage("find tissue") as tick:
             tables, failures = work.find_tiles(tick)
@@ -302,7 +302,7 @@ class _Tiling:
     root: Path
     config: TilingConfig
     rows: dict[str, dict[str, Any]]
-    engine: Engine
+    pool: Pool
 
     def find_tiles(self, tick: Callable[..., None]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
         """Tables and failures by slide id, in the order of the slides."""
@@ -348,4 +348,4 @@ class _Tiling:
             write_text(_table_path(self.root, self.config, self.rows[slide_id]).with_suffix(".failed"), line + "\n")
 
     def _run(self, job: Job, slide_ids: list[str], pieces: list[Any]) -> Iterator[tuple[str, Any]]:
-        return ((slide_ids[number], outcome) for number, outcome in self.engine.run(job, pieces))
+        return ((slide_ids[number], outcome) for number, outcome in self.pool.run(job, pieces))

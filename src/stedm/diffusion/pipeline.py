@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stedm import __version__
 from stedm.config import Sampling
 from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec, load_codec, place
@@ -22,6 +21,7 @@ from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
 from stedm.seeds import torch_generator
 from stedm.training.precision import autocast
+from stedm.version import __version__
 
 ENCODED_AT_ONCE = 256
 """Style images that the encoder sees in one pass."""
@@ -291,6 +291,33 @@ class StyleDiffusion:
         keys = ("objective", "classes", "image_px", "style_sampling")
         codec = load_codec(folder / "codec") if codec is None else codec
         return cls(denoiser, codec, **{key: index[key] for key in keys})
+
+    @classmethod
+    def train(
+        cls,
+        annotated: Any,
+        unlabeled: Any = None,
+        *,
+        folder: str | Path,
+        config: Any = None,
+        image_px: int = 64,
+        seed: int = 0,
+        **options: Any,
+    ) -> "StyleDiffusion":
+        """Train in `folder`, or go on if it was interrupted, and write the model to `folder/model`.
+
+        Args:
+            annotated: `DatasetFolder` of images with masks.
+            unlabeled: `DatasetFolder` of images whose masks are never read; None = annotated ones alone.
+            config: `stedm.config.DiffusionConfig`; None = the defaults.
+            image_px: side of the square images; others are resized to it.
+            options: of `stedm.diffusion.train.train_diffusion`: pseudo_labels, style_sources, on_progress.
+        """
+        from stedm.config import DiffusionConfig
+        from stedm.diffusion.train import train_diffusion
+
+        config = config or DiffusionConfig()
+        return train_diffusion(config, annotated, unlabeled, Path(folder), image_px=image_px, seed=seed, **options)
 
 
 def _image_seed(seed: int, index: int) -> int:

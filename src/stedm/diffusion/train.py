@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from stedm.config import DiffusionConfig
+from stedm.config import DiffusionConfig, MachineConfig
 from stedm.data.cache import ImageCache
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES, channels_first, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec, place
 from stedm.diffusion.denoiser import StyleDenoiser
@@ -23,8 +23,8 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.recolour import recoloured, stain_factors
-from stedm.style.sampling import StyleSampler, refuse_impossible_sampling, rows_by_patient
-from stedm.training.trainer import Engine, Progress
+from stedm.style.sampling import StyleSampler, refuse_impossible_sampling
+from stedm.training.trainer import Progress, Trainer
 
 _IMAGES_TO_MEASURE = 256
 
@@ -40,6 +40,7 @@ def train_diffusion(
     pseudo_labels: DatasetFolder | None = None,
     style_sources: DatasetFolder | None = None,
     init_from: StyleDiffusion | None = None,
+    machine: MachineConfig | None = None,
     style_encoder: nn.Module | None = None,
     codec: Codec | None = None,
     on_progress: Progress | None = None,
@@ -56,9 +57,11 @@ def train_diffusion(
         style_sources: images of the annotated patients that are shown as style only (see
             stedm.style.sampling.unannotated_tissue).
         init_from: a model of the same configuration, whose weights are the initial ones; None = random ones.
+        machine: how it is computed.
         style_encoder: a module of your own in place of `config.style.encoder` (see `StyleDenoiser`).
         codec: a first stage of your own in place of `config.codec`. `StyleDiffusion.from_pretrained` wants both again.
     """
+    machine = machine or MachineConfig()
     samples = DiffusionSamples(config, annotated, unlabeled, image_px, seed, pseudo_labels, style_sources)
     some_images = to_signed(samples.some_images(_IMAGES_TO_MEASURE))
     first_stage = open_codec(config.codec, some_images) if codec is None else codec
@@ -67,19 +70,22 @@ def train_diffusion(
         denoiser.load_state_dict(init_from.denoiser.state_dict())
     denoiser.measure(some_images)
     objective = Objective(config.objective, config.loss, config.time_shift)
-    if config.activation_checkpointing:
+    if machine.activation_checkpointing:
         denoiser.checkpoint_activations()
-    engine = Engine(
+    trainer = Trainer(
         denoiser,
         folder,
         config,
+        machine,
         ema_decay=config.ema_decay,
         seed=seed_for(seed, "diffusion"),
         on_progress=on_progress,
     )
-    place(first_stage, engine.device)
-    cache = open_cache(config, engine, first_stage, samples, image_px)
-    for batch in engine.batches(DrawnSamples(samples, objective, first_stage, image_px)):
+    place(first_stage, trainer.device)
+    cache = None
+    if machine.cache_latents and config.recolour.probability == 0:
+        cache = open_cache(trainer, first_stage, samples, image_px)
+    for batch in trainer.batches(DrawnSamples(samples, objective, first_stage, image_px)):
         if config.recolour.probability > 0:
             image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
         else:
@@ -90,10 +96,10 @@ def train_diffusion(
             else:
                 latent = first_stage.encode(image, batch["codec_noise"])
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
-        with engine.autocast():
-            predicted = engine.network(noisy, timestep, batch["layout"].long(), style, batch["valid"])
-        engine.step(objective(predicted.float(), target))
-    with engine.averaged_weights() as network:
+        with trainer.autocast():
+            predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["valid"])
+        trainer.step(objective(predicted.float(), target))
+    with trainer.averaged_weights() as network:
         model = StyleDiffusion(
             network,
             first_stage,
@@ -102,9 +108,9 @@ def train_diffusion(
             image_px=image_px,
             style_sampling=config.style.sampling,
         )
-        if engine.accelerator.is_main_process:
+        if trainer.accelerator.is_main_process:
             model.save_pretrained(folder / "model")
-    engine.accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()
     return StyleDiffusion.from_pretrained(folder / "model", style_encoder=style_encoder, codec=codec)
 
 
@@ -249,16 +255,12 @@ class _Pool:
         return int(rows[generator.integers(len(rows))])
 
 
-def open_cache(
-    config: DiffusionConfig, engine: Engine, codec: Codec, samples: DiffusionSamples, image_px: int
-) -> LatentCache | None:
-    """The latents of the training images in RUN/latents, where the configuration asks for them."""
-    if not config.cache_latents:
-        return None
+def open_cache(trainer: Trainer, codec: Codec, samples: DiffusionSamples, image_px: int) -> LatentCache | None:
+    """The latents of the training images in RUN/latents, where the codec is an autoencoder."""
     if not isinstance(codec, AutoencoderCodec):
-        raise StedmError("cache_latents: is for autoencoders of diffusers; set it to false")
-    with engine.accelerator.main_process_first():
-        return LatentCache(engine.folder / "latents", codec, samples.names, image_px)
+        return None
+    with trainer.accelerator.main_process_first():
+        return LatentCache(trainer.folder / "latents", codec, samples.names, image_px)
 
 
 def make_denoiser(

@@ -252,7 +252,7 @@ def style_strip_figure(strip: StyleStrip) -> Figure:
             _heading(ax, _label(label, 28))
         _heading(above[columns // 2], "layout")
         _row_label(above[0], "real")
-        _row_label(below[0], "generated")
+        _row_label(below[0], "synthetic")
     return figure
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from stedm.config import SynthesisConfig
 from stedm.data.cache import ImageCache
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_patient
@@ -15,7 +15,6 @@ from stedm.evaluation.report import ReportPanels, worst_and_best
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
-from stedm.style.sampling import rows_by_patient
 from stedm.synthesis.style_bank import StyleBank
 
 GRID_STYLES, GRID_LAYOUTS, EXAMPLE_PATIENTS, EXAMPLE_IMAGES, OVERLAY_PATIENTS = 6, 6, 8, 4, 3
@@ -83,7 +82,7 @@ def style_strip(
     synthesis: SynthesisConfig,
 ) -> StyleStrip:
     """One layout in styles between those of the two unannotated patients that are farthest apart in the bank."""
-    first, last = bank.k_centre(2)
+    first, last = bank.farthest_pair()
     rows = rows_by_patient(unlabeled.dataset.table)
     layout_rows = _different_rows(annotated, 3)
     layout = annotated.mask(layout_rows[len(layout_rows) // 2])

@@ -1,10 +1,9 @@
-"""Measures of synthetic images against real ones, by judges that had no part in training the diffusion model.
+"""Measures of synthetic images against real ones, by networks that had no part in training the diffusion model.
 
 - style fidelity: does a synthetic image retrieve its own patient among the patients (`own_patient_retrieval`), how
   far are its stains from the patient's (`colour_distance`);
 - layout faithfulness: what an independent segmenter finds, against the layout that was asked for (`layout_iou`);
-- likeness to the real images as a set: kernel inception distance (`kernel_distance`);
-- on the phantom: the patient's true parameters, recovered from the images (`parameter_error`).
+- likeness to the real images as a set: kernel inception distance (`kernel_distance`).
 
 A measure is only readable between its bounds. Real images measured in the place of synthetic ones give the ceiling
 (or floor, for distances); chance and shuffled layouts give the other end.
@@ -26,7 +25,7 @@ from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.stats import bootstrap_interval
-from stedm.seeds import numpy_generator, seed_for
+from stedm.seeds import seed_for
 
 ImageEncoder = Callable[[np.ndarray], np.ndarray]
 """uint8 RGB (n, H, W, 3) to features, float (n, d)."""
@@ -204,16 +203,6 @@ def layout_iou(segment: Segment, images: ImageSet, classes: Sequence[str], ignor
     return over_patients(per_patient(table).set_index("patient_id")["iou"])
 
 
-def with_shuffled_layouts(images: ImageSet, seed: int = 0) -> ImageSet:
-    """The same images, each with the mask of another one: the floor of `layout_iou`."""
-    if images.masks is None or len(images.masks) < 2:
-        raise StedmError("quality: shuffling layouts needs two images with masks")
-    order = numpy_generator(seed, "shuffled layouts").permutation(len(images.masks))
-    masks = np.empty_like(images.masks)
-    masks[order] = images.masks[np.roll(order, 1)]  # along one cycle, so that none keeps its own
-    return ImageSet(images.images, images.patients, masks)
-
-
 # ---- likeness as a set --------------------------------------------------------------------------------------------
 
 
@@ -247,93 +236,3 @@ def kernel_distance(
         metric.update(torch.from_numpy((synthetic - centre) / scale).double(), real=False)
         mean, sd = (float(value) for value in metric.compute())
     return Measure(mean, [mean - 1.96 * sd, mean + 1.96 * sd])
-
-
-# ---- the phantom's true parameters --------------------------------------------------------------------------------
-
-
-def true_parameters(record: dict[str, Any]) -> dict[str, float]:
-    """What the recovery is scored on, of one entry of a phantom's `patients.json`.
-
-    second_stain_od: optical density (base 10) of DAB or eosin on tumour cells; haematoxylin: its concentration, 1 =
-    usual; white: mean of the white balance; blur_um.
-    """
-    tumour = record["tissues"]["tumour"]
-    return {
-        "second_stain_od": (tumour["cytoplasm_od"] + tumour["membrane_od"]) * record["concentrations"][1],
-        "haematoxylin": record["concentrations"][0],
-        "white": float(np.mean(record["white"])),
-        "blur_um": record["blur_um"],
-    }
-
-
-def region_statistics(images: ImageSet, n_classes: int) -> pd.DataFrame:
-    """Per patient, from the images and masks: stains inside each class, brightest colour, sharpness.
-
-    A class that no image of a patient has leaves NaN, which `ParameterRegressor` fills with the mean of the fit.
-    """
-    if images.masks is None:
-        raise StedmError("quality: these images have no masks to take statistics in")
-    stains = colour_amounts(images.images, "hed")
-    light = images.images.astype(np.float64).mean(axis=-1)
-    edges = np.abs(np.diff(light, axis=1))[:, :, :-1] + np.abs(np.diff(light, axis=2))[:, :-1]
-    coarse = np.abs(light[:, 2:, 2:] - light[:, :-2, :-2])
-    rows = []
-    for index in range(len(light)):
-        row = [
-            np.quantile(images.images[index], 0.98),
-            np.log1p(edges[index].mean()),
-            np.log1p(coarse[index].mean()),
-        ]
-        for number in range(n_classes):
-            inside = stains[index][images.masks[index] == number]
-            row += [*inside.mean(axis=0), *inside.std(axis=0)] if len(inside) else [np.nan] * 6
-        rows.append(row)
-    return pd.DataFrame(rows).groupby(images.patients).mean()
-
-
-@dataclass(frozen=True)
-class ParameterRegressor:
-    """Ridge regression from `region_statistics` to `true_parameters`, fitted on real phantom images."""
-
-    centre: np.ndarray
-    scale: np.ndarray
-    weights: np.ndarray
-    """(features + 1, parameters), the last row the intercept."""
-    names: list[str]
-
-    @classmethod
-    def fit(cls, statistics: pd.DataFrame, parameters: pd.DataFrame, ridge: float = 1.0) -> "ParameterRegressor":
-        """statistics and parameters: a row a patient, with the same patients in the index."""
-        x, y = statistics.to_numpy(), parameters.loc[statistics.index]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a class that is nowhere: its columns count for nothing
-            centre, scale = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
-        scale = np.where(scale > 1e-9, scale, np.inf)
-        design = np.column_stack([np.nan_to_num((x - centre) / scale), np.ones(len(x))])
-        penalty = ridge * np.diag([1.0] * x.shape[1] + [0.0])
-        weights = np.linalg.solve(design.T @ design + penalty, design.T @ y.to_numpy())
-        return cls(centre, scale, weights, list(y.columns))
-
-    def predict(self, statistics: pd.DataFrame) -> pd.DataFrame:
-        standard = np.nan_to_num((statistics.to_numpy() - self.centre) / self.scale)
-        values = np.column_stack([standard, np.ones(len(standard))]) @ self.weights
-        return pd.DataFrame(values, index=statistics.index, columns=self.names)
-
-
-def parameter_error(
-    regressor: ParameterRegressor, images: ImageSet, parameters: pd.DataFrame, n_classes: int
-) -> dict[str, Measure]:
-    """For each parameter `error_NAME` (mean absolute error over patients) and `correlation_NAME` with the truth.
-
-    parameters: true values, a row a patient. Correlation is NaN where the prediction or the truth does not vary.
-    """
-    found = regressor.predict(region_statistics(images, n_classes))
-    truth = parameters.loc[found.index]
-    measures = {}
-    for name in regressor.names:
-        varies = len(found) > 2 and min(found[name].std(), truth[name].std()) > 1e-12
-        correlation = float(np.corrcoef(found[name], truth[name])[0, 1]) if varies else float("nan")
-        measures[f"error_{name}"] = over_patients((found[name] - truth[name]).abs())
-        measures[f"correlation_{name}"] = Measure(correlation)
-    return measures

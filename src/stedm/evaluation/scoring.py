@@ -8,10 +8,10 @@ import pandas as pd
 
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
+from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.report import write_report
-from stedm.experiment.folder import provenance
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 

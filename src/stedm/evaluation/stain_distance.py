@@ -8,8 +8,8 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from stedm.data.cache import ImageCache
+from stedm.data.folder import rows_by_patient
 from stedm.evaluation.quality import ImageSet, colour_statistics
-from stedm.style.sampling import rows_by_patient
 
 COLUMN = "stain_distance"
 """Of `per_patient.csv`."""

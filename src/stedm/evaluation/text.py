@@ -6,7 +6,7 @@ from typing import Any
 def summary_text(summary: dict[str, Any]) -> str:
     """Tables of arms and comparisons in fixed-width columns."""
     units = "categories" if summary.get("unit") == "category" else "patients"
-    arms = [["arm", "IoU mean", "SD", "worst decile", units, "seeds"]]
+    arms = [["arm", "mean IoU", "SD", "worst decile", units, "seeds"]]
     for name, arm in summary["arms"].items():
         scores = [_shown(arm[key]) for key in ("iou_mean", "iou_sd", "iou_worst_decile")]
         arms.append([name, *scores, str(arm["n_patients"]), _seeds(arm["seeds"])])

@@ -2,7 +2,7 @@
 
 Nobody knows the truth there. But where segmenters that have seen annotated images alone are sure of something, and
 others that have learned from synthetic images as well see something else, at least one of the two is wrong about the
-patient, and painting to either's layouts would teach the error (docs/results/designs_phantom.md).
+patient, and painting to either's layouts would teach the error (results/agreement).
 """
 
 from pathlib import Path

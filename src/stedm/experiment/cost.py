@@ -75,7 +75,7 @@ class Cost:
     flops_per_call: int
     """One call of the network for one image while sampling."""
     flops_per_image: int
-    """One generated image: style images, all network calls, decoding."""
+    """One generated image: style images, all network evaluations, decoding."""
     memory: dict[tuple[str, int], TrainingMemory]
     """Of training in one process, by precision (fp32, bf16) and batch (1 and the configuration's, or what
     `accumulate` leaves of it at once)."""
@@ -91,11 +91,12 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
         StedmError: that folder is missing.
     """
     diffusion, synthesis = config.diffusion, config.synthesis
-    codec, denoiser = _on_meta(diffusion, n_classes, config.data.image_px)
+    codec, denoiser = _on_meta(diffusion, n_classes, config.data.side)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        run = _Run(diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.image_px)
+        run = _Run(diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.side)
         per_sample = flops_of(lambda: run.training_loss(1).backward())
-        memory = _memory(run, fp32=_saved_bytes_of(run, bf16=False), bf16=_saved_bytes_of(run, bf16=True))
+        at_once = diffusion.batch // config.machine.accumulate
+        memory = _memory(run, at_once, fp32=_saved_bytes_of(run, bf16=False), bf16=_saved_bytes_of(run, bf16=True))
         once = flops_of(lambda: run.style(1, synthesis.style_images)) + flops_of(lambda: run.decode(1))
         call = flops_of(lambda: run.denoise(1, torch.empty(1, diffusion.style.dim)))
     return Cost(
@@ -116,7 +117,7 @@ def cost_text(config: RunConfig) -> str:
     channels, side, _ = counted.latent
     head = [
         ["configuration", config.name],
-        ["images", f"{config.data.image_px} px, latents {channels} x {side} x {side}"],
+        ["images", f"{config.data.side} px, latents {channels} x {side} x {side}"],
         ["classes", f"{n_classes} ({known_by})"],
         ["style images", f"{diffusion.style.n_images} in training, {synthesis.style_images} at generation"],
     ]
@@ -126,7 +127,7 @@ def cost_text(config: RunConfig) -> str:
         ["training, one image", f"{counted.flops_per_sample / 1e9:,.1f}"],
         [f"training step, batch {diffusion.batch}", f"{counted.flops_per_step / 1e9:,.1f}"],
         [
-            f"generated image, {synthesis.sampling.nfe} network calls",
+            f"generated image, {synthesis.sampling.nfe} network evaluations",
             f"{counted.flops_per_image / 1e9:,.1f}",
         ],
     ]
@@ -189,8 +190,8 @@ class _Run:
         n = n if self.denoiser.aggregate.any_number else min(n, self.denoiser.aggregate.n_images)
         encoder, images = self.denoiser.style_encoder, self._images(batch * n)
         values = images if encoder is None else encoder(images).float()
-        present = torch.ones(batch, n, dtype=torch.bool)
-        return self.denoiser.aggregate(values.unflatten(0, (batch, n)), present).float()
+        valid = torch.ones(batch, n, dtype=torch.bool)
+        return self.denoiser.aggregate(values.unflatten(0, (batch, n)), valid).float()
 
     def denoise(self, batch: int, style: Tensor) -> Tensor:
         layout = torch.zeros(batch, self.image_px, self.image_px, dtype=torch.long)
@@ -212,13 +213,13 @@ def _on_meta(config: DiffusionConfig, n_classes: int, image_px: int) -> tuple[Co
         return codec, make_denoiser(config, codec, n_classes, seed=0, image_px=image_px)
 
 
-def _memory(run: _Run, **saved_bytes_of: Callable[[int], int]) -> dict[tuple[str, int], TrainingMemory]:
-    """By precision and batch, from functions that give the activations of a batch."""
+def _memory(run: _Run, at_once: int, **saved_bytes_of: Callable[[int], int]) -> dict[tuple[str, int], TrainingMemory]:
+    """By precision and batch (1, and the images of a step at once), from functions of a batch's activations."""
     every, trained = (_FLOAT_BYTES * _count(run.denoiser, only) for only in (False, True))
     codec = _FLOAT_BYTES * _count(run.codec)
     return {
         (precision, batch): TrainingMemory(every, trained, 2 * trained, every, codec, saved_bytes(batch))
-        for batch in dict.fromkeys((1, run.config.batch // run.config.accumulate))
+        for batch in dict.fromkeys((1, at_once))
         for precision, saved_bytes in saved_bytes_of.items()
     }
 

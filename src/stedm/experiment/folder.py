@@ -1,42 +1,34 @@
-"""The run folder: what it was begun with, whether a later call may go on in it, and where its rounds are."""
+"""The run folder: what it was begun with, and whether a later call may go on in it."""
 
 import json
-import platform
-import subprocess
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stedm import __version__
-from stedm.config import RunConfig, parse_config, to_yaml
+from stedm.config import RunConfig, to_yaml
 from stedm.data.folder import DatasetFolder
+from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.io.files import write_json, write_text
 
+MAY_CHANGE = ("name", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
+"""Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
+added; where a run is computed doesn't matter."""
+
 
 def claim(folder: Path, config: RunConfig) -> None:
-    """Write config.yaml, or compare with the one that is there.
-
-    Arms, seeds and evaluation may change between calls: what is there is kept and what is missing is
-    added. So may the machine that it is computed on, and with it workers, memory, compilation and activation
-    checkpointing.
-    """
+    """Write config.yaml, or compare with the one that is there but for `MAY_CHANGE`."""
     path = folder / "config.yaml"
     begun = folder.is_dir() and any(file.name not in ("config.yaml", ".lock") for file in folder.iterdir())
     # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
     if path.is_file() and begun:
-        there = _flat(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
         asked = _flat(yaml.safe_load(to_yaml(config)))
-        free = ("evaluation.", "segmentation.arms", "segmentation.seeds", "name")
-        # How it is computed, not what.
-        free_ends = (".workers", ".compile", ".activation_checkpointing", ".cache_mb")
         differing = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
             for key in sorted(there.keys() | asked.keys())
-            if there.get(key) != asked.get(key) and not key.startswith(free) and not key.endswith(free_ends)
+            if there.get(key) != asked.get(key) and not key.startswith(MAY_CHANGE)
         ]
         if differing:
             raise StedmError(
@@ -45,55 +37,6 @@ def claim(folder: Path, config: RunConfig) -> None:
     elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
     write_text(path, to_yaml(config))
-
-
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of an older run with keys that have come since at their defaults, which mean what was before."""
-    # The steps of samplers were evenly spaced before there was a shift, whose default is another.
-    if isinstance(values.get("synthesis"), dict):
-        values["synthesis"].setdefault("time_shift", 1.0)
-        # The first round had the layouts of all, and nobody asked whether segmenters contradict each other.
-        if values["synthesis"].get("rounds", 1) > 1:
-            values["synthesis"].setdefault("first_layouts", values["synthesis"].get("layouts"))
-            values["synthesis"].setdefault("agreement", 0.0)
-    try:
-        return yaml.safe_load(to_yaml(parse_config(values, "config.yaml")))
-    except StedmError:
-        # Keys have gone or changed their meaning: compared as they are, the difference is named.
-        return values
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """Where the rounds of a run are (`synthesis.rounds`): RUN itself is the last one, RUN/rounds/R are those before."""
-
-    root: Path
-    config: RunConfig
-
-    @property
-    def last(self) -> int:
-        """The number of the last round; the first is 1."""
-        return self.config.synthesis.rounds
-
-    def folder(self, number: int) -> Path:
-        """Folder of a round's plan and images."""
-        return self.root if number == self.last else self.root / "rounds" / str(number)
-
-    def suffix(self, number: int) -> str:
-        """What tells the stages of a round from those of another."""
-        return f", round {number}" if self.last > 1 else ""
-
-    def of_model(self, number: int | None = None) -> int:
-        """The round whose diffusion model a round uses (None = the last)."""
-        return (number or self.last) if self.config.retrains else 1
-
-    def model_home(self, number: int | None = None) -> Path:
-        """Folder in which the diffusion model of a round (None = the last) is trained."""
-        return self.folder(number or self.last) if self.config.retrains else self.root
-
-    def model_suffix(self, number: int | None = None) -> str:
-        """`suffix` for the stages of that model."""
-        return self.suffix(number or self.last) if self.config.retrains else ""
 
 
 def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:
@@ -115,27 +58,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def provenance(dataset: DatasetFolder) -> dict[str, Any]:
-    """Versions, machine and data of a run."""
-    packages = ("torch", "torchvision", "diffusers", "accelerate", "timm", "segmentation-models-pytorch", "numpy")
-    return {
-        "stedm": __version__,
-        "git": _git_commit(),
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "packages": {name: version(name) for name in packages},
-        "data": {"root": str(dataset.root), "fingerprint": dataset.fingerprint},
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that this package runs from; None for an installed package."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

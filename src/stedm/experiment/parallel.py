@@ -13,25 +13,25 @@ from typing import Any, ClassVar
 from stedm.config import Arm, RunConfig, uses_self_training, uses_ssl, uses_synthetic
 from stedm.experiment.experiment import Experiment
 from stedm.progress import Reporter
-from stedm.workers.pool import Engine, Work, check_shared
+from stedm.workers.pool import Pool, Work, check_shared
 
 Piece = tuple[Arm, int] | None
 """Arm and seed of a segmenter; None = the synthetic set, with the model that draws it."""
 
 
-def run_side_by_side(experiment: Experiment, engine: Engine) -> dict[str, Any]:
-    """As `Experiment.run`, by the workers of `engine`; returns the summary.
+def run_side_by_side(experiment: Experiment, pool: Pool) -> dict[str, Any]:
+    """As `Experiment.run`, by the workers of `pool`; returns the summary.
 
     Weights are those of one process that has as many threads as a worker.
     """
     experiment.check()
     job = StageJob(experiment.config, experiment.folder.resolve(), experiment.reporter.quiet)
     first, then = _pieces(experiment)
-    for number, seconds in engine.run(job, first):
+    for number, seconds in pool.run(job, first):
         _note(experiment, seconds)
         if first[number] is None:
             # While other pieces of the first kind are still being done.
-            for _, more in engine.run(job, then):
+            for _, more in pool.run(job, then):
                 _note(experiment, more)
     return experiment.report()
 
@@ -40,7 +40,7 @@ def _pieces(experiment: Experiment) -> tuple[Sequence[Piece], Sequence[Piece]]:
     """What can be done at once, and what must wait for the synthetic set. Those that take longest come first."""
     missing = sorted(experiment.missing_segmenters(), key=partial(_turn, experiment.config.segmentation.seeds[0]))
     drawn = [pair for pair in missing if uses_synthetic(pair[0])]
-    if experiment.is_drawn or not drawn:
+    if experiment.last_round.is_drawn or not drawn:
         return missing, []
     return [None, *(pair for pair in missing if not uses_synthetic(pair[0]))], drawn
 
@@ -56,7 +56,7 @@ def _turn(first_seed: int, pair: tuple[Arm, int]) -> int:
 
 def _note(experiment: Experiment, seconds: dict[str, float]) -> None:
     experiment.reporter.seconds.update(seconds)
-    experiment.note_seconds()
+    experiment.context.note_seconds()
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,16 @@ class StageJob:
 
     def open(self) -> Work:
         check_shared(self.folder / "config.yaml")
-        return partial(_do, _Part(self.config, self.folder, Reporter(self.quiet, bars=False)))
-
-
-class _Part(Experiment):
-    """The run as a worker sees it: who started it writes its provenance."""
-
-    def note_seconds(self) -> None:
-        pass
+        experiment = Experiment(self.config, self.folder, Reporter(self.quiet, bars=False))
+        experiment.context.writes_provenance = False  # who started this worker does
+        return partial(_do, experiment)
 
 
 def _do(experiment: Experiment, piece: Piece) -> dict[str, float]:
     """Returns the seconds of the stages that ran."""
     experiment.reporter.seconds.clear()
     if piece is None:
-        experiment.synthesize()
+        experiment.last_round.synthetic()
     else:
         experiment.train_segmenter(*piece)
         experiment.counts_of(*piece)

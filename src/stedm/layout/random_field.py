@@ -1,4 +1,4 @@
-"""Smooth random fields, from which the phantom and the layout prior are drawn."""
+"""Smooth random fields, from which the phantom and the warp of layouts are drawn."""
 
 import numpy as np
 from scipy.sparse import csr_array

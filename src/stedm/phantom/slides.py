@@ -17,7 +17,9 @@ from stedm.errors import StedmError
 from stedm.io.files import replacing, write_text
 from stedm.io.images import write_png
 from stedm.layout.random_field import SmoothField
-from stedm.phantom.patients import CLASSES, draw_layout, draw_patient, patient_categories, render_patient_image
+from stedm.phantom.cohort import patient_categories
+from stedm.phantom.patients import CLASSES, draw_layout, draw_patient
+from stedm.phantom.render import render_patient_image
 from stedm.seeds import numpy_generator
 
 _TILE_PX = 256

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from stedm.colour.stain import scale_stains
 from stedm.config import StainAugmentConfig
-from stedm.segmentation.randstainna import Cohort, normalise_to_templates
+
+PROBABILITY = 0.9
+"""Part of the samples whose colours are changed at all."""
+BLUR_SIGMA_PX = 0.8
+"""Largest Gaussian blur (half of those samples are blurred)."""
+_HED_BIAS = 0.1
+"""Largest amount that is added to or taken from a stain, in natural optical density, as a part of `hed_sigma`."""
 
 
 def augment_geometry(
@@ -46,32 +52,32 @@ def augment_geometry(
 
 
 def augment_stain(
-    images: Tensor, generator: torch.Generator, config: StainAugmentConfig, cohort: Cohort | None = None
+    images: Tensor,
+    generator: torch.Generator,
+    config: StainAugmentConfig,
+    *,
+    factor: float = 1.0,
+    probability: float = PROBABILITY,
+    blur_sigma_px: float = BLUR_SIGMA_PX,
 ) -> Tensor:
-    """Changes of stain (`config.kind`), colour jitter and blur of images (n, 3, H, W) in [0, 1].
+    """Jitter of stains and colours and blur of images (n, 3, H, W) in [0, 1], every strength times `factor`.
 
-    Each sample has its own strengths; it is left as it is with probability 1 - `config.probability`. The virtual
-    templates of `randstainna` and `both` are drawn from `cohort`, which they need.
+    Each sample has its own strengths; it is left as it is with probability 1 - `probability`.
     """
     n = len(images)
     device = images.device
-    chosen = torch.rand(n, generator=generator) < config.probability
+    chosen = torch.rand(n, generator=generator) < probability
     draws = (2 * torch.rand(11, n, generator=generator) - 1) * chosen
-    if config.kind != "hed":
-        assert cohort is not None
-        templates = torch.randn(n, 6, generator=generator)
-        moved = normalise_to_templates(images, templates, cohort, config.template_sd)
-        images = torch.where(chosen[:, None, None, None].to(device), moved, images)
-    if config.kind != "randstainna":
-        scale, bias = config.hed_sigma * draws[0:3].T, config.hed_bias * draws[3:6].T
-        images = scale_stains(images, (1 + scale).to(device), bias.to(device))
+    hed_sigma = factor * config.hed_sigma
+    scale, bias = hed_sigma * draws[0:3].T, _HED_BIAS * hed_sigma * draws[3:6].T
+    images = scale_stains(images, (1 + scale).to(device), bias.to(device))
     brightness, contrast, saturation = (
-        (1 + strength * draw).to(device)
+        (1 + factor * strength * draw).to(device)
         for strength, draw in zip((config.brightness, config.contrast, config.saturation), draws[6:9], strict=True)
     )
-    images = _jitter_colours(images, brightness, contrast, saturation, (config.hue * draws[9]).to(device))
+    images = _jitter_colours(images, brightness, contrast, saturation, (factor * config.hue * draws[9]).to(device))
     # The upper half of the draws blurs, the lower half does not.
-    return _blur(images, (config.blur_sigma_px * draws[10].clamp_min(0)).to(device))
+    return _blur(images, (factor * blur_sigma_px * draws[10].clamp_min(0)).to(device))
 
 
 def _jitter_colours(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:

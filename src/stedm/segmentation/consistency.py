@@ -11,27 +11,43 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from stedm.config import SegmentationConfig, SslConfig, StainAugmentConfig
+from stedm.config import SegmentationConfig
 from stedm.data.symmetry import to_signed
 from stedm.segmentation.augment import augment_geometry, augment_stain
 from stedm.segmentation.model import SegmentationLoss
-from stedm.segmentation.randstainna import Cohort
-from stedm.training.trainer import Engine
+from stedm.training.trainer import Trainer
+
+CONFIDENCE = 0.95
+"""Pixels whose most probable class has a lower probability, by the teacher, teach nothing."""
+WEIGHT = 1.0
+"""Weight of the loss on unannotated images, that on annotated ones being 1."""
+RAMP_UP = 0.25
+"""The weight rises from almost 0 in this part of the steps."""
+EMA_DECAY = 0.99
+"""Largest decay of the teacher's weights."""
+STRONG_FACTOR = 1.5
+"""The strong views' colour changes and blur, in strengths of `segmentation.stain`."""
+CUTMIX = 0.5
+"""Part of the strong views that get a rectangle of another image."""
+FEATURE_DROPOUT = 0.5
+"""Part of the unannotated images of which each strong view loses one half of the encoder's channels."""
 
 Channels = list[Tensor]
 """Per level of the encoder, factors (n, channels, 1, 1) on its features."""
 
 
 class StudentAndTeacher(nn.Module):
-    """A network of segmentation_models_pytorch and its teacher in one module, so that a checkpoint holds both.
+    """A network and its teacher in one module, so that a checkpoint holds both.
 
     The teacher learns nothing by gradient and is always in evaluation mode. Its batch statistics are averaged too.
+    Channels are dropped in networks of segmentation_models_pytorch; of others nobody knows which are the encoder's.
     """
 
-    def __init__(self, network: nn.Module, ema_decay: float):
+    def __init__(self, network: nn.Module, ema_decay: float = EMA_DECAY):
         super().__init__()
         self.student = network
 
@@ -49,7 +65,9 @@ class StudentAndTeacher(nn.Module):
         return self
 
     def forward(self, images: Tensor, channels: Channels) -> Tensor:
-        """The student's logits (n, classes, H, W), its encoder's features multiplied by `channels`."""
+        """The student's logits (n, classes, H, W), its encoder's features multiplied by `channels` (none: as it is)."""
+        if not channels:
+            return self.student(images)
         image, *features = self.student.encoder(images)
         features = [feature * factor for feature, factor in zip(features, channels, strict=True)]
         return self.student.segmentation_head(self.student.decoder([image, *features]))
@@ -62,6 +80,8 @@ class StudentAndTeacher(nn.Module):
 
         An image keeps all channels in both views with probability 1 - `part`.
         """
+        if not isinstance(self.student, SegmentationModel):
+            return [], []
         first, second = [], []
         perturbed = (torch.rand(n, 1, generator=generator) < part).float()
         for width in self.student.encoder.out_channels[1:]:
@@ -73,53 +93,52 @@ class StudentAndTeacher(nn.Module):
 
 @dataclass(frozen=True)
 class Consistency:
-    """The loss of an `ssl` arm; all that it draws comes from the engine's generator of the step."""
+    """The loss of an `ssl` arm; all that it draws comes from the trainer's generator of the step."""
 
     config: SegmentationConfig
     loss_of: SegmentationLoss
-    cohort: Cohort | None
 
-    def loss(self, engine: Engine, images: Tensor, masks: Tensor, unlabeled: Tensor) -> Tensor:
+    def loss(self, trainer: Trainer, images: Tensor, masks: Tensor, unlabeled: Tensor) -> Tensor:
         """The loss on annotated images plus the weighted one on unannotated ones.
 
         images (n, 3, H, W) in [-1, 1] and masks (n, H, W) are augmented; unlabeled: uint8 (m, H, W, 3).
         """
-        learner = engine.accelerator.unwrap_model(engine.network)
+        learner = trainer.accelerator.unwrap_model(trainer.network)
         # First here, not last in a step: a checkpoint is then the same whether or not the run goes on.
-        if engine.part == 0:
+        if trainer.part == 0:
             learner.update_teacher()
-        strong, pseudo = self.strong_views(engine, learner.teacher, unlabeled)
-        dropped = learner.dropped_channels(len(unlabeled), self.config.ssl.feature_dropout, engine.generator)
+        strong, pseudo_labels = self.strong_views(trainer, learner.teacher, unlabeled)
+        dropped = learner.dropped_channels(len(unlabeled), FEATURE_DROPOUT, trainer.generator)
         intact = torch.ones(len(images), 1, 1, 1)
         channels = [
             torch.cat([intact.expand(-1, a.shape[1], 1, 1), a, b]).to(images.device)
             for a, b in zip(*dropped, strict=True)
         ]
         # One pass for all: batch norms then see annotated and unannotated patients together, as they will in use.
-        with engine.autocast():
-            logits = engine.network(torch.cat([images, strong]), channels)
-        known, guessed = logits.float().split([len(images), len(strong)])
-        unsupervised = consistency_loss(guessed, pseudo, self.loss_of.ignore_index)
-        return self.loss_of(known, masks) + self.weight(engine.step_done) * unsupervised
+        with trainer.autocast():
+            logits = trainer.network(torch.cat([images, strong]), channels)
+        of_annotated, of_strong = logits.float().split([len(images), len(strong)])
+        unsupervised = consistency_loss(of_strong, pseudo_labels, self.loss_of.ignore_index)
+        return self.loss_of(of_annotated, masks) + self.weight(trainer.step_done) * unsupervised
 
     def weight(self, step: int) -> float:
         """Weight of the loss on unannotated images: rises as in Laine & Aila 2017."""
-        ramp_up_steps = self.config.ssl.ramp_up * self.config.steps
+        ramp_up_steps = RAMP_UP * self.config.steps
         done = min(1.0, step / ramp_up_steps) if ramp_up_steps else 1.0
-        return self.config.ssl.weight * math.exp(-5 * (1 - done) ** 2)
+        return WEIGHT * math.exp(-5 * (1 - done) ** 2)
 
-    def strong_views(self, engine: Engine, teacher: nn.Module, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
+    def strong_views(self, trainer: Trainer, teacher: nn.Module, unlabeled: Tensor) -> tuple[Tensor, Tensor]:
         """Two strong views of each image, (2 m, 3, H, W) in [-1, 1], and what the teacher is sure of in them."""
-        generator, ssl = engine.generator, self.config.ssl
+        generator = trainer.generator
         blank = torch.zeros(unlabeled.shape[:3], dtype=torch.uint8, device=unlabeled.device)
         weak, _ = augment_geometry(unlabeled.permute(0, 3, 1, 2).float() / 255, blank, generator)
-        with torch.no_grad(), engine.autocast():
+        with torch.no_grad(), trainer.autocast():
             logits = teacher(_signed(weak))
-        labels = confident_labels(logits.float(), ssl.confidence, self.loss_of.ignore_index)
+        labels = confident_labels(logits.float(), CONFIDENCE, self.loss_of.ignore_index)
         views, targets = [], []
         for _ in range(2):
-            coloured = augment_stain(weak, generator, strengthened(self.config.stain, ssl), self.cohort)
-            mixed, target = cutmix(coloured, labels, ssl.cutmix, generator)
+            coloured = augment_stain(weak, generator, self.config.stain, factor=STRONG_FACTOR)
+            mixed, target = cutmix(coloured, labels, CUTMIX, generator)
             views.append(_signed(mixed))
             targets.append(target)
         return torch.cat(views), torch.cat(targets)
@@ -134,14 +153,6 @@ def confident_labels(logits: Tensor, confidence: float, ignore_index: int) -> Te
 def consistency_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """Cross-entropy summed over the pixels that have a label, divided by the number of all pixels."""
     return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum") / labels.numel()
-
-
-def strengthened(stain: StainAugmentConfig, ssl: SslConfig) -> StainAugmentConfig:
-    """The colour augmentation of strong views: every strength of `stain` times `strong_factor`."""
-    strengths = {
-        key: value * ssl.strong_factor for key, value in stain if isinstance(value, float) and key != "probability"
-    }
-    return stain.model_copy(update=strengths)
 
 
 def cutmix(images: Tensor, labels: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -3,15 +3,18 @@
 A saved segmenter is a folder of `config.json` and `model.safetensors`; nothing is pickled, nothing is downloaded.
 """
 
+import contextlib
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 
 from stedm.config import SegmentationConfig
@@ -21,15 +24,22 @@ from stedm.io.files import replacing, write_json
 from stedm.io.weights import load_backbone_weights, load_weights, read_weights
 from stedm.seeds import seed_for
 
+Network = Callable[[int], nn.Module]
+"""Makes a network of one's own for a number of classes: from float images (n, 3, H, W) in [-1, 1] to logits
+(n, n_classes, H, W). Of its weights alone a folder can't make it again: whoever loads them gives the function."""
+OWN_NETWORK = "own network"
+"""The `architecture` of a segmenter whose network isn't one of segmentation_models_pytorch."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class SegmenterInfo:
     """What `config.json` of a saved segmenter says: enough to build the network and to read its masks."""
 
     architecture: str
-    encoder: str
-    encoder_depth: int
-    decoder_channels: list[int]
+    """`OWN_NETWORK`, or one of segmentation_models_pytorch, with the three keys below."""
+    encoder: str = ""
+    encoder_depth: int = 0
+    decoder_channels: list[int] = field(default_factory=list)
     classes: list[str]
     image_px: int
     """Side of the square images that the network was trained on."""
@@ -53,9 +63,7 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
     if ":" in config.encoder or "/" in config.encoder:
         # timm reads such names ("hf-hub:owner/model") as an address and goes to the network.
         raise StedmError(f"segmentation.encoder: {config.encoder} is an address, not a name; nothing is downloaded")
-    # smp and timm draw initial weights from the global generator: give them ours, then put theirs back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "segmenter", "weights"))
+    with _initial_weights(seed):
         try:
             network = smp.create_model(
                 config.architecture,
@@ -76,6 +84,33 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
     return network.to(memory_format=torch.channels_last)
 
 
+def build_own(network: Network, n_classes: int, seed: int = 0, image_px: int | None = None) -> nn.Module:
+    """A network of one's own, its weights a pure function of `seed` if they are drawn from torch's global generator.
+
+    Raises:
+        StedmError: it doesn't make logits `(n, n_classes, image_px, image_px)`; tried where `image_px` is given.
+    """
+    with _initial_weights(seed):
+        built = network(n_classes)
+    if image_px is not None:
+        wanted = (2, n_classes, image_px, image_px)
+        with torch.no_grad():
+            found = built.eval()(torch.zeros(2, 3, image_px, image_px))
+        built.train()
+        if not isinstance(found, Tensor) or found.shape != wanted:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise StedmError(f"network: logits {wanted} expected of images {(2, 3, image_px, image_px)}, got {shape}")
+    return built
+
+
+@contextlib.contextmanager
+def _initial_weights(seed: int) -> Iterator[None]:
+    """smp, timm and torch draw initial weights from the global generator: give them ours, then put theirs back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "segmenter", "weights"))
+        yield
+
+
 class Mirrored(nn.Module):
     """A segmenter that sees each image and its three mirror images and takes the mean of its probabilities."""
 
@@ -85,10 +120,6 @@ class Mirrored(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-
-    @property
-    def encoder(self) -> nn.Module:
-        return self.network.encoder
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, 3, H, W) -> logits (n, n_classes, H, W), here the logarithms of mean probabilities."""
@@ -105,9 +136,8 @@ class SegmentationLoss(nn.Module):
     Dice is taken over the batch, per class (Milletari et al. 2016); a class without a pixel in the batch adds nothing.
     """
 
-    def __init__(self, cross_entropy_weight: float = 0.1, dice_weight: float = 0.9, ignore_index: int = 255):
+    def __init__(self, dice_weight: float = 0.9, ignore_index: int = 255):
         super().__init__()
-        self.cross_entropy_weight = cross_entropy_weight
         self.dice_weight = dice_weight
         self.ignore_index = ignore_index
         self.dice = smp.losses.DiceLoss("multiclass", from_logits=True, ignore_index=ignore_index)
@@ -118,34 +148,48 @@ class SegmentationLoss(nn.Module):
         # Not reduction="mean": it is 0 / 0 = NaN for a batch without an annotated pixel.
         total = F.cross_entropy(logits, masks, ignore_index=self.ignore_index, reduction="sum")
         cross_entropy = total / (masks != self.ignore_index).sum().clamp_min(1)
-        return self.cross_entropy_weight * cross_entropy + self.dice_weight * self.dice(logits, masks)
+        return (1 - self.dice_weight) * cross_entropy + self.dice_weight * self.dice(logits, masks)
+
+
+def stride_of(network: nn.Module) -> int:
+    """Sides of images must be multiples of it; 1 for a network of one's own, which says nothing of it."""
+    bare = network.network if isinstance(network, Mirrored) else network
+    return bare.encoder.output_stride if isinstance(bare, SegmentationModel) else 1
 
 
 def save_segmenter(
     folder: str | Path,
     network: nn.Module,
-    config: SegmentationConfig,
+    config: SegmentationConfig | None,
     dataset: DatasetInfo,
+    *,
     image_px: int,
     mpp: float | None = None,
+    mirror: bool = False,
 ) -> Path:
     """Write `config.json` and `model.safetensors`, the whole folder atomically.
 
-    `dataset` is what it was trained on, at `mpp` microns per pixel where that is known.
+    Args:
+        config: which network it is; None = one's own.
+        dataset: what it was trained on, at `image_px` and, where that is known, `mpp` microns per pixel.
+        mirror: whether it is to predict from mirror images too.
     """
+    which = (
+        {"architecture": OWN_NETWORK}
+        if config is None
+        else config.model_dump(include={"architecture", "encoder", "encoder_depth", "decoder_channels"})
+    )
     info = SegmenterInfo(
-        architecture=config.architecture,
-        encoder=config.encoder,
-        encoder_depth=config.encoder_depth,
-        decoder_channels=list(config.decoder_channels),
+        **which,
         classes=list(dataset.classes),
         image_px=image_px,
         ignore_index=dataset.ignore_index,
         mpp=mpp,
-        mirror=config.mirror,
+        mirror=mirror,
     )
     folder = Path(folder)
-    weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    # Cloned: a network of one's own may hold a tensor under two names, which safetensors refuses.
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     with replacing(folder) as temporary:
         temporary.mkdir()
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
@@ -153,21 +197,33 @@ def save_segmenter(
     return folder
 
 
-def load_segmenter(folder: str | Path) -> tuple[nn.Module, SegmenterInfo]:
-    """The network in evaluation mode, and what it was trained for. Raises `StedmError` if the folder is not one."""
+def load_segmenter(folder: str | Path, network: Network | None = None) -> tuple[nn.Module, SegmenterInfo]:
+    """The network in evaluation mode, and what it was trained for.
+
+    Args:
+        network: what makes the network, where it is one's own.
+
+    Raises:
+        StedmError: the folder holds no segmenter, or an own network and nothing was given that makes it.
+    """
     folder = Path(folder)
     try:
         info = SegmenterInfo(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        config = SegmentationConfig(
-            architecture=info.architecture,
-            encoder=info.encoder,
-            encoder_depth=info.encoder_depth,
-            decoder_channels=info.decoder_channels,
-        )
+        is_own = info.architecture == OWN_NETWORK
+        which = {key: getattr(info, key) for key in ("architecture", "encoder", "encoder_depth", "decoder_channels")}
+        config = None if is_own else SegmentationConfig.model_validate(which)
     except (OSError, ValueError, TypeError) as error:
         text = " ".join(str(error).split())
         raise StedmError(f"{folder}: not a segmenter folder (config.json: {text})") from error
-    network = build_segmenter(config, len(info.classes))
+    if is_own and network is None:
+        raise StedmError(
+            f"{folder}: holds weights of an own network; load it in Python with the function that makes the network: "
+            "Segmenter.from_pretrained(folder, network=...)"
+        )
+    if config is not None and network is not None:
+        raise StedmError(f"{folder}: holds a {info.architecture}, not an own network; leave `network` out")
+    n_classes = len(info.classes)
+    built = build_own(network, n_classes) if config is None else build_segmenter(config, n_classes)
     path = folder / "model.safetensors"
-    load_weights(network, read_weights(path), path)
-    return (Mirrored(network) if info.mirror else network).eval(), info
+    load_weights(built, read_weights(path), path)
+    return (Mirrored(built) if info.mirror else built).eval(), info

@@ -12,7 +12,7 @@ from stedm.data.folder import DatasetFolder, write_metadata
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
 from stedm.io.images import write_png
-from stedm.segmentation.model import Mirrored, load_segmenter
+from stedm.segmentation.model import Mirrored, Network, load_segmenter
 
 _IMAGES_AT_ONCE = 64
 
@@ -25,6 +25,7 @@ def write_pseudo_labels(
     image_px: int,
     confidence: float,
     unknown: Collection[str] = (),
+    network: Network | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DatasetFolder:
     """Label images by the mean vote of segmenter folders; returns the dataset folder that holds them.
@@ -33,12 +34,13 @@ def write_pseudo_labels(
     `image_px`, a mask pixel being `ignore_index` where the highest mean probability is below `confidence`, and
     everywhere in the images of the patients in `unknown`. Each segmenter sees each image mirrored and turned as
     well (four views), which makes the vote less sure of itself. The masks that `images` may have are not read.
+    `network` makes the network of segmenters of one's own.
 
     Raises:
         StedmError: a segmenter's classes are not those of `images`.
     """
     info = images.info
-    networks = [_checked(path, info.classes) for path in segmenters]
+    networks = [_checked(path, info.classes, network) for path in segmenters]
     hidden = images.table["patient_id"].isin(set(unknown)).to_numpy()
     for start in range(0, len(images), _IMAGES_AT_ONCE):
         rows = range(start, min(start + _IMAGES_AT_ONCE, len(images)))
@@ -70,11 +72,11 @@ def vote(networks: Sequence[nn.Module], images: np.ndarray) -> Tensor:
     return torch.stack([voter(signed).exp() for voter in voters]).mean(dim=0)
 
 
-def _checked(path: Path, classes: list[str]) -> nn.Module:
-    network, info = load_segmenter(path)
+def _checked(path: Path, classes: list[str], network: Network | None) -> nn.Module:
+    loaded, info = load_segmenter(path, network)
     if list(info.classes) != list(classes):
         raise StedmError(f"{path}: its classes {info.classes} are not those of the images, {classes}")
-    return network
+    return loaded
 
 
 def _name(kind: str, row: int) -> str:

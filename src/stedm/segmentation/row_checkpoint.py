@@ -9,11 +9,11 @@ import numpy as np
 from stedm.errors import StedmError
 from stedm.io.files import replacing
 
-KEPT_PX = 1 << 22
+WRITE_AFTER_PX = 1 << 22
 """Pixels after which finished rows are written: a byte each, and at least those of one row of tiles, are held."""
 
 
-class KeptRows:
+class RowCheckpoint:
     """Use it in a `with` statement around the whole work.
 
     Args:
@@ -38,7 +38,7 @@ class KeptRows:
         for band in bands_from(row):
             yield band
             fresh.append(band)
-            if sum(part.size for part in fresh) >= KEPT_PX:
+            if sum(part.size for part in fresh) >= WRITE_AFTER_PX:
                 with replacing(self.folder / f"{self.key}-{row}-{row + len(fresh)}.npz") as temporary:
                     np.savez_compressed(temporary, labels=np.concatenate(fresh))
                 row, fresh = row + len(fresh), []

@@ -4,16 +4,15 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from stedm.data.cache import ImageCache
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator
-from stedm.style.sampling import rows_by_patient
 
 
 class MixedSamples(Dataset):
     """Sample i of a run, a pure function of (seed, i): synthetic with probability `synthetic_fraction`, else real.
 
-    Images labelled by teachers (`labelled`) count as synthetic ones; where there are both, either is as likely.
+    Images labelled by teachers (`pseudo_labeled`) count as synthetic ones; where there are both, either is as likely.
 
     Within a set the patient is drawn first, then one of the patient's annotated images, so that every patient
     weighs the same however many images it has, as in the per-patient evaluation.
@@ -24,13 +23,14 @@ class MixedSamples(Dataset):
     def __init__(
         self,
         real: DatasetFolder,
-        synthetic: DatasetFolder | None,
-        synthetic_fraction: float,
+        *,
         image_px: int,
         seed: int,
-        labelled: DatasetFolder | None = None,
+        synthetic: DatasetFolder | None = None,
+        pseudo_labeled: DatasetFolder | None = None,
+        synthetic_fraction: float = 0.0,
     ):
-        others = [dataset for dataset in (synthetic, labelled) if dataset is not None]
+        others = [dataset for dataset in (synthetic, pseudo_labeled) if dataset is not None]
         for other in others:
             for key in ("classes", "ignore_index"):
                 theirs, ours = getattr(other.info, key), getattr(real.info, key)
@@ -57,16 +57,16 @@ class UnlabeledSamples(Dataset):
     The annotated part of sample i is that of the other arms. Items have, in addition, {"unlabeled": uint8 (H, W, 3)}.
     """
 
-    def __init__(self, labelled: MixedSamples, unlabeled: DatasetFolder, image_px: int):
+    def __init__(self, annotated: MixedSamples, unlabeled: DatasetFolder, image_px: int):
         if len(unlabeled) == 0:
             raise StedmError(f"{unlabeled.root}: no image of an unlabeled patient; leave out the ssl arms")
-        self._labelled = labelled
+        self._annotated = annotated
         self._unlabeled = _PatientBalanced(unlabeled, image_px)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        generator = numpy_generator(self._labelled.seed, "unlabeled sample", index)
+        generator = numpy_generator(self._annotated.seed, "unlabeled sample", index)
         cache, row = self._unlabeled.draw(generator)
-        return {**self._labelled[index], "unlabeled": cache.image(row)}
+        return {**self._annotated[index], "unlabeled": cache.image(row)}
 
 
 class _PatientBalanced:

@@ -6,114 +6,136 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stedm.config import Arm, SegmentationConfig, uses_self_training, uses_ssl, uses_stain, uses_synthetic
+from stedm.config import (
+    Arm,
+    MachineConfig,
+    SegmentationConfig,
+    uses_self_training,
+    uses_ssl,
+    uses_stain,
+    uses_synthetic,
+)
 from stedm.data.folder import DatasetFolder
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
 from stedm.seeds import seed_for
 from stedm.segmentation.augment import augment_geometry, augment_stain
 from stedm.segmentation.consistency import Consistency, StudentAndTeacher
-from stedm.segmentation.model import SegmentationLoss, build_segmenter, save_segmenter
-from stedm.segmentation.randstainna import Cohort
+from stedm.segmentation.model import Network, SegmentationLoss, build_own, build_segmenter, save_segmenter
 from stedm.segmentation.samples import MixedSamples, UnlabeledSamples
-from stedm.training.trainer import Engine, Progress
+from stedm.training.trainer import Progress, Trainer
+
+WARMUP_STEPS = 20
 
 
 def train_segmenter(
     config: SegmentationConfig,
-    arm: Arm,
-    real: DatasetFolder,
-    synthetic: DatasetFolder | None,
+    annotated: DatasetFolder,
     folder: str | Path,
-    seed: int,
+    *,
+    arm: Arm,
     image_px: int,
-    on_progress: Progress | None = None,
+    seed: int = 0,
+    synthetic: DatasetFolder | None = None,
     unlabeled: DatasetFolder | None = None,
-    labelled: DatasetFolder | None = None,
+    pseudo_labeled: DatasetFolder | None = None,
+    network: Network | None = None,
+    machine: MachineConfig | None = None,
+    on_progress: Progress | None = None,
 ) -> Path:
     """Train the network of `arm` for `config.steps` steps and write it to `folder/model`; returns that folder.
 
-    `real` holds the annotated images, `synthetic` generated ones; the latter are used by the `synthetic` arms only.
-    The images of `unlabeled` teach the `ssl` arms and lend their colours to `stain.kind` randstainna; their masks are
-    never read. `labelled` has them with the labels of teachers, for the `self-training` arms.
     Killed at any time and called again with the same arguments, it ends in the weights of an uninterrupted run.
-    Raises `StedmError` for a set without masks, for sets with different classes, and for a set that the arm needs.
+
+    Args:
+        annotated: real images with masks; of arm `upper` those of unlabeled patients too.
+        image_px: side of the square images that the network sees.
+        seed: of initial weights, samples and augmentation.
+        synthetic: generated images with masks, for the `synthetic` arms.
+        unlabeled: images for the `ssl` arms; their masks are never read.
+        pseudo_labeled: the same images with labels of teachers, for the `self-training` arms.
+        network: a network of one's own (see `stedm.segmentation.model.Network`); None = that of `config`.
+        machine: how it is computed.
+
+    Raises:
+        StedmError: a set without masks, sets with different classes, a set that the arm needs is missing.
     """
     consistent = uses_ssl(arm)
-    samples = _samples(config, arm, real, synthetic, unlabeled, labelled, seed, image_px)
-    loss_of = SegmentationLoss(config.cross_entropy_weight, config.dice_weight, real.info.ignore_index)
-    cohort = _cohort(config, arm, real, unlabeled, image_px)
-    network = build_segmenter(config, len(real.info.classes), seed)
-    engine = Engine(
-        StudentAndTeacher(network, config.ssl.ema_decay) if consistent else network,
+    mixed = _mixed_samples(config, annotated, arm, seed, image_px, synthetic, pseudo_labeled)
+    samples = _with_unlabeled(mixed, unlabeled, arm, image_px) if consistent else mixed
+    loss_of = SegmentationLoss(config.dice_weight, annotated.info.ignore_index)
+    n_classes = len(annotated.info.classes)
+    built = build_own(network, n_classes, seed, image_px) if network else build_segmenter(config, n_classes, seed)
+    trainer = Trainer(
+        StudentAndTeacher(built) if consistent else built,
         Path(folder),
         config,
+        machine,
         seed=seed_for(seed, "segmentation"),
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
+        warmup_steps=min(WARMUP_STEPS, config.steps // 10),
         on_progress=on_progress,
     )
-    consistency = Consistency(config, loss_of, cohort)
+    consistency = Consistency(config, loss_of)
     with torch.random.fork_rng():
-        for batch in engine.batches(samples):
+        for batch in trainer.batches(samples):
             # Dropout and stochastic depth of some encoders draw from the global generator.
-            torch.manual_seed(engine.generator.initial_seed())
-            images, masks = augment_batch(batch["image"], batch["mask"], engine.generator, config, arm, cohort)
+            torch.manual_seed(trainer.generator.initial_seed())
+            images, masks = augment_batch(batch["image"], batch["mask"], trainer.generator, config, arm)
             if consistent:
-                loss = consistency.loss(engine, images, masks, batch["unlabeled"])
+                loss = consistency.loss(trainer, images, masks, batch["unlabeled"])
             else:
-                with engine.autocast():
-                    logits = engine.network(images)
+                with trainer.autocast():
+                    logits = trainer.network(images)
                 loss = loss_of(logits.float(), masks)
-            engine.step(loss)
+            trainer.step(loss)
     model = Path(folder) / "model"
-    if engine.accelerator.is_main_process:
-        trained = engine.accelerator.unwrap_model(engine.network)
-        network = trained.student if consistent else trained
-        save_segmenter(model, network, config, real.info, image_px, real.common_mpp(image_px))
-    engine.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        trained = trainer.accelerator.unwrap_model(trainer.network)
+        save_segmenter(
+            model,
+            trained.student if consistent else trained,
+            None if network else config,
+            annotated.info,
+            image_px=image_px,
+            mpp=annotated.common_mpp(image_px),
+            mirror=config.mirror,
+        )
+    trainer.accelerator.wait_for_everyone()
     return model
 
 
-def _samples(
+def _mixed_samples(
     config: SegmentationConfig,
+    annotated: DatasetFolder,
     arm: Arm,
-    real: DatasetFolder,
-    synthetic: DatasetFolder | None,
-    unlabeled: DatasetFolder | None,
-    labelled: DatasetFolder | None,
     seed: int,
     image_px: int,
-) -> Dataset:
+    synthetic: DatasetFolder | None,
+    pseudo_labeled: DatasetFolder | None,
+) -> MixedSamples:
+    """Of the sets that were given those that the arm uses."""
     if uses_synthetic(arm) and synthetic is None:
         raise StedmError(f"arm {arm}: needs a synthetic set")
-    if uses_self_training(arm) and labelled is None:
-        raise StedmError(f"arm {arm}: needs unlabeled images with the labels of teachers")
-    drawn, guessed = synthetic if uses_synthetic(arm) else None, labelled if uses_self_training(arm) else None
-    mixed = MixedSamples(real, drawn, config.synthetic_fraction, image_px, seed, guessed)
-    if not uses_ssl(arm):
-        return mixed
+    if uses_self_training(arm) and pseudo_labeled is None:
+        raise StedmError(f"arm {arm}: needs unlabeled images with the labels of teachers (pseudo_labeled)")
+    return MixedSamples(
+        annotated,
+        image_px=image_px,
+        seed=seed,
+        synthetic=synthetic if uses_synthetic(arm) else None,
+        pseudo_labeled=pseudo_labeled if uses_self_training(arm) else None,
+        synthetic_fraction=config.synthetic_fraction,
+    )
+
+
+def _with_unlabeled(mixed: MixedSamples, unlabeled: DatasetFolder | None, arm: Arm, image_px: int) -> Dataset:
     if unlabeled is None:
         raise StedmError(f"arm {arm}: needs images of unlabeled patients")
     return UnlabeledSamples(mixed, unlabeled, image_px)
 
 
-def _cohort(
-    config: SegmentationConfig, arm: Arm, real: DatasetFolder, unlabeled: DatasetFolder | None, image_px: int
-) -> Cohort | None:
-    """The colours that the virtual templates of RandStainNA are drawn from, where the arm and `stain.kind` use them."""
-    if config.stain.kind == "hed" or not (uses_stain(arm) or uses_ssl(arm)):
-        return None
-    return Cohort.measure(*filter(None, (real, unlabeled)), image_px=image_px)
-
-
 def augment_batch(
-    images: Tensor,
-    masks: Tensor,
-    generator: torch.Generator,
-    config: SegmentationConfig,
-    arm: Arm,
-    cohort: Cohort | None = None,
+    images: Tensor, masks: Tensor, generator: torch.Generator, config: SegmentationConfig, arm: Arm
 ) -> tuple[Tensor, Tensor]:
     """uint8 (n, H, W, 3) and (n, H, W) -> augmented float images (n, 3, H, W) in [-1, 1] and their masks.
 
@@ -121,5 +143,5 @@ def augment_batch(
     """
     floats, masks = augment_geometry(images.permute(0, 3, 1, 2).float() / 255, masks, generator)
     if uses_stain(arm):
-        floats = augment_stain(floats, generator, config.stain, cohort)
+        floats = augment_stain(floats, generator, config.stain)
     return to_signed(floats * 255).contiguous(memory_format=torch.channels_last), masks

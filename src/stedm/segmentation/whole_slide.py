@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import math
 import tempfile
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,6 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import nn
 
 from stedm.config import SlideSegmentationConfig, TissueConfig, checked
@@ -30,35 +28,21 @@ from stedm.errors import StedmError
 from stedm.io.files import fingerprint, replacing, write_text
 from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
-from stedm.segmentation.model import SegmenterInfo, load_segmenter
-from stedm.segmentation.predict import IMAGE_SUFFIXES, predict_logits
-from stedm.segmentation.row_checkpoint import KeptRows
+from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
+from stedm.segmentation.predict import predict_logits
+from stedm.segmentation.row_checkpoint import RowCheckpoint
+from stedm.segmentation.slide_sources import SlideSource
 from stedm.slides.class_mapping import QUPATH_IGNORE
 from stedm.slides.slide import Slide
-from stedm.slides.table import read_slides
 from stedm.slides.tissue import TissueMask
 from stedm.slides.write_geojson import write_geojson
 from stedm.slides.write_label_map import LabelMapWriter, tifffile
-from stedm.workers.pool import Engine, Work, check_shared
+from stedm.workers.pool import Pool, Work, check_shared
 
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
-_LARGEST_IMAGE_PX = 8192
-"""A TIFF file with a longer side is a slide, also without `-o FILE.geojson`."""
-_NOT_A_FOLDER = (".json", ".csv", *IMAGE_SUFFIXES)
 _BAND_PX = 1 << 22
 """Pixels of the map that become polygons at once."""
 _TISSUE_PX = 1 << 22
 """Pixels at which tissue is looked for, at most: on slides of more than 16 mm squared a little coarser than asked."""
-
-
-@dataclass(frozen=True)
-class SlideSource:
-    """A slide to segment."""
-
-    name: str
-    path: Path
-    mpp: float | None = None
-    """Of level 0; None = as the file says."""
 
 
 @dataclass(frozen=True)
@@ -78,64 +62,6 @@ def load_slide_config(overrides: list[str] | None = None) -> SlideSegmentationCo
     return checked(SlideSegmentationConfig, read_values(None, overrides), "--set")
 
 
-# ---- what is a slide ----------------------------------------------------------------------------------------------
-
-
-def slides_in(path: str | Path, output: str | Path) -> list[SlideSource] | None:
-    """The slides that the user means, or None where they are images (see stedm.segmentation.predict).
-
-    A table (.csv) is a slides.csv. A file is a slide by its suffix (.svs, .ndpi, ...), as a TIFF longer than 8,192 px,
-    and whatever it is if `output` is a .geojson. A folder holds slides or images.
-    Raises `StedmError` for a folder with both, and where several slides go into one file.
-    """
-    path, output = Path(path), Path(output)
-    one_file = output.suffix.lower() == ".geojson"
-    if path.suffix.lower() == ".csv":
-        table = read_slides(path)
-        names = ("slide_id", "image", "mpp")
-        rows = zip(*(table[name] for name in names), strict=True)
-        slides = [SlideSource(name, Path(image), None if np.isnan(mpp) else mpp) for name, image, mpp in rows]
-    elif not path.exists():
-        raise StedmError(f"{path}: no such image, slide or folder")
-    elif path.is_file():
-        slides = [SlideSource(path.stem, path)] if one_file or is_slide(path) else []
-    else:
-        known = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
-        slides = [SlideSource(file.stem, file) for file in files if is_slide(file)]
-        if slides and len(slides) < len(files):
-            image = next(file for file in files if not is_slide(file))
-            raise StedmError(
-                f"{path}: has slides ({slides[0].path.name}) and images ({image.name}); give a folder of one kind"
-            )
-    if not slides and not one_file:
-        return None
-    if one_file and len(slides) != 1:
-        raise StedmError(f"{output}: is one file for {len(slides)} slides of {path}; give a folder")
-    if not one_file and (output.is_file() or output.suffix.lower() in _NOT_A_FOLDER):
-        raise StedmError(f"{output}: slides are written to FILE.geojson (one slide) or to a folder; give one of these")
-    if twice := sorted({slide.name for slide in slides if [other.name for other in slides].count(slide.name) > 1}):
-        raise StedmError(f"{path}: several slides are called {', '.join(twice)}; give a slides.csv with slide ids")
-    return slides
-
-
-def is_slide(path: Path) -> bool:
-    """Whether a file is a slide rather than an image, by its suffix and, of a TIFF, by its size."""
-    if path.suffix.lower() in SLIDE_SUFFIXES:
-        return True
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            with Image.open(path, formats=("TIFF",)) as image:
-                return max(image.size) > _LARGEST_IMAGE_PX
-        except (Warning, Image.DecompressionBombError):
-            return True
-        except (OSError, SyntaxError, ValueError, AttributeError):
-            return False  # read as an image, it says what is wrong with it
-
-
 # ---- slides to files ----------------------------------------------------------------------------------------------
 
 
@@ -146,8 +72,9 @@ def segment_slides(
     config: SlideSegmentationConfig | None = None,
     reporter: Reporter | None = None,
     *,
-    engine: Engine | None = None,
+    pool: Pool | None = None,
     shard: tuple[int, int] = (0, 1),
+    network: Network | None = None,
 ) -> SegmentedSlides:
     """Segment slides with a saved segmenter; call it again to go on.
 
@@ -156,24 +83,25 @@ def segment_slides(
     `failures`, the others are done. In a folder slides are skipped that were done with this model and these settings.
 
     Args:
-        engine: who segments the slides (see stedm.workers.pool), a slide at a time; None = this process.
+        pool: who segments the slides (see stedm.workers.pool), a slide at a time; None = this process.
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `areas.csv`.
+        network: what makes the network, where it is one's own; pools send it to their processes by pickle.
 
     Raises `StedmError` for anything wrong with model or configuration.
     """
-    network, info = load_segmenter(model_folder)
+    loaded, info = load_segmenter(model_folder, network)
     config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
     targets = _targets(slides, Path(output), config, Path(model_folder))
     mine = targets[shard[0] :: shard[1]]
     for target in mine:
         target.failed.unlink(missing_ok=True)
     missing = [target for target in mine if not target.is_done(config)]
-    if engine is None or engine.is_here:
-        work = _Segmentation(network.to(_device()), info, config, reporter)
+    if pool is None or pool.is_here:
+        work = _Segmentation(loaded.to(_device()), info, config, reporter)
         outcomes = enumerate(map(work, missing))
     else:
-        outcomes = _by_engine(engine, _SegmentJob(Path(model_folder).resolve(), config), missing, reporter)
+        outcomes = _by_pool(pool, _SegmentJob(Path(model_folder).resolve(), config, network), missing, reporter)
     failures = {missing[number]: line for number, line in outcomes if line}
     if shard[1] > 1:
         for target, line in failures.items():
@@ -261,19 +189,20 @@ class _SegmentJob:
 
     model: Path
     config: SlideSegmentationConfig
+    network: Network | None = None
     uses_gpu: ClassVar[bool] = True
 
     def open(self) -> Work:
         check_shared(self.model)
-        network, info = load_segmenter(self.model)
-        return _Segmentation(network.to(_device()), info, self.config, Reporter(quiet=True))
+        loaded, info = load_segmenter(self.model, self.network)
+        return _Segmentation(loaded.to(_device()), info, self.config, Reporter(quiet=True))
 
 
-def _by_engine(
-    engine: Engine, job: _SegmentJob, missing: Sequence[_Target], reporter: Reporter
+def _by_pool(
+    pool: Pool, job: _SegmentJob, missing: Sequence[_Target], reporter: Reporter
 ) -> Iterator[tuple[int, str | None]]:
     with reporter.stage("segment slides") as tick:
-        for done, outcome in enumerate(engine.run(job, missing), start=1):
+        for done, outcome in enumerate(pool.run(job, missing), start=1):
             yield outcome
             tick(done, len(missing))
 
@@ -306,9 +235,9 @@ def segment_slide(
         if key is None:
             bands = map_bands(network, info, slide, config, tick)
         else:
-            kept = KeptRows(path.with_name(f".{path.stem}.rows"), key)
-            stack.enter_context(kept)
-            bands = kept.passing(lambda first_row: map_bands(network, info, slide, config, tick, first_row))
+            finished = RowCheckpoint(path.with_name(f".{path.stem}.rows"), key)
+            stack.enter_context(finished)
+            bands = finished.passing(lambda first_row: map_bands(network, info, slide, config, tick, first_row))
         if config.label_map:
             tifffile()  # say what is missing before the work
             path.parent.mkdir(parents=True, exist_ok=True)

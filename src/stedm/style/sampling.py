@@ -48,7 +48,7 @@ class StyleSampler:
         self._positions = SlidePositions(cache.dataset)
 
     def __call__(self, row: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Style images uint8 `(n, px, px, 3)` of the image `row`, and present `(n,)`, False at padding."""
+        """Style images uint8 `(n, px, px, 3)` of the image `row`, and valid `(n,)`, False at padding."""
         side = self.cache.image_px
         images = np.zeros((self.n_images, side, side, 3), np.uint8)
         shown = self._draw(self, row, generator)
@@ -151,11 +151,6 @@ def unannotated_tissue(dataset: DatasetFolder, annotated: DatasetFolder) -> Data
 def slide_keys(table: pd.DataFrame) -> pd.Series:
     """What names the slide of each row: patient and slide, so that ids need to be unique within a patient only."""
     return pd.Series(list(zip(table["patient_id"], table["slide_id"], strict=True)), index=table.index)
-
-
-def rows_by_patient(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Row numbers of each patient, in order of the table."""
-    return {str(patient): np.asarray(rows) for patient, rows in table.groupby("patient_id", sort=True).indices.items()}
 
 
 def _groups(keys: pd.Series) -> list[np.ndarray]:

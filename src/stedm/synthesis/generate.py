@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
-from stedm.config import Guidance, Sampling
+from stedm.config import Sampling
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
@@ -22,11 +23,8 @@ from stedm.io.files import claim
 from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
-from stedm.synthesis.plan import ADDED_COLUMNS, LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
-from stedm.workers.pool import Engine, Work, check_shared
-
-# Rows that agree in these are drawn in one call.
-_SETTINGS = ["guidance", *ADDED_COLUMNS, "sampler", "steps"]
+from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
+from stedm.workers.pool import Pool, Work, check_shared
 
 
 def synthesize(
@@ -35,7 +33,7 @@ def synthesize(
     folder: Path,
     *,
     shard: tuple[int, int] = (0, 1),
-    engine: Engine | None = None,
+    pool: Pool | None = None,
     model_folder: Path | None = None,
     memory: CacheBudget | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -47,7 +45,7 @@ def synthesize(
 
     Args:
         shard: (i, n) draws only the batches i, i + n, i + 2 n, ...; shards may run at the same time.
-        engine: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
+        pool: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
             the model from `model_folder`.
         memory: what decoded style images may take in this process (None = what all other folders share).
         on_progress: called with (images drawn, images of this shard); those of the last batch may still be written.
@@ -69,12 +67,12 @@ def synthesize(
     missing = [batch for batch in batches if not _are_drawn(folder, batch)]
     total = sum(map(len, batches))
     done = total - sum(map(len, missing))
-    if engine is None or engine.is_here:
+    if pool is None or pool.is_here:
         drawn = _drawn_here(painter, folder, missing)
     else:
         there = None if predicted is None else _absolute(predicted.root)
         job = DrawJob(_absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder), there)
-        drawn = (missing[number] for number, _ in engine.run(job, missing))
+        drawn = (missing[number] for number, _ in pool.run(job, missing))
     for batch in drawn:
         done += len(batch)
         if on_progress:
@@ -86,14 +84,16 @@ def synthesize(
     return True
 
 
-def sampling_of(row: pd.Series) -> Sampling:
-    """The sampling that a row of a plan asks for."""
-    return Sampling(
-        guidance=Guidance(style=row["guidance"], layout=row["layout_guidance"]),
-        sampler=row["sampler"],
-        steps=row["steps"],
-        time_shift=row["time_shift"],
-    )
+def sampling_of(row: Any) -> Sampling:
+    """How a row of a plan is drawn.
+
+    Raises:
+        StedmError: the row doesn't say it.
+    """
+    try:
+        return Sampling.model_validate_json(row["sampling"])
+    except ValidationError as error:
+        raise StedmError(f"plan row {row['image_id']}: sampling is not readable; make the plan again") from error
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,7 @@ class _Painter:
         return self._predicted.mask(self._predicted_row_of[image_file_name])
 
     def _layout(self, recipe: LayoutRecipe) -> np.ndarray:
-        read = self._predicted_mask if recipe.kind == PREDICTED else self._mask
-        return build_layout(recipe, read, self.model.image_px)
+        return build_layout(recipe, self._predicted_mask if recipe.kind == PREDICTED else self._mask)
 
     def _start_image(self, recipe: LayoutRecipe) -> np.ndarray:
         return symmetry(self.cache.image(self._row_of[recipe.source]), recipe.symmetry)
@@ -197,7 +196,8 @@ class _Painter:
         masks = np.stack([self._layout(recipe) for recipe in recipes])
         styles = [self._style(row) for row in rows.itertuples()]
         images = np.zeros((*masks.shape, 3), np.uint8)
-        for same in rows.groupby(_SETTINGS).indices.values():
+        # Rows that agree in these are drawn in one call.
+        for same in rows.groupby(["sampling", "start"]).indices.values():
             first = rows.iloc[same[0]]
             start = float(first["start"])
             begun = np.stack([self._start_image(recipes[i]) for i in same]) if start < 1 else None

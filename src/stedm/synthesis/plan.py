@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stedm.config import SynthesisConfig
-from stedm.data.folder import DatasetFolder
+from stedm.config import PredictedConfig, SynthesisConfig
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint, replacing
 from stedm.layout.prior import LayoutPrior
-from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe, Texture
+from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe
 from stedm.seeds import numpy_generator, seed_for
-from stedm.style.sampling import rows_by_patient
-from stedm.synthesis.style_bank import StyleBank, farthest_first
 
 LIST_SEPARATOR = ";"
 COLUMNS = [
@@ -28,25 +26,17 @@ COLUMNS = [
     "layout_image_file_name",
     "layout_patient_id",
     "layout_symmetry",
+    "layout_kind",
+    "layout_seed",
     "style_patient_id",
     "style_image_file_names",
     "category",
     "seed",
-    "guidance",
-    "layout_guidance",
-    "time_shift",
     "start",
-    "sampler",
-    "steps",
+    "sampling",
 ]
-# What plans were drawn with before they had these columns.
-ADDED_COLUMNS = {
-    "layout_guidance": 1.0,
-    "time_shift": 1.0,
-    "start": 1.0,
-}
-LAYOUT_COLUMNS = {"layout_kind": "resample", "layout_seed": 0, "layout_second_image": "", "layout_texture": ""}
-"""How a layout is made from its source (see `LayoutRecipe`), and what a plan without these columns means."""
+"""`layout_*` say how a layout is made (see `LayoutRecipe`), `start` where painting begins, `sampling` how it goes on
+(`stedm.config.Sampling` as JSON)."""
 
 
 def make_plan(
@@ -55,9 +45,9 @@ def make_plan(
     unlabeled: DatasetFolder,
     *,
     seed: int = 0,
-    bank: StyleBank | None = None,
     image_px: int | None = None,
     predicted: DatasetFolder | None = None,
+    predicted_config: PredictedConfig | None = None,
 ) -> pd.DataFrame:
     """Plan `config.n_images` images, spread evenly over the unannotated patients, or over their categories.
 
@@ -65,47 +55,42 @@ def make_plan(
     the dataset folder and the batch size that synthesis uses.
 
     Args:
-        bank: styles of the unannotated patients, for `style_choice` k-centre.
         image_px: side at which layouts are measured, that of the model; needed unless all layouts are resampled
             and `config.category_fractions` is empty.
-        predicted: layouts of the unannotated images (stedm.segmentation.pseudo_labels), for layouts of kind
-            predicted. Patients without any there get the other kinds (warped ones if there are no others). The
-            table's `attrs` name its folder.
+        predicted: layouts of the unannotated images (stedm.segmentation.pseudo_labels), for the part of the rows that
+            `predicted_config` says. Patients without any there get annotated ones. The table's `attrs` name its folder.
 
     Raises:
-        StedmError: a patient of val or test is among the sources, one of them is empty, the bank or the predicted
-            layouts are missing, or no layout is within `config.category_fractions`.
+        StedmError: a patient of val or test is among the sources, one of them is empty, or no layout is within
+            `config.category_fractions`.
     """
     if len(annotated) == 0 or len(unlabeled) == 0:
         raise StedmError(f"{annotated.root}: a plan needs annotated images (layouts) and unannotated ones (styles)")
     _refuse_held_out(annotated, "layouts", {"train"})
     _refuse_held_out(unlabeled, "styles", {"unlabeled", "train"})
-    seed = seed_for(seed + config.seed, "plan")
+    seed = seed_for(seed, "plan")
     patients = rows_by_patient(unlabeled.table)
-    queues = _queues(unlabeled.table, config, seed, bank)
+    queues = _queues(unlabeled.table, config, seed)
     _refuse_unknown_categories(config, annotated, unlabeled)
-    prior = LayoutPrior.fit(annotated, image_px, config.category_fractions)
-    if PREDICTED in config.layout_weights and predicted is None:
-        raise StedmError("plan: predicted layouts need trained segmenters; use `stedm run`")
-    seen = set() if predicted is None else set(predicted.table["patient_id"])
+    prior = LayoutPrior(annotated, image_px, config.category_fractions)
+    kinds = Kinds(config, predicted, predicted_config or PredictedConfig())
     sources = annotated.table.set_index("image_file_name")
+    sampling = config.sampling.model_dump_json()
     rows = []
     for i in range(config.n_images):
         generator = numpy_generator(seed, "row", i)
         turn, queue = i // len(queues), queues[i % len(queues)]
         patient = queue[turn % len(queue)]
-        category, shown = _style(unlabeled.table, patients[patient], config, generator, bank)
-        weights = config.layout_weights if patient in seen else config.weights_without_predicted
-        kinds = sorted(weights)
-        kind = numpy_generator(seed, "layout kind", i).choice(kinds, p=[weights[kind] for kind in kinds]).item()
+        category, styles = _style(unlabeled.table, patients[patient], config, generator)
+        kind = kinds.draw(patient, numpy_generator(seed, "layout kind", i))
         if kind == PREDICTED:
             # An image isn't its own style, unless the patient has no other.
-            source, shown = unlabeled.table.iloc[shown[0]], shown[1:] if len(shown) > 1 else shown
+            source, styles = unlabeled.table.iloc[styles[0]], styles[1:] if len(styles) > 1 else styles
             recipe = LayoutRecipe(kind, source["image_file_name"], int(generator.integers(N_SYMMETRIES)))
         else:
             recipe = prior.recipe(kind, category if config.match_category else None, generator)
             source = sources.loc[recipe.source]
-        names = unlabeled.table["image_file_name"].iloc[shown[: config.style_images]]
+        names = unlabeled.table["image_file_name"].iloc[styles[: config.style_images]]
         rows.append(
             {
                 "image_id": f"synthetic-{i:06d}",
@@ -113,11 +98,11 @@ def make_plan(
                 "style_image_file_names": LIST_SEPARATOR.join(names),
                 "seed": seed_for(seed, "noise", i),
                 **_layout_columns(recipe, source),
-                **_sampling_columns(config),
-                "start": float(config.start) if kind == PREDICTED else 1.0,
+                "start": kinds.start_of(kind),
+                "sampling": sampling,
             }
         )
-    plan = pd.DataFrame(rows, columns=[*COLUMNS, *LAYOUT_COLUMNS])
+    plan = pd.DataFrame(rows, columns=COLUMNS)
     plan.attrs = {
         "dataset": str(annotated.root.resolve()),
         "batch": config.batch,
@@ -126,6 +111,25 @@ def make_plan(
     if predicted is not None:
         plan.attrs["predicted_layouts"] = str(predicted.root.resolve())
     return plan
+
+
+class Kinds:
+    """Which kind of layout a row has: predicted for a part of them, of patients that have predicted ones."""
+
+    def __init__(self, config: SynthesisConfig, predicted: DatasetFolder | None, predicted_config: PredictedConfig):
+        self._patients = set() if predicted is None else set(predicted.table["patient_id"])
+        self._start, fraction = predicted_config.start, predicted_config.fraction
+        self._annotated = config.layout_weights
+        self._with_predicted = {kind: (1 - fraction) * weight for kind, weight in self._annotated.items()}
+        self._with_predicted[PREDICTED] = fraction
+
+    def draw(self, patient: str, generator: np.random.Generator) -> str:
+        weights = self._with_predicted if patient in self._patients else self._annotated
+        names = sorted(weights)
+        return generator.choice(names, p=[weights[name] for name in names]).item()
+
+    def start_of(self, kind: str) -> float:
+        return float(self._start) if kind == PREDICTED else 1.0
 
 
 def _layout_columns(recipe: LayoutRecipe, source: pd.Series) -> dict[str, Any]:
@@ -137,32 +141,12 @@ def _layout_columns(recipe: LayoutRecipe, source: pd.Series) -> dict[str, Any]:
         "layout_symmetry": recipe.symmetry,
         "layout_kind": recipe.kind,
         "layout_seed": recipe.seed,
-        "layout_second_image": recipe.second,
-        "layout_texture": recipe.texture.to_json() if recipe.texture else "",
     }
 
 
-def _sampling_columns(config: SynthesisConfig) -> dict[str, Any]:
-    """How a row's image is drawn."""
-    return {
-        "guidance": float(config.guidance),
-        "layout_guidance": float(config.layout_guidance),
-        "sampler": config.sampler,
-        "steps": config.steps,
-        "time_shift": float(config.time_shift),
-    }
-
-
-def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int, bank: StyleBank | None) -> list[list[str]]:
-    """Unannotated patients in order of their turns; with `spread: categories` one queue a category, which take turns.
-
-    The order is random, or with `style_choice: k-centre` such that the first patients cover the cohort's styles.
-    """
+def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int) -> list[list[str]]:
+    """Unannotated patients in order of their turns; with `spread: categories` a queue a category, which take turns."""
     order = numpy_generator(seed, "patients").permutation(sorted(set(table["patient_id"]))).tolist()
-    if config.style_choice == "k-centre":
-        if bank is None:
-            raise StedmError("plan: style_choice k-centre needs a trained model; use `stedm run`, or random")
-        order = [order[i] for i in farthest_first(np.stack([bank.patient_vector(p) for p in order]), len(order), 0)]
     if config.spread == "patients":
         return [order]
     category_of = table.groupby("patient_id")["category"].agg(lambda values: values.mode().iloc[0])
@@ -171,21 +155,12 @@ def _queues(table: pd.DataFrame, config: SynthesisConfig, seed: int, bank: Style
 
 
 def _style(
-    table: pd.DataFrame,
-    patient_rows: np.ndarray,
-    config: SynthesisConfig,
-    generator: np.random.Generator,
-    bank: StyleBank | None,
+    table: pd.DataFrame, patient_rows: np.ndarray, config: SynthesisConfig, generator: np.random.Generator
 ) -> tuple[str, np.ndarray]:
-    """Draw a category that the patient has, and of its images one more than are shown as style: in random order or,
-    with k-centre, such that the first ones cover the patient's styles."""
+    """Draw a category that the patient has, and of its images one more than are shown as style."""
     categories = table["category"].iloc[patient_rows].to_numpy()
     category = str(generator.choice(categories))
     rows = generator.permutation(patient_rows[categories == category])
-    if config.style_choice == "k-centre" and bank is not None:
-        # From a random image on, so that the rows of a patient differ.
-        vectors = bank.image_vectors(table["image_file_name"].iloc[rows].tolist())
-        rows = rows[farthest_first(vectors, config.style_images + 1, 0)]
     return category, rows[: config.style_images + 1]
 
 
@@ -195,15 +170,9 @@ def layout_recipe(row: Any) -> LayoutRecipe:
     Raises:
         StedmError: the row describes no layout.
     """
-    kind, seed, second, text = (getattr(row, name, default) for name, default in LAYOUT_COLUMNS.items())
-    try:
-        texture = Texture.from_json(text) if kind == "procedural" else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StedmError(f"plan row {row.image_id}: layout_texture is not readable; make the plan again") from error
-    if kind not in (*KINDS, PREDICTED) or (kind == "recombine" and not second):
-        raise StedmError(f"plan row {row.image_id}: layout_kind {kind!r} is not usable; make the plan again")
-    second = second if kind == "recombine" else ""
-    return LayoutRecipe(kind, row.layout_image_file_name, int(row.layout_symmetry), int(seed), second, texture)
+    if row.layout_kind not in (*KINDS, PREDICTED):
+        raise StedmError(f"plan row {row.image_id}: layout_kind {row.layout_kind!r} is not known; make the plan again")
+    return LayoutRecipe(row.layout_kind, row.layout_image_file_name, int(row.layout_symmetry), int(row.layout_seed))
 
 
 def write_plan(plan: pd.DataFrame, path: str | Path) -> None:
@@ -221,23 +190,19 @@ def read_plan(path: str | Path) -> pd.DataFrame:
         plan = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
-    missing = [name for name in COLUMNS if name not in plan and name not in ADDED_COLUMNS]
+    missing = [name for name in COLUMNS if name not in plan]
     if missing or not {"dataset", "batch"} <= set(plan.attrs):
         raise StedmError(
             f"{path}: not a plan ({'columns missing: ' + ', '.join(missing) if missing else 'no dataset named'})"
         )
     if plan.empty or plan["image_id"].duplicated().any():
         raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
-    defaults = ADDED_COLUMNS | LAYOUT_COLUMNS
-    return plan.assign(**{name: value for name, value in defaults.items() if name not in plan})
+    return plan
 
 
 def plan_fingerprint(plan: pd.DataFrame) -> str:
-    """Names the content of a plan; an added column counts where it changes something."""
-    defaults = ADDED_COLUMNS | LAYOUT_COLUMNS
-    changed = [name for name in defaults if name in plan and (plan[name] != defaults[name]).any()]
-    columns = [name for name in [*COLUMNS, *LAYOUT_COLUMNS] if name not in defaults or name in changed]
-    return fingerprint({"rows": plan[columns].to_csv(index=False), "batch": plan.attrs["batch"]})
+    """Names the content of a plan."""
+    return fingerprint({"rows": plan[COLUMNS].to_csv(index=False), "batch": plan.attrs["batch"]})
 
 
 def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
@@ -250,9 +215,8 @@ def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
     for row in plan.itertuples():
         recipe = layout_recipe(row)
         annotated = ("unlabeled",) if recipe.kind == PREDICTED else ("train",)
-        layouts = [(name, annotated) for name in (recipe.source, recipe.second) if name]
         styles = [(name, ("unlabeled", "train")) for name in str(row.style_image_file_names).split(LIST_SEPARATOR)]
-        for name, allowed in layouts + styles:
+        for name, allowed in [(recipe.source, annotated), *styles]:
             if name not in splits:
                 raise StedmError(f"plan row {row.image_id}: {name} is not in {dataset.root}; make the plan again")
             if splits[name] not in allowed:

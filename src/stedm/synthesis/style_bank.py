@@ -1,4 +1,4 @@
-"""The style bank: the style vectors of a cohort, embedded once, to look up, to choose for coverage, to interpolate.
+"""The style bank: the style vectors of a cohort, embedded once, to look up and to interpolate.
 
 Every vector of a bank is what the model's own style network makes of a set of images, so that each can be given to
 `StyleDiffusion.generate(style_vectors=...)`: for an image of that one image, for a patient of all its images.
@@ -8,16 +8,14 @@ Distances are Euclidean: the LayerNorm at the encoder's end has brought the chan
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.errors import StedmError
 from stedm.io.files import replacing
-from stedm.seeds import numpy_generator
-from stedm.style.sampling import rows_by_patient
 
 if TYPE_CHECKING:
     import torch
@@ -168,16 +166,11 @@ class StyleBank:
         chosen = np.argsort(distances, kind="stable")[:k]
         return self.table.iloc[chosen].assign(distance=distances[chosen]).reset_index(drop=True)
 
-    def k_centre(self, n: int, *, of: Literal["patients", "images"] = "patients", seed: int | None = None) -> list[str]:
-        """Up to `n` patients (or image file names) that cover the bank, see `farthest_first`.
-
-        With a seed the first is drawn at random; without, the first two are the farthest pair. A longer choice begins
-        with the shorter one.
-        """
-        names = self.patients if of == "patients" else self.table["image_file_name"].to_list()
-        vectors = self.patient_vectors if of == "patients" else self.vectors
-        first = None if seed is None else int(numpy_generator(seed, "k-centre").integers(len(names)))
-        return [names[i] for i in farthest_first(vectors, n, first)]
+    def farthest_pair(self) -> tuple[str, str]:
+        """The two patients whose styles differ most."""
+        distances = np.stack([_distances(self.patient_vectors, vector) for vector in self.patient_vectors])
+        first = int(np.argmax(distances.max(axis=1)))
+        return self.patients[first], self.patients[int(np.argmax(distances[first]))]
 
     def interpolate(self, patient_a: str, patient_b: str, n: int) -> np.ndarray:
         """Style vectors `(n, style_dim)` at even steps from one patient's to another's, ends included.
@@ -192,30 +185,6 @@ class StyleBank:
         a, b = self.patient_vector(patient_a), self.patient_vector(patient_b)
         weight = np.linspace(0.0, 1.0, n, dtype=np.float32)[:, None]
         return (1.0 - weight) * a + weight * b
-
-
-def farthest_first(vectors: np.ndarray, n: int, first: int | None = None) -> list[int]:
-    """Greedy k-centre choice: each next vector is the one farthest from those chosen (Gonzalez 1985).
-
-    The largest distance of any vector to the chosen ones is at most twice the smallest that n vectors can reach; in
-    learning it is known as core-set choice (Sener & Savarese 2018, algorithm 1).
-
-    Args:
-        vectors: `(m, d)`.
-        n: how many; all if there are fewer.
-        first: index of the first; None = one end of the farthest pair.
-    """
-    if first is None:
-        first = int(np.argmax([_distances(vectors, vector).max() for vector in vectors]))
-    chosen, nearest = [], np.full(len(vectors), np.inf)
-    candidate = first
-    while len(chosen) < min(n, len(vectors)):
-        chosen.append(candidate)
-        nearest = np.minimum(nearest, _distances(vectors, vectors[candidate]))
-        # Equal vectors are at distance 0 from the chosen ones too, and each is to be chosen once.
-        nearest[chosen] = -1.0
-        candidate = int(np.argmax(nearest))
-    return chosen
 
 
 def _distances(vectors: np.ndarray, vector: np.ndarray) -> np.ndarray:

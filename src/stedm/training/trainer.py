@@ -25,7 +25,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from stedm.config import TrainingConfig
+from stedm.config import MachineConfig, TrainingConfig
 from stedm.errors import StedmError
 from stedm.io.files import replacing
 from stedm.seeds import torch_generator
@@ -41,18 +41,18 @@ _WORKERS_PER_GPU = 4
 _KEEP_CHECKPOINTS = 2
 
 
-class Engine:
+class Trainer:
     """Run a training loop so that it can be killed and resumed.
 
     Args:
         network: one module with everything that learns; the optimizer gets `network.parameters()` whole.
         folder: the run folder; `checkpoints/` and `metrics.jsonl` are written there.
-        config: steps, batch (over all processes), learning rate and the like; weights and their averages are float32
-            in every precision.
+        config: steps, batch (over all processes), learning rate and the like.
+        machine: precision, workers, parts of a batch and the like; weights and their averages are float32 in every
+            precision.
         seed: of noise and augmentation.
         warmup_steps: in which the learning rate rises linearly, before it falls to 0 along a cosine; None =
             `WARMUP_STEPS`, but a tenth of all steps at most.
-        weight_decay: of AdamW; None = `WEIGHT_DECAY`.
         ema_decay: largest decay of the averaged weights; None = no average.
     """
 
@@ -61,14 +61,15 @@ class Engine:
         network: nn.Module,
         folder: Path,
         config: TrainingConfig,
+        machine: MachineConfig | None = None,
         *,
         seed: int,
         warmup_steps: int | None = None,
-        weight_decay: float | None = None,
         ema_decay: float | None = None,
         on_progress: Progress | None = None,
     ):
         self.folder, self.config, self.seed, self.on_progress = Path(folder), config, seed, on_progress
+        self.machine = machine or MachineConfig()
         # Precision is not left to Accelerate: its state is global, and a run may train its parts in different ones.
         self.accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True))
         self.warmup_steps = min(WARMUP_STEPS, config.steps // 10) if warmup_steps is None else warmup_steps
@@ -77,11 +78,10 @@ class Engine:
             # On a CPU group normalisation in this format takes more than the convolutions gain: there it is the
             # network's own choice.
             network = network.to(memory_format=torch.channels_last)
-        if config.compile:
+        if self.machine.compile:
             # In place: a wrapper would change the names of the weights in checkpoints.
             network.compile()
-        decay = WEIGHT_DECAY if weight_decay is None else weight_decay
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=decay, fused=True)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.ema = None
         if ema_decay is not None:
@@ -107,17 +107,17 @@ class Engine:
             rank, part = self.accelerator.process_index, (("part", self.part) if self.part else ())
             self.generator = torch_generator(self.seed, "step", self.images_seen, "rank", rank, *part)
             # Processes exchange their gradients with the last part only.
-            is_last = self.part == self.config.accumulate - 1
+            is_last = self.part == self.machine.accumulate - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
                 yield batch
         self.accelerator.wait_for_everyone()
 
     def _loader(self, samples: Dataset) -> Iterator[Any]:
         """Batches on the device, read ahead by `workers` processes."""
-        workers = resolve_workers(self.config.workers, self.device, self.accelerator.num_processes)
+        workers = resolve_workers(self.machine.workers, self.device, self.accelerator.num_processes)
         loader = DataLoader(
             samples,
-            batch_size=self.config.batch // self.config.accumulate,
+            batch_size=self.config.batch // self.machine.accumulate,
             sampler=range(self.images_seen, self.config.steps * self.config.batch),
             num_workers=workers,
             # Forked workers share the images in memory.
@@ -132,13 +132,21 @@ class Engine:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Context for the forward pass, in the precision of the run."""
-        return autocast(self.config.precision, self.device)
+        return autocast(self.machine.precision, self.device)
 
     def step(self, loss: torch.Tensor) -> None:
         """Backward; with the last part of a batch also clip, optimizer, average, log, checkpoint."""
-        self.accelerator.backward(loss / self.config.accumulate)
-        self._loss += loss.detach() / self.config.accumulate
-        self.part = (self.part + 1) % self.config.accumulate
+        self.backward(loss)
+        self.update()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The first half of `step`: gradients of this part of the batch are added to those of the others."""
+        self.accelerator.backward(loss / self.machine.accumulate)
+        self._loss += loss.detach() / self.machine.accumulate
+
+    def update(self) -> None:
+        """The second half of `step`: does nothing before the last part of a batch."""
+        self.part = (self.part + 1) % self.machine.accumulate
         if self.part:
             return
         for group in self.optimizer.param_groups:
@@ -176,7 +184,7 @@ class Engine:
     def _report(self) -> None:
         """Log, tell of the progress, checkpoint; what is due."""
         is_last = self.step_done == self.config.steps
-        is_checkpoint = self.step_done % self.config.checkpoint_every_steps == 0 or is_last
+        is_checkpoint = self.step_done % self.machine.checkpoint_every_steps == 0 or is_last
         is_logged = self.step_done % _LOG_EVERY_STEPS == 0 or self.step_done == 1 or is_last
         if is_logged or is_checkpoint:
             self._read_loss()
@@ -251,11 +259,11 @@ class Engine:
                     moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moment)
 
     def _refuse_unequal_parts(self) -> None:
-        part, processes = self.config.batch // self.config.accumulate, self.accelerator.num_processes
-        if part % processes:
+        batch, parts, processes = self.config.batch, self.machine.accumulate, self.accelerator.num_processes
+        if batch % (parts * processes):
             raise StedmError(
-                f"{self.folder}: {part} images at once (batch / accumulate) can't be divided among {processes} "
-                "processes; change batch or accumulate"
+                f"{self.folder}: {batch} images of a batch can't be divided into {parts} equal parts "
+                f"(machine.accumulate) of {processes} processes; change batch or accumulate"
             )
 
 

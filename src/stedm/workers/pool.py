@@ -1,7 +1,7 @@
 """Who does a long job piece by piece: this process, several, or the nodes of a Ray cluster (stedm.workers.ray_pool).
 
 A piece is work that needs no other piece and writes its own finished files under a temporary name and renames them.
-So it does no harm to do a piece twice, a killed worker leaves nothing half-done, and an engine has only to see that
+So it does no harm to do a piece twice, a killed worker leaves nothing half-done, and a pool has only to see that
 every piece is done. What is done already is not given to it.
 """
 
@@ -20,7 +20,6 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from stedm.data.memory import share_with_pool
 from stedm.errors import StedmError
 
 Work = Callable[[Any], Any]
@@ -36,7 +35,7 @@ class Job(Protocol):
         ...
 
 
-class Engine(ABC):
+class Pool(ABC):
     """Does pieces of work, in any order. Use it in a `with` statement."""
 
     @property
@@ -52,7 +51,7 @@ class Engine(ABC):
         may still be done.
         """
 
-    def __enter__(self) -> "Engine":
+    def __enter__(self) -> "Pool":
         return self
 
     @abstractmethod
@@ -60,7 +59,7 @@ class Engine(ABC):
         """Let go of the workers."""
 
 
-class LocalEngine(Engine):
+class LocalPool(Pool):
     """This process alone, or several beside it.
 
     Args:
@@ -108,14 +107,14 @@ class LocalEngine(Engine):
         self._pool.shutdown(cancel_futures=True)
 
 
-def make_engine(name: str, processes: int = 1, *, patient: bool = True) -> Engine:
-    """`local` (see `LocalEngine`) or `ray`. `StedmError` for other names, and where Ray can't be had."""
+def make_pool(name: str, processes: int = 1, *, patient: bool = True) -> Pool:
+    """`local` (see `LocalPool`) or `ray`. `StedmError` for other names, and where Ray can't be had."""
     if name == "local":
-        return LocalEngine(processes, patient=patient)
+        return LocalPool(processes, patient=patient)
     if name == "ray":
-        from stedm.workers.ray_pool import RayEngine
+        from stedm.workers.ray_pool import RayPool
 
-        return RayEngine()
+        return RayPool()
     raise StedmError(f"--engine {name}: give local or ray")
 
 
@@ -137,8 +136,14 @@ def check_shared(path: Path) -> None:
 
 # ---- in worker processes ------------------------------------------------------------------------------------------
 
+_processes = 1
 _opened: tuple[str, Work] | None = None
 """The job that this process did last, ready for its next piece."""
+
+
+def processes_here() -> int:
+    """How many processes of a pool share this machine with this one, itself included; 1 outside of a pool."""
+    return _processes
 
 
 def new_name() -> str:
@@ -156,9 +161,10 @@ def do_piece(name: str, job: Job, piece: Any) -> Any:
 
 
 def _begin(processes: int) -> None:
+    global _processes
+    _processes = max(1, processes)
     # Interrupts are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    share_with_pool(processes)
     _share_cores(processes)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from stedm.errors import StedmError
-from stedm.workers.pool import Engine, Job, do_piece, new_name
+from stedm.workers.pool import Job, Pool, do_piece, new_name
 
 _RETRIES = 5
 """How often a piece may lose its worker. Not without end: a piece that is too large for its node kills every worker."""
@@ -23,7 +23,7 @@ _LOOK_AGAIN_SECONDS = 5.0
 _REACHABLE_SECONDS = 10.0
 
 
-class RayEngine(Engine):
+class RayPool(Pool):
     """Tasks on the cluster of RAY_ADDRESS, else on the one that runs on this machine.
 
     A program that is connected to Ray already (`ray.init`) goes on with that.

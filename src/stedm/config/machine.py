@@ -1,0 +1,32 @@
+"""The machine that a run is computed on: how, not what."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stedm.config.base import Part, Positive, Precision
+
+
+class MachineConfig(Part):
+    """How a run is computed. A run folder may be gone on with on another machine, with other values here."""
+
+    precision: Precision = "auto"
+    """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that read samples ahead; null = none on a CPU, which the network needs, a few beside a GPU. Samples
+    are the same with any number."""
+    compile: bool = False
+    """Compile the networks (torch.compile, which needs a C++ compiler): a slow start, then faster steps."""
+    accumulate: Positive = 1
+    """Parts that a batch is divided into, whose gradients are added up: the memory of `batch / accumulate` images."""
+    activation_checkpointing: bool = False
+    """Compute the activations of the U-Net's blocks (and of a timm style encoder) again in the backward pass instead
+    of keeping them: less memory, slower steps, equal gradients."""
+    cache_mb: Annotated[float, Field(ge=0)] | None = None
+    """Memory for decoded images in megabytes, a process; images beyond it are read each time they are needed, with
+    equal results. null = half of the machine's memory; 0 = none is kept."""
+    cache_latents: bool = False
+    """Encode each training image once (in each of its 8 symmetries) instead of in every step, into RUN/latents. Where
+    the codec is an autoencoder and `diffusion.recolour.probability` is 0; elsewhere there is nothing to keep."""
+    checkpoint_every_steps: Positive = 250
+    """A killed run loses these steps at most."""

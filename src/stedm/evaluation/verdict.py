@@ -1,0 +1,143 @@
+"""What the numbers of a run allow to say, in plain words that were fixed beforehand."""
+
+import math
+from dataclasses import dataclass
+
+from stedm.config import EvaluationConfig
+from stedm.evaluation.numbers import capital, interval, p_value, percent, shown, signed
+from stedm.evaluation.stats import BASELINES
+
+# Arms that differ in the synthetic images alone: the comparisons the verdict speaks of.
+LIKE_FOR_LIKE = {
+    ("real+synthetic", "real"): "synthetic images",
+    ("real+stain+synthetic", "real+stain"): "synthetic images on top of stain augmentation",
+    ("real+stain+synthetic+ssl", "ssl"): "synthetic images on top of consistency training",
+    ("real+stain+synthetic+self-training", "self-training"): "synthetic images on top of self-training",
+}
+
+
+# Only arms that differ in one thing alone allow to say that this thing did it.
+CAUSAL_PHRASES = {
+    "better": "{subject} raised {mean}",
+    "worse": "{subject} hurt: {mean} fell",
+    "unclear": "no evidence that {subject} changed {mean}:",
+}
+
+
+PHRASES = {
+    "better": "{subject}: {mean} is higher,",
+    "worse": "{subject}: {mean} is lower,",
+    "unclear": "{subject}: no evidence of a difference in {mean},",
+}
+
+
+FEW_PATIENTS = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run shows: `tone` is better, worse or unclear; `pair` the (new, baseline) arms of the headline."""
+
+    tone: str
+    headline: str
+    sentences: list[str]
+    pair: tuple[str, str] | None = None
+
+
+def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
+    """Say in plain words what the comparisons show.
+
+    The headline pair is fixed beforehand (synthetic images against the same arm without), not picked by result.
+    """
+    arms, comparisons = summary["arms"], summary["comparisons"]
+    if not comparisons:
+        told = [
+            f"{arm}: mean IoU {shown(x['iou_mean'])} over {x['n_patients']} {evaluation.units}."
+            for arm, x in arms.items()
+        ]
+        return Verdict("unclear", "There is nothing to compare in this report.", told)
+    told = [entry for pair in LIKE_FOR_LIKE if (entry := find(summary, *pair))] or comparisons[:1]
+    main = told[0]
+    baselines = [arm for arm in BASELINES if arm in arms and arms[arm]["iou_mean"] is not None]
+    strongest = max(baselines, key=lambda arm: arms[arm]["iou_mean"], default=None)
+    for entry in comparisons:
+        if "+synthetic" in entry["a"] and entry["b"] == strongest and entry not in told:
+            told.append(entry)
+    sentences = [_sentence(entry, evaluation) for entry in told]
+    return Verdict(
+        _tone(main, evaluation),
+        sentences[0],
+        sentences[1:] + _caveats(main, summary, evaluation),
+        (main["a"], main["b"]),
+    )
+
+
+def _sentence(entry: dict, evaluation: EvaluationConfig) -> str:
+    subject = LIKE_FOR_LIKE.get((entry["a"], entry["b"]), f"{entry['a']} against {entry['b']}")
+    n, delta = entry["n_patients"], entry["delta_mean"]
+    if delta is None:
+        return f"{capital(subject)}: no {evaluation.unit} has a score in both arms."
+    change = f"from {shown(entry['iou_mean_b'])} to {shown(entry['iou_mean_a'])}"
+    if entry["delta_ci"][0] is None:
+        return f"{capital(subject)}: mean IoU went {change} on one {evaluation.unit}; one is no evidence."
+    size = f"({signed(delta)}, {percent(evaluation.confidence)} interval {interval(entry['delta_ci'])})"
+    phrases = CAUSAL_PHRASES if (entry["a"], entry["b"]) in LIKE_FOR_LIKE else PHRASES
+    phrase = phrases[_tone(entry, evaluation)].format(subject=subject, mean=f"mean IoU over {n} {evaluation.units}")
+    text = f"{capital(phrase)} {change} {size}"
+    return text + (_spread(entry, evaluation.units) if n >= _patients_needed(evaluation) else "") + "."
+
+
+def _spread(entry: dict, units: str) -> str:
+    low, high = entry["sd_ratio_ci"]
+    if entry["sd_ratio"] is None or low is None:
+        return ""
+    ratio = f"(SD ratio {shown(entry['sd_ratio'], 2)}, {interval([low, high], 2)})"
+    if high < 1:
+        return f", and the spread between {units} fell {ratio}"
+    if low > 1:
+        return f", and the spread between {units} grew {ratio}"
+    return f"; the spread between {units} did not clearly change {ratio}"
+
+
+def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[str]:
+    caveats = []
+    tone, needed = _tone(main, evaluation), _patients_needed(evaluation)
+    p, k = main["p_holm"], sum(entry["p_wilcoxon"] is not None for entry in summary["comparisons"])
+    if tone != "unclear" and p is not None and p > 1 - evaluation.confidence:
+        caveats.append(f"The signed-rank test, corrected for {k} comparisons, does not confirm it (p = {p_value(p)}).")
+    if 1 < main["n_patients"] < needed:
+        chance = f"by chance all of them do better, or all worse, once in {2 ** (main['n_patients'] - 1)} times"
+        caveats.append(f"Only {main['n_patients']} {evaluation.units}: {chance}; evidence begins with {needed}.")
+    elif needed <= main["n_patients"] < FEW_PATIENTS:
+        caveats.append(f"Only {main['n_patients']} {evaluation.units}: the intervals are rough.")
+    delta, left = main["delta_mean"], [value for value in main["delta_leave_one_out"] if value is not None]
+    # Of a difference about zero anyone decides much.
+    if left and main["n_patients"] >= FEW_PATIENTS and tone != "unclear":
+        without = max(left, key=lambda value: abs(value - delta))
+        if abs(without - delta) > abs(delta) / 2:
+            one = f"One {evaluation.unit} decides much of it"
+            caveats.append(f"{one}: without it the difference is {signed(without)}.")
+    if min(len(summary["arms"][arm]["seeds"]) for arm in (main["a"], main["b"])) == 1:
+        caveats.append("Each network was trained once (one seed): chance in training is not measured.")
+    elif main["delta_seed_sd"] is not None and main["delta_seed_sd"] > abs(main["delta_mean"] or 0):
+        caveats.append(
+            f"The gain differs between trainings by more than its size (SD over seeds {shown(main['delta_seed_sd'])})."
+        )
+    return caveats
+
+
+def _patients_needed(evaluation: EvaluationConfig) -> int:
+    """How many patients it takes that a difference of one sign in all of them is evidence: the smallest n for which
+    the signed-rank test can reach the level (2 / 2^n). Bootstrap intervals of fewer exclude 0 far too often."""
+    return math.ceil(1 - math.log2(1 - evaluation.confidence))
+
+
+def _tone(entry: dict, evaluation: EvaluationConfig) -> str:
+    low, high = entry["delta_ci"]
+    if low is None or low <= 0 <= high or entry["n_patients"] < _patients_needed(evaluation):
+        return "unclear"
+    return "better" if low > 0 else "worse"
+
+
+def find(summary: dict, a: str, b: str) -> dict | None:
+    return next((entry for entry in summary["comparisons"] if (entry["a"], entry["b"]) == (a, b)), None)

@@ -1,0 +1,88 @@
+"""What a configuration leaves to the data: the side of the images, and who labels first."""
+
+from collections import Counter
+
+import numpy as np
+
+from stedm.config import RunConfig
+from stedm.config.run import LARGEST_IMAGE_PX
+from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_images
+
+FEW_PATIENTS = 3
+"""Up to so many annotated patients, self-trained segmenters label better than those of annotated images alone
+(results/ebhi_few_patients)."""
+_IMAGES_TO_LOOK_AT = 32
+_MULTIPLE_PX = 16
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The same configuration with `data.image_px` and `rounds.labels.arm` filled in where they are null.
+
+    Raises:
+        StedmError: there is no dataset at `data.path`.
+    """
+    labels = config.rounds.labels
+    chooses_labels = labels is not None and labels.arm is None
+    if config.data.image_px is not None and not chooses_labels:
+        return config
+    phantom = config.data.phantom
+    dataset = None if phantom else open_dataset(config)
+    if config.data.image_px is None:
+        px = phantom.image_px if phantom else _common_side(dataset, LARGEST_IMAGE_PX[config.preset])
+        config = config.model_copy(update={"data": config.data.model_copy(update={"image_px": px})})
+    if labels is not None and chooses_labels:
+        n = _n_annotated_of_phantom(config) if phantom else len(annotated_part(dataset, config).patients())
+        arm = "self-training" if n <= FEW_PATIENTS else "real+stain"
+        rounds = config.rounds.model_copy(update={"labels": labels.model_copy(update={"arm": arm})})
+        config = config.model_copy(update={"rounds": rounds})
+    return config
+
+
+def resolve_if_there(config: RunConfig) -> RunConfig:
+    """`resolve` for looking at a configuration: where its dataset isn't there, the largest side of the preset."""
+    if config.data.path is None or config.data.path.is_dir():
+        return resolve(config)
+    px = config.data.image_px or LARGEST_IMAGE_PX[config.preset]
+    return config.model_copy(update={"data": config.data.model_copy(update={"image_px": px})})
+
+
+def sizes_text(config: RunConfig) -> str:
+    """What was chosen for a resolved configuration, in a line."""
+    diffusion, segmentation, rounds = config.diffusion, config.segmentation, config.rounds
+    text = (
+        f"preset {config.preset}: images of {config.data.side} px; diffusion model {diffusion.steps} steps of "
+        f"{diffusion.batch}"
+    )
+    if config.fine_tunes and rounds.fine_tune:
+        text += f", then {rounds.fine_tune.steps} in each later one of {rounds.last} rounds"
+    labels = f"; first labels by {rounds.labels.arm}" if rounds.labels else ""
+    return f"{text}; segmenters {segmentation.steps} steps of {segmentation.batch}{labels}"
+
+
+def open_dataset(config: RunConfig, **options) -> DatasetFolder:
+    """The dataset folder at `data.path`, patients of unseen categories counted as unlabeled."""
+    assert config.data.path is not None
+    return DatasetFolder.open(config.data.path, unseen_categories=config.data.unseen_categories, **options)
+
+
+def annotated_part(dataset: DatasetFolder, config: RunConfig) -> DatasetFolder:
+    """The train images that count as annotated under the label budget."""
+    if config.data.annotated_per_category is not None:
+        return dataset.select(choose_annotated_images(dataset, config.data.annotated_per_category, config.data.draw))
+    chosen = choose_annotated(dataset, config.data.annotated_patients, config.data.draw)
+    table = dataset.table
+    return dataset.select((table["patient_id"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
+
+
+def _common_side(dataset: DatasetFolder, largest_px: int) -> int:
+    """The most frequent shorter side of some images, a multiple of 16, at most `largest_px`."""
+    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), _IMAGES_TO_LOOK_AT)).astype(int)
+    sides = Counter(min(dataset.read_image(int(row)).shape[:2]) for row in rows)
+    side = min(sides.most_common(1)[0][0], largest_px)
+    return max(_MULTIPLE_PX, side // _MULTIPLE_PX * _MULTIPLE_PX)
+
+
+def _n_annotated_of_phantom(config: RunConfig) -> int:
+    phantom = config.data.phantom
+    assert phantom is not None
+    return min(phantom.patients.get("train", 0), config.data.annotated_patients or phantom.patients.get("train", 0))

@@ -1,0 +1,198 @@
+"""`Segmenter`: a trained segmentation network, from training to the masks of arrays, files and slides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from stedm.config import Arm, SegmentationConfig, SlideSegmentationConfig, checked, uses_self_training, uses_ssl
+from stedm.data.folder import DatasetFolder
+from stedm.errors import StedmError
+from stedm.io.images import read_image_file, resized
+from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
+from stedm.segmentation.predict import predict_logits, segment_files, segment_images
+from stedm.segmentation.slide_sources import SlideSource, slides_in
+from stedm.segmentation.train import train_segmenter
+from stedm.segmentation.whole_slide import segment_slides
+from stedm.training.trainer import Progress
+
+Dataset = DatasetFolder | str | Path
+_IMAGES_AT_ONCE = 64
+
+
+class Segmenter:
+    """A segmentation network and what it was trained for; `train` and `from_pretrained` make one.
+
+    Args:
+        network: logits (n, classes, H, W) for float images (n, 3, H, W) in [-1, 1].
+        info: what its folder says of it.
+        folder: the model folder that it was read from.
+        make: of a network of one's own, the function that makes it.
+    """
+
+    def __init__(self, network: nn.Module, info: SegmenterInfo, folder: Path, make: Network | None = None):
+        self.network, self.info, self.folder, self._make = network.eval(), info, folder, make
+
+    @classmethod
+    def train(
+        cls,
+        dataset: Dataset,
+        folder: str | Path,
+        *,
+        arm: Arm = "real+stain",
+        synthetic: Dataset | None = None,
+        unlabeled: Dataset | None = None,
+        pseudo_labeled: Dataset | None = None,
+        config: SegmentationConfig | None = None,
+        seed: int = 0,
+        image_px: int = 64,
+        network: Network | None = None,
+        on_progress: Progress | None = None,
+    ) -> "Segmenter":
+        """Train in `folder`, or go on if it was interrupted, and write the model to `folder/model`.
+
+        Args:
+            dataset: dataset folder; its annotated images of split `train` are learned from, by arm `upper` also the
+                masks of its unlabeled patients (open it with `allow_unlabeled_masks=True`, or give the path).
+            arm: what is learned from, and how (docs/segmentation.md).
+            synthetic: generated images with masks, for the `synthetic` arms.
+            unlabeled: images for the `ssl` arms; None = the unlabeled patients of `dataset`. No mask of them is read.
+            pseudo_labeled: unlabeled images under labels of teachers, for the `self-training` arms
+                (stedm.segmentation.pseudo_labels writes them).
+            config: network, steps and the like; None = the defaults. Its `arms` and `seeds` are not used.
+            image_px: side of the square images that the network sees; images are resized to it.
+            network: a network of one's own: a function from the number of classes to a module.
+            on_progress: called with (steps done, steps in all, the loss that was read last).
+
+        Raises:
+            StedmError: sets that can't be used, or one that the arm needs is missing.
+        """
+        whole = _opened(dataset, allow_unlabeled_masks=arm == "upper")
+        if unlabeled is None and uses_ssl(arm):
+            unlabeled = whole.split("unlabeled")
+        if uses_self_training(arm) and pseudo_labeled is None:
+            raise StedmError(f"arm {arm}: give pseudo_labeled, unlabeled images under labels of teachers, or use run")
+        annotated = whole.annotated
+        if arm == "upper":
+            annotated = annotated.followed_by(whole.select(whole.has_mask & (whole.table["split"] == "unlabeled")))
+        model = train_segmenter(
+            config or SegmentationConfig(),
+            annotated,
+            folder,
+            arm=arm,
+            image_px=image_px,
+            seed=seed,
+            synthetic=None if synthetic is None else _opened(synthetic),
+            unlabeled=None if unlabeled is None else _opened(unlabeled),
+            pseudo_labeled=None if pseudo_labeled is None else _opened(pseudo_labeled),
+            network=network,
+            on_progress=on_progress,
+        )
+        return cls.from_pretrained(model, network)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, network: Network | None = None) -> "Segmenter":
+        """Read a model folder, or the folder it was trained in.
+
+        Args:
+            network: what makes the network, where it is one's own: the folder holds only its weights.
+
+        Raises:
+            StedmError: the folder holds no segmenter, or an own network and nothing was given that makes it.
+        """
+        folder = Path(folder)
+        folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+        return cls(*load_segmenter(folder, network), folder, network)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, by their index in masks."""
+        return list(self.info.classes)
+
+    @property
+    def image_px(self) -> int:
+        """Side of the square images that it was trained on; images are resized to it."""
+        return self.info.image_px
+
+    @property
+    def mpp(self) -> float | None:
+        """Microns per pixel of those images; None where they have no resolution in common or it isn't known."""
+        return self.info.mpp
+
+    def to(self, device: str | torch.device) -> "Segmenter":
+        """Move the network."""
+        self.network.to(device)
+        return self
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """uint8 RGB (H, W, 3) or (n, H, W, 3) -> uint8 (H, W) or (n, H, W): the most probable class of each pixel."""
+        batch = _batch(images)
+        masks = np.empty(batch.shape[:3], np.uint8)
+        for start in range(0, len(batch), _IMAGES_AT_ONCE):
+            part = slice(start, start + _IMAGES_AT_ONCE)
+            masks[part] = segment_images(self.network, list(batch[part]), self.image_px)
+        return masks if np.ndim(images) == 4 else masks[0]
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """uint8 RGB (H, W, 3) or (n, H, W, 3) -> float32 (classes, H, W) or (n, classes, H, W), 1 in sum."""
+        batch = _batch(images)
+        found = np.empty((len(batch), len(self.classes), *batch.shape[1:3]), np.float32)
+        for start in range(0, len(batch), _IMAGES_AT_ONCE):
+            part = slice(start, start + _IMAGES_AT_ONCE)
+            small = np.stack([resized(image, self.image_px) for image in batch[part]])
+            values = predict_logits(self.network, small).float().softmax(dim=1).cpu().numpy()
+            found[part] = [[_sized(plane, batch.shape[1:3]) for plane in planes] for planes in values]
+        return found if np.ndim(images) == 4 else found[0]
+
+    def predict_file(self, path: str | Path) -> np.ndarray:
+        """The mask uint8 (H, W) of an image file (PNG, JPEG, TIFF), at the image's own size."""
+        path = Path(path)
+        return self.predict(read_image_file(path.parent, path.name))
+
+    def predict_folder(self, images: str | Path, output: str | Path) -> list[Path]:
+        """Write a mask (8-bit PNG of class indices) for each image of a folder; returns the masks."""
+        return segment_files(self.network, images, output, image_px=self.image_px)
+
+    def predict_slide(self, path: str | Path, output: str | Path, **options: Any) -> list[Path]:
+        """Segment a slide (a folder of slides, a slides.csv): GeoJSON for QuPath and areas as CSV; returns the GeoJSON.
+
+        Args:
+            output: FILE.geojson for one slide, or a folder; call it again to go on.
+            options: keys of `stedm.config.SlideSegmentationConfig`, such as mpp, overlap, label_map.
+
+        Raises:
+            StedmError: options or a slide that can't be used; other slides are done before.
+        """
+        path = Path(path)
+        config = checked(SlideSegmentationConfig, options, "predict_slide")
+        is_one = path.is_file() and path.suffix.lower() != ".csv"
+        slides: Sequence[SlideSource] | None = [SlideSource(path.stem, path)] if is_one else slides_in(path, output)
+        if slides is None:
+            raise StedmError(f"{path}: holds images, not slides; use predict_folder")
+        done = segment_slides(self.folder, slides, output, config, network=self._make)
+        if done.failures:
+            raise StedmError("\n".join(done.failures))
+        return done.written
+
+
+def _opened(dataset: Dataset, *, allow_unlabeled_masks: bool = False) -> DatasetFolder:
+    if isinstance(dataset, DatasetFolder):
+        return dataset
+    return DatasetFolder.open(dataset, allow_unlabeled_masks=allow_unlabeled_masks)
+
+
+def _batch(images: np.ndarray) -> np.ndarray:
+    """(n, H, W, 3), whether or not it was one image."""
+    images = np.asarray(images)
+    if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise StedmError(f"images: uint8 RGB (H, W, 3) or (n, H, W, 3) expected, got {images.dtype} {images.shape}")
+    return images if images.ndim == 4 else images[None]
+
+
+def _sized(plane: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """A plane (h, w) of floats, brought to (H, W) as masks are."""
+    return np.array(Image.fromarray(plane).resize(size[::-1], Image.Resampling.NEAREST))
