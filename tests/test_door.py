@@ -95,7 +95,7 @@ def test_run_is_the_whole_experiment_from_a_file_or_an_object(tmp_path, values):
 def test_a_dataset_folder_runs_with_the_defaults_and_what_is_said(tmp_path, values):
     root = Path(values["data"]["path"])
     said = {f"segmentation.{key}": value for key, value in values["segmentation"].items()}
-    said |= {"segmentation.arms": ["real"], "data.image_px": 32, "evaluation.bootstrap": 20}
+    said |= {"segmentation.arms": ["real"], "data.image_px": 32}
     for number, dataset in enumerate((root, str(root), DatasetFolder.open(root))):
         stedm.run(dataset, tmp_path / str(number), overrides=said)
         written = yaml.safe_load((tmp_path / str(number) / "config.yaml").read_text())
@@ -115,9 +115,9 @@ def test_ten_lines_train_generate_and_segment(tmp_path):
             steps=2,
             batch=2,
             denoiser=DenoiserConfig(channels=[16, 16], norm_groups=8),
-            style=StyleConfig(dim=16, channels=[8]),
+            style=StyleConfig(dim=16),
         ),
-        SynthesisConfig(n_images=4, steps=2),
+        SynthesisConfig(n_images=4, sampling=stedm.Sampling(steps=2)),
         SegmentationConfig(encoder="tu-test_resnet", encoder_depth=3, decoder_channels=[16, 8, 8], steps=2, batch=2),
         image_px=32,
     )
