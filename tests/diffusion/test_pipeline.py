@@ -55,6 +55,7 @@ def test_the_folder_is_diffusers_format_without_pickles(model, tmp_path):
         "codec/diffusion_pytorch_model.safetensors",
         "denoiser/config.json",
         "denoiser/diffusion_pytorch_model.safetensors",
+        "manifest.json",
         "model_index.json",
     ]
     with safe_open(tmp_path / "model" / files[3], framework="pt") as weights:
