@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
+from stedm.errors import StedmError
 from stedm.experiment.agreement import agreement, contradicted, read_agreement, write_agreement
 from stedm.io.images import write_png
 
@@ -47,4 +48,6 @@ def test_agreement_is_over_sure_pixels_of_all_images_of_a_patient(labels, tmp_pa
     assert contradicted(table, 0.8) == ["a", "d"]
     assert contradicted(table, 0.6) == ["d"]
     write_agreement(table, tmp_path / "agreement.csv")
-    pd.testing.assert_frame_equal(read_agreement(tmp_path / "agreement.csv"), table, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        read_agreement(tmp_path / "agreement.csv", table["patient_id"]), table, check_dtype=False
+    )

@@ -94,7 +94,7 @@ class Round:
         path = self.folder / "agreement.csv"
         if not path.is_file():
             write_agreement(agreement(self.first.first_labels(), self.predicted_layouts()), path)
-        return read_agreement(path)
+        return read_agreement(path, self.context.unlabeled.patients())
 
     @property
     def first(self) -> "Round":

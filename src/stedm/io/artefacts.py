@@ -125,12 +125,12 @@ def _vector_problem(values: pd.Series) -> str:
 
 
 def check_table(table: pd.DataFrame, columns: Mapping[str, Column], source: str, hint: str = "") -> None:
-    """`StedmError` with one line for the first column that is missing or holds something else."""
+    """`StedmError` with one line where columns are missing, or for the first that holds something else."""
+    missing = [name for name, column in columns.items() if name not in table and not column.optional]
+    if missing:
+        raise StedmError(f"{source}: columns missing: {', '.join(missing)}{_then(hint)}")
     for name, column in columns.items():
-        if name not in table:
-            if not column.optional:
-                raise StedmError(f"{source}: column {name} is missing{_then(hint)}")
-        elif problem := column.problem(table[name]):
+        if name in table and (problem := column.problem(table[name])):
             raise StedmError(f"{source}: column {name} {problem}{_then(hint)}")
 
 
@@ -142,8 +142,11 @@ def write_parquet(table: pd.DataFrame, path: str | Path) -> None:
         sealed.to_parquet(temporary, index=False)
 
 
-def read_parquet(path: str | Path, columns: Mapping[str, Column], *, hint: str = "") -> pd.DataFrame:
-    """Read a table of `write_parquet`, or of others, with at least these columns."""
+def read_parquet(path: str | Path, columns: Mapping[str, Column], *, what: str, hint: str = "") -> pd.DataFrame:
+    """Read a table of `write_parquet`, or of others, with at least these columns.
+
+    what: such as `a plan`, for the line that says that it isn't one; hint: what to do then.
+    """
     path = Path(path)
     try:
         told = pq.read_metadata(path)
@@ -152,7 +155,7 @@ def read_parquet(path: str | Path, columns: Mapping[str, Column], *, hint: str =
             raise StedmError(f"{path}: {told.num_rows} rows of {size} bytes, too large for what it should be")
         if b"pandas" not in (told.metadata or {}):
             # Without it the sum could be gone too.
-            raise StedmError(f"{path}: not a table that stedm wrote, or damaged{_then(hint)}")
+            raise StedmError(f"{path}: not {what}, or damaged{_then(hint)}")
         table = pd.read_parquet(path)
         wanted = table.attrs.pop(_SUM, None)
         found = content_sum(table) if wanted is not None else None
@@ -164,7 +167,7 @@ def read_parquet(path: str | Path, columns: Mapping[str, Column], *, hint: str =
         raise StedmError(f"{path}: damaged or changed since it was written (its SHA-256 is another){_then(hint)}")
     if not table.columns.is_unique:
         raise StedmError(f"{path}: has a column twice{_then(hint)}")
-    check_table(table, columns, str(path), hint)
+    check_table(table, columns, f"{path}: not {what}", hint)
     return table
 
 

@@ -67,6 +67,13 @@ def verify(folder: Path, name: str) -> None:
         _compare(folder / name, sums.get(name, ""), again)
 
 
+def verify_present(folder: Path, *names: str) -> None:
+    """`verify` for those of the files that are there."""
+    for name in names:
+        if (folder / name).is_file():
+            verify(folder, name)
+
+
 def verify_folder(folder: Path) -> None:
     """`verify` for every file that the folder's manifest names."""
     for name in _read_manifest(folder) or ():
