@@ -172,7 +172,12 @@ class Round:
                 ),
                 path,
             )
-        return read_plan(path)
+        plan = read_plan(path)
+        # Run folder and data may have moved since.
+        plan.attrs["dataset"] = str(self.context.dataset.root.resolve())
+        if "predicted_layouts" in plan.attrs:
+            plan.attrs["predicted_layouts"] = str((self.folder / "predicted_layouts").resolve())
+        return plan
 
     @property
     def style_source(self) -> DatasetFolder:
