@@ -118,6 +118,9 @@ def test_runs_share_what_they_have_in_common(tmp_path, whole):
     assert list(between["delta_by_draw"].values()) == pytest.approx(expected)
     low, high = between["delta_ci_draws"]
     assert low <= between["delta_mean"] <= high
+    best = summary["best_baseline"]["base/real+synthetic"]
+    assert all(name.endswith("/real") for name in best["baseline_by_draw"].values())
+    assert list(best["delta_by_draw"].values()) == pytest.approx(expected)
 
     downstream_tables.write_curve(driven, tmp_path / "table")
     curve = pd.read_csv(tmp_path / "table/curve.csv").set_index("arm")
