@@ -15,6 +15,7 @@ from stedm.evaluation.report import render
 from stedm.evaluation.stats import default_pairs, ordered_arms, summarise
 from stedm.io.artefacts import read_json
 from stedm.io.files import write_json, write_text
+from stedm.io.manifest import verify_present
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ def _join(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, str]
 
 def _common_unit(folders: list[Path]) -> str:
     """The unit of the reports' statistics where they agree, else the patient."""
-    files = [folder / "summary.json" for folder in folders]
-    found = {read_json(path, _Summary, hint="make the report again").unit for path in files if path.is_file()}
+    found = set()
+    for folder in folders:
+        verify_present(folder, "summary.json")
+        if (path := folder / "summary.json").is_file():
+            found.add(read_json(path, _Summary, hint="make the report again").unit)
     return found.pop() if len(found) == 1 else "patient"
 
 
