@@ -293,9 +293,7 @@ def test_a_folder_without_a_part_asks_no_hub_and_unpickles_nothing(model, tmp_pa
     # A relative path to a part reads like OWNER/NAME of the hub, and a repository of that name is in the cache.
     commit = "0123456789abcdef0123456789abcdef01234567"
     for part in ("denoiser", "codec"):
-        snapshot = (
-            tmp_path / "cache" / f"models--model--{part}" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
-        )
+        snapshot = tmp_path / "cache" / f"models--model--{part}" / "snapshots" / commit
         (snapshot.parents[1] / "refs").mkdir(parents=True)
         (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
         shutil.copytree(tmp_path / "model" / part, snapshot)
