@@ -11,7 +11,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
-from stedm.io.files import write_json, write_text
+from stedm.io.files import fingerprint, write_json, write_text
 
 MAY_CHANGE = ("name", "data.path", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
 """Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
@@ -44,11 +44,14 @@ def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:
     """Write provenance.json, or refuse to go on with a table that is not that of the run's beginning."""
     path = folder / "provenance.json"
     if not path.is_file():
-        write_json(path, provenance(dataset))
+        write_provenance(folder, provenance(dataset))
     elif read_provenance(folder)["data"]["fingerprint"] != dataset.fingerprint:
         raise StedmError(
             f"{dataset.root}: its table is another, or has changed since {folder} was begun; give another -o"
         )
+
+
+_SUM = "sum"
 
 
 class _Data(BaseModel):
@@ -65,9 +68,18 @@ class _Provenance(BaseModel):
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """RUN/provenance.json; `StedmError` with one line if it is damaged."""
-    path = folder / "provenance.json"
-    read_json(path, _Provenance, hint="remove it and run again")
-    return read_json(path, dict[str, Any])
+    path, hint = folder / "provenance.json", "remove it and run again"
+    read_json(path, _Provenance, hint=hint)
+    values = read_json(path, dict[str, Any])
+    wanted = values.pop(_SUM, None)
+    if wanted not in (None, fingerprint(values)):
+        raise StedmError(f"{path}: damaged or changed since it was written (its sum is another); {hint}")
+    return values
+
+
+def write_provenance(folder: Path, values: dict[str, Any]) -> None:
+    """Write RUN/provenance.json with the sum of its content."""
+    write_json(folder / "provenance.json", {**values, _SUM: fingerprint(values)})
 
 
 def _read_config(path: Path) -> dict[str, Any]:
