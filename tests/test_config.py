@@ -142,8 +142,8 @@ def test_the_page_of_all_keys_is_current():
 def test_nothing_of_the_environment_gets_into_a_configuration(config_file, monkeypatch, value, key):
     monkeypatch.setenv("STEDM_SECRET", "hunter2")
     there = {"name": "x", "data.path": "y", key: value}
-    text = f"name: '{there['name']}'\ndata: {{path: '{there['data.path']}'}}\n"
-    for text, overrides in ((text, []), ("name: x\ndata: {path: y}\n", [f"{key}={value}"])):
+    in_file = f"name: '{there['name']}'\ndata: {{path: '{there['data.path']}'}}\n"
+    for text, overrides in ((in_file, []), ("name: x\ndata: {path: y}\n", [f"{key}={value}"])):
         path = config_file(text)
         with pytest.raises(StedmError, match=rf"{key}: .*write the value itself") as error:
             load_config(path, overrides)
