@@ -4,7 +4,8 @@ RUN/config.yaml provenance.json     what ran, with which versions, on which data
 RUN/data/                           the phantom, where the configuration asks for one
 RUN/teachers/seed-K/                the segmenters of annotated images that label in the first round
 RUN/rounds/R/                       what the rounds before the last made, with the same names as in RUN:
-    checkpoints/ metrics.jsonl model/   training of the diffusion model; its averaged weights
+    metrics.jsonl model/                training of the diffusion model; its averaged weights
+    checkpoints/                        beside any network until it is complete
     pseudo_labels/                      layouts of unannotated images as segmenters are sure of them
     predictors/seed-K/                  segmenters that have learned from the images of the round before
     predicted_layouts/ agreement.csv    what they see, sure or not; whether they contradict the first ones, by patient

@@ -10,6 +10,7 @@ Nothing else decides how a run goes on: learning rate, samples and noise are fun
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -71,6 +72,11 @@ def load_checkpoint(
         reason = " ".join(str(error).split())[:200]
         raise StedmError(f"{folder}: not a checkpoint of this network ({reason}); remove it and run again") from error
     return index["step"]
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Of a training whose model is complete: they are three times as large as the model, and nobody reads them."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _checked_index(folder: Path) -> dict:
