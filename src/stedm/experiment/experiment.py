@@ -33,6 +33,7 @@ from stedm.evaluation.panels import report_panels
 from stedm.evaluation.report import write_report
 from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stain_distance import stain_distance
+from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.context import RunContext
 from stedm.experiment.folder import check_unchanged, claim
 from stedm.experiment.resolve import resolve, sizes_text
@@ -67,6 +68,17 @@ class Experiment:
             self.last_round.synthetic()
         self.train_segmenters()
         return self.report()
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary that is there, where the run is complete; None = not."""
+        report = self.folder / "report"
+        if not (report / "report.html").is_file() or self.missing_segmenters():
+            return None
+        try:
+            summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+            return summary if list(summary["arms"]) == ordered_arms(self.arms) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @cached_property
     def arms(self) -> list[Arm]:

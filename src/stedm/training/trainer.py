@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stedm.config import MachineConfig, TrainingConfig
 from stedm.errors import StedmError
-from stedm.io.files import write_text
+from stedm.io.files import write_text, writing
 from stedm.progress import Reporter
 from stedm.seeds import torch_generator
 from stedm.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
@@ -213,7 +213,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
         }
-        with self._metrics_path.open("a", encoding="utf-8") as file:
+        with writing(self._metrics_path), self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     @property
