@@ -287,7 +287,7 @@ def test_label_images_at_their_own_scale(tmp_path, name, monkeypatch):
     assert (outside[:, :2] == 2).all()
     assert (outside[2:] == 2).all()
     # Images too large for memory are read by windows: the same values.
-    monkeypatch.setattr("stedm.slides.annotations._IN_MEMORY_PX", 10)
+    monkeypatch.setattr("stedm.slides.label_images._IN_MEMORY_PX", 10)
     by_window = read_annotation(path, CLASSES, label_downsample=16)
     assert (by_window._pixels is None) == name.endswith(".tif")
     np.testing.assert_array_equal(by_window.rasterise(160, 32, 8, 4), annotation.rasterise(160, 32, 8, 4))
