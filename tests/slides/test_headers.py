@@ -150,6 +150,10 @@ DAMAGES = {
     "flat": (lambda data, at: struct.pack_into("<I", data, at[257], 0), "has no size"),
     "huge tiles": (lambda data, at: struct.pack_into("<I", data, at[322], 2**28), "has tiles of"),
     "no tiles": (lambda data, at: struct.pack_into("<I", data, at[323], 0), "has tiles of"),
+    "a tile of gigabytes": (
+        lambda data, at: struct.pack_into("<I", data, struct.unpack_from("<I", data, at[325])[0], 2**32 - 9),
+        "larger than the file",
+    ),
     "tiles elsewhere": (lambda data, at: struct.pack_into("<I", data, at[324], 2**30), "behind the end"),
 }
 

@@ -17,7 +17,7 @@ _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 WIDTH, HEIGHT, BITS, PHOTOMETRIC, STRIPS, SAMPLES = 256, 257, 258, 262, 273, 277
 PLANAR, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES, SUB_PAGES, EXTRA, FORMAT = 284, 322, 323, 324, 325, 330, 338, 339
 _READ = (WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, PLANAR, TILE_WIDTH, TILE_HEIGHT, SUB_PAGES, EXTRA, FORMAT)
-_MOST_VALUES = 4_096
+_MOST_VALUES, _MOST_TILES = 4_096, 2**22
 _PHOTOMETRIC = {0: "grey", 1: "grey", 3: "a palette", 4: "a mask", 5: "CMYK", 8: "CIELab", 9: "CIELab"}
 
 
@@ -103,9 +103,15 @@ class _Directories:
             if tag in (*_READ, STRIPS, TILES, TILE_BYTES) and start + count * _BYTES.get(kind, 1) > self.length:
                 raise ValueError("damaged header: it points behind the end of the file")
             counts[tag] = count
+            if tag == TILE_BYTES and kind in _NUMBERS:
+                self._check_tiles(self._numbers(start, _NUMBERS[kind], min(count, _MOST_TILES)))
             if tag in _READ and kind in _NUMBERS and count <= _MOST_VALUES:
                 values[tag] = self._numbers(start, _NUMBERS[kind], count)
         return TiffPage(counts, values), self._numbers(first + n_tags * size, "Q" if self.big else "I", 1)[0]
+
+    def _check_tiles(self, sizes: tuple[int, ...]) -> None:
+        if max(sizes, default=0) > self.length:
+            raise ValueError("damaged header: a tile of it is larger than the file")
 
     def _numbers(self, offset: int, kind: str, count: int) -> tuple[int, ...]:
         self.file.seek(offset)
