@@ -10,9 +10,11 @@ from stedm.errors import StedmError
 from stedm.io.images import UNREADABLE
 from stedm.slides.class_mapping import ClassMapping
 from stedm.slides.geometry import geometry_libraries, tile_shape
+from stedm.slides.tiff_header import STRIPS, tiff_pages
 
 # Label images up to so many pixels are kept in memory, larger TIFFs are read window by window.
 _IN_MEMORY_PX = 2**28
+_LARGEST_PIECE_PX = 2**28
 _PNG_START = b"\x89PNG"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 
@@ -78,15 +80,15 @@ class LabelImage:
             for name, index in self.rules.class_indices(self.classes, self.ignore_index).items():
                 if name.isascii() and name.isdigit() and int(name) < 256:
                     table[int(name)] = index
-        mapped = table[values]
-        if (mapped < 0).any():
-            strangers = np.unique(values[mapped < 0])
+        found = np.bincount(values.ravel(), minlength=256) > 0
+        if (table[found] < 0).any():
+            strangers = np.flatnonzero(found & (table < 0))
             listed = ", ".join(map(str, strangers[:9])) + (" and more" if strangers[9:].size else "")
             raise StedmError(
                 f"{self.path}: values {listed} are no class; without a mapping values are 0 to "
                 f"{len(self.classes) - 1} and ignore_index {self.ignore_index}: map them, or write class indices"
             )
-        return mapped.astype(np.uint8)
+        return table.clip(0).astype(np.uint8)[values]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None, "_pixels": None}
@@ -108,8 +110,11 @@ class _PngLabels:
             # Grey of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
             if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
                 raise StedmError(f"{path}: a label image has one 8-bit channel of class indices, this one {image.mode}")
-            if image.width * image.height > 2**31:
-                raise StedmError(f"{path}: too large for a PNG; write the label image as a tiled TIFF")
+            if image.width * image.height > _LARGEST_PIECE_PX:
+                raise StedmError(
+                    f"{path}: {image.width} x {image.height} px are too large for a PNG, which is read whole; write "
+                    "the label image as a tiled TIFF, or smaller (it may be coarser than the slide)"
+                )
 
     def read(self, window: Any = None) -> np.ndarray:
         from PIL import PngImagePlugin
@@ -131,6 +136,7 @@ class _TiffLabels:
 
         rasterio, _ = geometry_libraries()
         self.path = path
+        pages = tiff_pages(path)  # says in words what is damaged
         with warnings.catch_warnings():
             # Images of tissue lie nowhere on Earth.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -139,6 +145,13 @@ class _TiffLabels:
         if self.file.count != 1 or self.file.dtypes[0] != "uint8":
             found = f"{self.file.count} of {self.file.dtypes[0]}"
             raise StedmError(f"{path}: a label image has one 8-bit channel of class indices, this one {found}")
+        # Strips are decoded whole, and a tile of the slide may need them again and again.
+        pieces = max(1, pages[0].counts.get(STRIPS, 1))
+        if not pages[0].is_tiled and self.file.width * self.file.height / pieces > _LARGEST_PIECE_PX:
+            raise StedmError(
+                f"{path}: {self.size[0]} x {self.size[1]} px in {pieces} strips are too large to read; write the label "
+                "image as a tiled TIFF, or smaller (it may be coarser than the slide)"
+            )
 
     def read(self, window: Any = None) -> np.ndarray:
         rasterio, _ = geometry_libraries()
@@ -182,6 +195,11 @@ def label_scale(path: Path, slide_px: tuple[int, int] | None, label_downsample: 
     if label_downsample is None and abs(slide_px[0] / whole_number - size[0]) < 1:
         # Sizes are rounded: 10,007 px against 625 means 16, not 16.011.
         scale = float(whole_number)
+    if label_downsample is None and scale < 1:
+        raise StedmError(
+            f"{path}: the label image is {size[0]} x {size[1]} px, larger than the slide of {slide_px[0]} x "
+            f"{slide_px[1]} px; write it anew from what was scanned (the slide's bounds, as QuPath shows it)"
+        )
     # A pixel of rounding, and 0.2 % for an mpp of few digits.
     if any(abs(whole / scale - side) > 1 + 0.002 * side for whole, side in zip(slide_px, size, strict=True)):
         raise StedmError(
