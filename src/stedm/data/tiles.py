@@ -6,6 +6,7 @@ appear whole, and the same call goes on with what is missing. `metadata.csv` com
 """
 
 import contextlib
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,12 +55,16 @@ def tile_grid(slide: Slide, tissue: TissueMask, config: TilingConfig) -> pd.Data
     """The tiles of a slide that hold enough tissue, row by row.
 
     Columns: x, y (upper left corner, whole pixels of level 0), tile_px, mpp, slide_mpp, tissue_fraction; for a slide
-    with bounds also bounds_x, bounds_y, where on level 0 x and y begin. The grid begins at the slide's corner; its last
-    tiles may hang over the edge.
+    with bounds also bounds_x, bounds_y, where on level 0 x and y begin. The grid begins at the slide's corner. Its last
+    tiles may hang over the edge of a slide, where there is glass; those of a plain image, which is tissue to its edge,
+    are moved inside.
     """
     scale = config.mpp / slide.mpp
     stride = (config.stride_px or config.tile_px) * scale
     x, y = (np.round(np.arange(0, side, stride)).astype(np.int64) for side in slide.size_px)
+    if slide.reader == "image":
+        last = (max(0, math.floor(side - config.tile_px * scale)) for side in slide.size_px)
+        x, y = (np.unique(np.minimum(at, most)) for at, most in zip((x, y), last, strict=True))
     x, y = (values.ravel() for values in np.meshgrid(x, y))
     fraction = tissue.fractions(x, y, config.tile_px * scale)
     # With min_tissue 0 a tile still needs some tissue.
