@@ -135,6 +135,7 @@ class Round:
                     context.unlabeled,
                     folder,
                     machine=self.config.machine,
+                    recolour=self.config.recolour,
                     image_px=self.config.data.side,
                     seed=seed_for(self.config.seed, *role),
                     pseudo_labels=labels,
