@@ -171,6 +171,8 @@ def tile(
     reporter, part = Reporter(), parse_shard(shard)
     with make_pool(engine, workers or os.cpu_count() or 1) as pool:
         done = tile_slides(slides, output, settings, table_only=table_only, pool=pool, shard=part, reporter=reporter)
+    for note in done.notes:
+        reporter.say(note)
     for slide_id in done.without_tissue:
         reporter.say(f"slide {slide_id}: no tile with enough tissue")
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
