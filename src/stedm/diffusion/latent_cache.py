@@ -21,7 +21,7 @@ from stedm.data.symmetry import N_SYMMETRIES
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
-from stedm.io.files import replacing, write_json
+from stedm.io.files import replacing, write_json, writing
 
 
 class LatentCache:
@@ -54,9 +54,22 @@ class LatentCache:
         if len(missing):
             encoded = self.codec.moments(images[torch.from_numpy(missing).to(images.device)])
             latents = encoded.cpu().numpy().astype(np.float16)
-            self._moments[rows[missing], indices[missing]] = latents
-            self._sums[rows[missing], indices[missing]] = [_sum_of(latent) for latent in latents]
+            places = rows[missing] * N_SYMMETRIES + indices[missing]
+            _put(self._moments, places, latents)
+            _put(self._sums, places, np.array([_sum_of(latent) for latent in latents], np.uint32))
         return self.codec.sample(torch.from_numpy(self._moments[rows, indices]).to(images.device), noise)
+
+
+def _put(array: np.memmap, places: np.ndarray, values: np.ndarray) -> None:
+    """Write to the file behind an array of (images, symmetries, ...), seen as (images x symmetries, ...).
+
+    Not through the mapped memory: on a full disk that kills the process without a word.
+    """
+    path = Path(array.filename)
+    with writing(path), path.open("r+b") as file:
+        for place, value in zip(places, values, strict=True):
+            file.seek(array.offset + int(place) * value.nbytes)
+            file.write(value.tobytes())
 
 
 def _sum_of(latent: np.ndarray) -> int:
@@ -64,8 +77,8 @@ def _sum_of(latent: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(latent).tobytes()) or 1
 
 
-def _open(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    return np.load(folder / "moments.npy", mmap_mode="r+"), np.load(folder / "sums.npy", mmap_mode="r+")
+def _open(folder: Path) -> tuple[np.memmap, np.memmap]:
+    return np.load(folder / "moments.npy", mmap_mode="r"), np.load(folder / "sums.npy", mmap_mode="r")
 
 
 def _holds(folder: Path, index: dict) -> bool:
