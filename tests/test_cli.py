@@ -14,7 +14,7 @@ from stedm.data.folder import write_png
 
 FLAGS = {
     "demo": ["--output"],
-    "run": ["--output", "--preset", "--set", "--workers", "--engine"],
+    "run": ["--output", "--preset", "--set", "--workers", "--engine", "--pseudonymise"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
     "data catch": ["--annotated"],
@@ -23,10 +23,10 @@ FLAGS = {
     "train diffusion": ["--output", "--preset", "--set"],
     "train segmenter": ["--output", "--preset", "--set"],
     "plan": ["-n", "--output", "--preset", "--set"],
-    "synthesize": ["--output", "--shard", "--engine"],
+    "synthesize": ["--output", "--shard", "--engine", "--pseudonymise"],
     "generate": ["--layout", "--style", "--output", "--guidance", "--steps", "--seed"],
     "segment": ["--output", "--mpp", "--tolerance-um", "--label-map", "--engine", "--shard", "--set"],
-    "evaluate": ["--output", "--split"],
+    "evaluate": ["--output", "--split", "--pseudonymise"],
     "compare": ["--output"],
     "config show": ["--preset", "--set", "--cost"],
     "config schema": [],

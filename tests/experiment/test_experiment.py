@@ -66,6 +66,7 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     report = tmp_path / "run" / "report"
     assert sorted(path.name for path in report.iterdir()) == [
         "counts.parquet",
+        "manifest.json",
         "per_patient.csv",
         "report.html",
         "summary.json",
@@ -106,6 +107,9 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     more = tiny_config({"path": root}, arms=["real", "real+synthetic"], seeds=[0, 1])
     summary = Experiment(more, tmp_path / "run", Reporter(quiet=True)).run()
     assert summary["arms"]["real"]["seeds"] == [0, 1]
+    shared = Experiment(more, tmp_path / "run", Reporter(quiet=True), pseudonymise=True)
+    assert shared.report() == summary
+    _holds_no_ids(tmp_path / "run" / "report_pseudonymised", shared.context.dataset, tmp_path, summary)
     upper = tiny_config({"path": root}, arms=["upper"], seeds=[0])
     with pytest.raises(StedmError, match="unlabeled"):
         Experiment(upper, tmp_path / "upper", Reporter(quiet=True)).run()
@@ -187,6 +191,16 @@ def test_an_unknown_encoder_stops_a_run_before_anything_is_trained(tiny_dataset,
     assert not (tmp_path / "run" / "model").exists()
 
 
+def _holds_no_ids(report: Path, dataset: DatasetFolder, folder: Path, summary: dict) -> None:
+    """Of patients, nor where anything lies; and the same figures."""
+    text = "".join((report / name).read_text() for name in ("report.html", "per_patient.csv", "summary.json"))
+    text += read_counts(report / "counts.parquet").to_csv()
+    found = [name for name in [*dataset.patients(), *dataset.table["image_file_name"], str(folder)] if name in text]
+    assert not found, found
+    assert "patient-1" in text
+    assert json.loads((report / "summary.json").read_text()) == json.loads(json.dumps(summary))
+
+
 def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset()
     config = tiny_config({"path": root}, arms=["real"], seeds=[0])
@@ -194,6 +208,8 @@ def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path, tiny_config):
     model = tmp_path / "run" / "segmenters" / "real" / "seed-0" / "model"
     summary = evaluate_segmenter(model, root, "val", tmp_path / "report")
     assert summary["arms"]["real"]["n_patients"] == 2
+    assert evaluate_segmenter(model, root, "val", tmp_path / "shared", pseudonymise=True) == summary
+    _holds_no_ids(tmp_path / "shared", DatasetFolder.open(root), tmp_path, summary)
     with pytest.raises(StedmError, match="use val or test"):
         evaluate_segmenter(model, root, "train", tmp_path / "other")
 

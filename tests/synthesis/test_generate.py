@@ -261,3 +261,34 @@ def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted
     write_metadata(tmp_path / "predicted", predicted.info, lacking)
     with pytest.raises(StedmError, match="no layout of"):
         synthesize(model, read_plan(tmp_path / "plan.parquet"), tmp_path / "fourth")
+
+
+def test_a_set_that_leaves_the_house_names_no_patient_and_no_source(model, plan, dataset, tmp_path):
+    synthesize(model, plan, tmp_path / "set")
+    synthesize(model, plan, tmp_path / "shared", pseudonymise=True)
+    files = [path for path in sorted((tmp_path / "shared").rglob("*")) if path.suffix in (".csv", ".yaml", ".json")]
+    text = "".join(path.read_text() for path in files)
+    assert not [name for name in [*dataset.patients(), *dataset.table["image_file_name"]] if name in text]
+    assert str(tmp_path) not in text
+    one, other = (DatasetFolder.open(tmp_path / name) for name in ("set", "shared"))
+    assert one.table.groupby("patient_id").size().tolist() == other.table.groupby("patient_id").size().tolist()
+    assert all((one.read_image(row) == other.read_image(row)).all() for row in range(len(one)))
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "dataset.yaml", "images/synthetic-000001.png", "manifest.json"])
+def test_a_damaged_set_is_one_line_and_no_other_result(model, plan, tmp_path, name):
+    synthesize(model, plan, tmp_path / "set")
+    path = tmp_path / "set" / name
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    lines = content.splitlines(keepends=True)
+    for damaged in (bytes(flipped), b"".join(lines[: len(lines) // 2])):
+        path.write_bytes(damaged)
+        with pytest.raises(StedmError, match="damaged") as error:  # noqa: PT012
+            folder = DatasetFolder.open(tmp_path / "set")
+            for row in range(len(folder)):
+                folder.read_image(row)
+        assert "\n" not in str(error.value)
+    path.write_bytes(content)
+    assert len(DatasetFolder.open(tmp_path / "set")) == len(plan)
