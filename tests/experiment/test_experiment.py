@@ -458,6 +458,8 @@ def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to
         mask = np.ones_like(seen.read_mask(row))
         write_png(seen.root / name, mask)
         write_png(first.root / name, 1 - mask if patient == disputed else mask)
+    for labels in (first, seen):
+        (labels.root / "manifest.json").unlink()  # changed on purpose
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
     note = f"about 1 of {1 + len(others)} unannotated patients: {disputed} (agreement.csv)"
     assert note in (run / "report/report.html").read_text()
