@@ -257,7 +257,9 @@ def segment(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder, or FILE.geojson for one slide.")
     ],
-    mpp: Annotated[float | None, typer.Option(help="Slides: microns per pixel; the model's unless given.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel: of the images; of slides that at which they are seen.")
+    ] = None,
     tolerance_um: Annotated[float | None, typer.Option(help="Slides: detail of the outlines to give up.")] = None,
     label_map: Annotated[bool, typer.Option("--label-map", help="Slides: an OME-TIFF of class indices too.")] = False,
     engine: EngineName = "local",
@@ -266,7 +268,8 @@ def segment(
 ) -> None:
     """Segment images (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
 
-    Slides that are done in the folder are skipped: run again to resume.
+    Images and slides are seen at the resolution of the training images, large ones in tiles. Slides that are done in
+    the folder are skipped: run again to resume.
     """
     from stedm.segmentation.predict import segment_folder
     from stedm.segmentation.slide_sources import slides_in
@@ -278,10 +281,10 @@ def segment(
     config = load_slide_config([*(overrides or []), *given])
     part, slides = parse_shard(shard), slides_in(images, output)
     if slides is None:
-        if given or overrides or engine != "local" or part != (0, 1):
-            flags = "--mpp, --tolerance-um, --label-map, --engine, --shard and --set"
+        if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
+            flags = "--tolerance-um, --label-map, --engine, --shard and --set"
             raise StedmError(f"{images}: no slides; {flags} are for slides")
-        typer.echo(f"{output}: {len(segment_folder(model, images, output))} masks")
+        typer.echo(f"{output}: {len(segment_folder(model, images, output, mpp, say=typer.echo))} masks")
         return
     with make_pool(engine) as pool:
         done = segment_slides(model, slides, output, config, pool=pool, shard=part)

@@ -64,7 +64,10 @@ def test_a_folder_of_images_becomes_a_folder_of_masks(tmp_path, model, network):
     for path in written:
         with Image.open(path) as mask:
             masks.append(mask.copy())
-    assert [mask.mode for mask in masks] == ["L", "L"]
+    assert [mask.mode for mask in masks] == ["P", "P"]
+    colour, n_pixels = masks[0].getpalette()[3:6], np.array(masks[0])
+    assert (np.array(masks[0].convert("RGB"))[n_pixels == 1] == colour).all()
+    assert len({tuple(masks[0].getpalette()[3 * index : 3 * index + 3]) for index in (0, 1, 2)}) == 3
     assert [mask.size for mask in masks] == [(32, 32), (70, 50)]
     assert np.array_equal(np.array(masks[0]), predict_masks(network, small[None])[0])
 

@@ -46,6 +46,8 @@ class SegmenterInfo:
     ignore_index: int = 255
     mpp: float | None = None
     """Microns per pixel of those images; None where they have no resolution in common or it isn't known."""
+    source_px: list[int] | None = None
+    """Smallest and largest shorter side of the images before they were reduced to `image_px`; None in older folders."""
     mirror: bool = False
     """Whether it predicts from mirror images too (see `Mirrored`)."""
 
@@ -165,6 +167,7 @@ def save_segmenter(
     *,
     image_px: int,
     mpp: float | None = None,
+    source_px: list[int] | None = None,
     mirror: bool = False,
 ) -> Path:
     """Write `config.json` and `model.safetensors`, the whole folder atomically.
@@ -172,6 +175,7 @@ def save_segmenter(
     Args:
         config: which network it is; None = one's own.
         dataset: what it was trained on, at `image_px` and, where that is known, `mpp` microns per pixel.
+        source_px: smallest and largest shorter side of those images as they are stored.
         mirror: whether it is to predict from mirror images too.
     """
     which = (
@@ -185,6 +189,7 @@ def save_segmenter(
         image_px=image_px,
         ignore_index=dataset.ignore_index,
         mpp=mpp,
+        source_px=source_px,
         mirror=mirror,
     )
     folder = Path(folder)

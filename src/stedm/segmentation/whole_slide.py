@@ -29,7 +29,7 @@ from stedm.io.files import fingerprint, replacing, write_text
 from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
-from stedm.segmentation.predict import predict_logits
+from stedm.segmentation.predict import predict_probabilities
 from stedm.segmentation.row_checkpoint import RowCheckpoint
 from stedm.segmentation.slide_sources import SlideSource
 from stedm.slides.class_mapping import QUPATH_IGNORE
@@ -296,11 +296,6 @@ def map_bands(
             yield band
 
 
-@torch.inference_mode()
-def _probabilities(network: nn.Module, tiles: np.ndarray) -> np.ndarray:
-    return predict_logits(network, tiles).float().softmax(dim=1).cpu().numpy()
-
-
 def _predicted(
     network: nn.Module,
     slide: Slide,
@@ -328,7 +323,7 @@ def _predicted(
                     waiting.append([readers.submit(read, *place) for place in batch.tolist()])
                 tiles = [future.result() for future in waiting[0]]
                 waiting.popleft()
-                yield from _probabilities(network, np.stack(tiles))
+                yield from predict_probabilities(network, np.stack(tiles))
                 tick(done := done + len(tiles))
         finally:
             for future in (future for futures in waiting for future in futures):

@@ -16,20 +16,10 @@ import numpy as np
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
+from stedm.io.images import CLASS_COLOURS
 from stedm.slides.annotations import geometry_libraries
 from stedm.slides.class_mapping import QUPATH_IGNORE
 
-# RGB on stained tissue, by class index; the first is the background, which is usually not exported.
-CLASS_COLOURS = (
-    (200, 200, 200),
-    (200, 0, 0),
-    (0, 150, 136),
-    (230, 159, 0),
-    (86, 110, 233),
-    (123, 63, 140),
-    (139, 195, 74),
-    (216, 70, 160),
-)
 _IGNORE_COLOUR = (180, 180, 180)
 # A thousandth of a level-0 pixel: far below what any rasteriser sees, and half as many characters as a double.
 _DECIMALS = 3
