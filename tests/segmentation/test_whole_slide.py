@@ -454,3 +454,9 @@ def test_options_of_slides_are_refused_for_images(tmp_path, model, capsys):
     assert stop.value.code == 1
     assert "no slides" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_hidden_files_are_no_slides(tmp_path):
+    for name in ("a.svs", "._a.svs", ".b.ndpi"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [slide.path.name for slide in slides_in(tmp_path, tmp_path / "out")] == ["a.svs"]

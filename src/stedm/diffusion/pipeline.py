@@ -19,6 +19,7 @@ from stedm.diffusion.guidance import Guidance, as_guidance
 from stedm.diffusion.sampler import guided_trajectory
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
+from stedm.io.ownership import check_folder
 from stedm.seeds import torch_generator
 from stedm.training.precision import autocast
 from stedm.version import __version__
@@ -241,6 +242,7 @@ class StyleDiffusion:
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Write the model folder: model_index.json and, per part, config.json + safetensors. Atomic."""
+        check_folder(folder, "model_index.json")
         with replacing(folder) as temporary:
             temporary.mkdir()
             self.denoiser.save_pretrained(temporary / "denoiser")

@@ -11,15 +11,21 @@ from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.io.files import write_json, write_text
+from stedm.io.ownership import is_marked
 
 MAY_CHANGE = ("name", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
 """Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
 added; where a run is computed doesn't matter."""
+_MARK = "# The whole configuration of this run, written by stedm."
 
 
 def claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there but for `MAY_CHANGE`."""
     path = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise StedmError(f"{folder}: is a file and a run is a folder; give another -o")
+    if path.is_file() and not is_marked(path, _MARK) and not (folder / "provenance.json").is_file():
+        raise StedmError(f"{path}: is there and stedm did not write it; give another -o")
     begun = folder.is_dir() and any(file.name not in ("config.yaml", ".lock") for file in folder.iterdir())
     # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
     if path.is_file() and begun:
@@ -36,7 +42,7 @@ def claim(folder: Path, config: RunConfig) -> None:
             )
     elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
-    write_text(path, to_yaml(config))
+    write_text(path, f"{_MARK}\n{to_yaml(config)}")
 
 
 def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:

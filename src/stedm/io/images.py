@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
@@ -126,16 +126,26 @@ def class_palette(ignore_index: int = 255) -> bytes:
     return bytes(value for colour in colours for value in colour)
 
 
-def write_png(path: str | Path, array: np.ndarray, *, compress_level: int = 6, palette: bytes | None = None) -> None:
+def write_png(
+    path: str | Path,
+    array: np.ndarray,
+    *,
+    compress_level: int = 6,
+    palette: bytes | None = None,
+    software: str | None = None,
+) -> None:
     """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically; level 1 is the fastest, 9 the smallest.
 
     Args:
         palette: colours in which viewers show the values of (H, W), as `class_palette` gives them; None = grey.
+        software: what made it, written into the file (see stedm.io.ownership).
     """
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {array.dtype} {array.shape}")
-    image = Image.fromarray(array)
+    image, notes = Image.fromarray(array), PngImagePlugin.PngInfo()
     if palette is not None:
         image.putpalette(palette)
+    if software is not None:
+        notes.add_text("Software", software)
     with replacing(path) as temporary:
-        image.save(temporary, format="PNG", compress_level=compress_level)
+        image.save(temporary, format="PNG", compress_level=compress_level, pnginfo=notes)

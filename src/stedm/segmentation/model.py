@@ -21,6 +21,7 @@ from stedm.config import SegmentationConfig
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
+from stedm.io.ownership import check_folder
 from stedm.io.weights import load_backbone_weights, load_weights, read_weights
 from stedm.seeds import seed_for
 
@@ -193,6 +194,7 @@ def save_segmenter(
         mirror=mirror,
     )
     folder = Path(folder)
+    check_folder(folder, "config.json")
     # Cloned: a network of one's own may hold a tensor under two names, which safetensors refuses.
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     with replacing(folder) as temporary:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from stedm.config import SlideSegmentationConfig
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
+from stedm.io.files import visible_files
 from stedm.io.images import class_palette, image_mpp, read_image_file, write_png
+from stedm.io.ownership import SEGMENTED, check_outputs, is_marked
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import SegmenterInfo, load_segmenter, stride_of
 from stedm.segmentation.scale import refuse_useless_mpp, scale_of
@@ -93,9 +95,10 @@ def segment_folder(
     output: str | Path,
     mpp: float | None = None,
     say: Callable[[str], None] = lambda line: None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """As `segment_files`, with the network of a segmenter folder. Raises `StedmError` if it is not one."""
-    return segment_files(*load_segmenter(model_folder), images, output, mpp, say)
+    return segment_files(*load_segmenter(model_folder), images, output, mpp, say, overwrite)
 
 
 def segment_files(
@@ -105,6 +108,7 @@ def segment_files(
     output: str | Path,
     mpp: float | None = None,
     say: Callable[[str], None] = lambda line: None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write a mask for an image file, or for each image of a folder (subfolders included); returns the masks.
 
@@ -113,11 +117,14 @@ def segment_files(
     many images were brought to the network's scale by which rule.
 
     Raises:
-        StedmError: something that is not a readable image, or an `mpp` that is of no use.
+        StedmError: something that is not a readable image, or an `mpp` that is of no use; a mask would replace an image
+            that is read or, without `overwrite`, a file that isn't a mask of an earlier call.
     """
     refuse_useless_mpp(mpp, info)
     root, names = _find_images(Path(images))
-    palette, written, rules, sizes = class_palette(info.ignore_index), [], Counter(), []
+    masks = [(Path(output) / name).with_suffix(".png") for name in names]
+    check_outputs(dict.fromkeys(masks, SEGMENTED), [root / name for name in names], overwrite=overwrite)
+    palette, rules, sizes = class_palette(info.ignore_index), Counter(), []
 
     def seen() -> Iterator[np.ndarray]:
         for name in names:
@@ -127,12 +134,11 @@ def segment_files(
             sizes.append(image.shape[1::-1])
             yield scale.apply(image)
 
-    for name, mask in zip(names, _masks(network, info, seen()), strict=True):
-        written.append((Path(output) / name).with_suffix(".png"))
-        write_png(written[-1], _sized(mask, sizes[len(written) - 1]), palette=palette)
+    for number, mask in enumerate(_masks(network, info, seen())):
+        write_png(masks[number], _sized(mask, sizes[number]), palette=palette, software=SEGMENTED)
     for rule, count in rules.items():
         say(f"{count} of {len(names)} images: {rule}")
-    return written
+    return masks
 
 
 def _masks(network: nn.Module, info: SegmenterInfo, seen: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -174,12 +180,13 @@ def _sized(plane: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
 
 
 def _find_images(path: Path) -> tuple[Path, list[str]]:
-    """Root folder and the names of the images in it, sorted."""
+    """Root folder and the names of the images in it, sorted; hidden files and masks of an earlier call are none."""
     if path.is_file():
         return path.parent, [path.name]
     if not path.is_dir():
         raise StedmError(f"{path}: no such image or folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = [file for file in visible_files(path) if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = [file for file in files if file.suffix.lower() != ".png" or not is_marked(file, SEGMENTED)]
     if not files:
         raise StedmError(f"{path}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
     names = [file.relative_to(path).as_posix() for file in files]

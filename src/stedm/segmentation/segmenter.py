@@ -160,18 +160,24 @@ class Segmenter:
         image = read_image_file(path.parent, path.name)
         return self.predict(image, mpp=mpp or (self.mpp and image_mpp(path.parent, path.name)))
 
-    def predict_folder(self, images: str | Path, output: str | Path, *, mpp: float | None = None) -> list[Path]:
+    def predict_folder(
+        self, images: str | Path, output: str | Path, *, mpp: float | None = None, overwrite: bool = False
+    ) -> list[Path]:
         """Write a mask (8-bit PNG of class indices, with a palette) for each image of a folder; returns the masks.
 
-        `mpp`: microns per pixel of the images; None = as each file says, if it does.
+        `mpp`: microns per pixel of the images; None = as each file says, if it does. `overwrite`: replace files that
+        are no masks of an earlier call.
         """
-        return segment_files(self.network, self.info, images, output, mpp)
+        return segment_files(self.network, self.info, images, output, mpp, overwrite=overwrite)
 
-    def predict_slide(self, path: str | Path, output: str | Path, **options: Any) -> list[Path]:
+    def predict_slide(
+        self, path: str | Path, output: str | Path, *, overwrite: bool = False, **options: Any
+    ) -> list[Path]:
         """Segment a slide (a folder of slides, a slides.csv): GeoJSON for QuPath and areas as CSV; returns the GeoJSON.
 
         Args:
             output: FILE.geojson for one slide, or a folder; call it again to go on.
+            overwrite: replace files that stedm did not write.
             options: keys of `stedm.config.SlideSegmentationConfig`, such as mpp, overlap, label_map.
 
         Raises:
@@ -183,7 +189,9 @@ class Segmenter:
         slides: Sequence[SlideSource] | None = [SlideSource(path.stem, path)] if is_one else slides_in(path, output)
         if slides is None:
             raise StedmError(f"{path}: holds images, not slides; use predict_folder")
-        done = segment_slides(self.folder, slides, output, config, network=self._make)
+        done = segment_slides(
+            self.folder, slides, output, config, network=self._make, inputs=[path], overwrite=overwrite
+        )
         if done.failures:
             raise StedmError("\n".join(done.failures))
         return done.written

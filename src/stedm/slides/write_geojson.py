@@ -17,6 +17,7 @@ import numpy as np
 from stedm.errors import StedmError
 from stedm.io.files import replacing
 from stedm.io.images import CLASS_COLOURS
+from stedm.io.ownership import SEGMENTED
 from stedm.slides.annotations import geometry_libraries
 from stedm.slides.class_mapping import QUPATH_IGNORE
 
@@ -208,7 +209,7 @@ class _Writer:
     written: int = 0
 
     def __post_init__(self) -> None:
-        self.file.write('{"type": "FeatureCollection", "features": [')
+        self.file.write(f'{{"type": "FeatureCollection", "generator": "{SEGMENTED}", "features": [')
 
     def write(self, regions: Iterable[tuple[int, Any]]) -> None:
         _, shapely = geometry_libraries()

@@ -39,6 +39,10 @@ COLUMNS = [
 (`stedm.config.Sampling` as JSON)."""
 
 
+MARK = "style_image_file_names"
+"""A column that only plans have (see stedm.io.ownership)."""
+
+
 def make_plan(
     config: SynthesisConfig,
     annotated: DatasetFolder,
