@@ -10,7 +10,7 @@ from stedm.config import RunConfig, to_yaml
 from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
-from stedm.io.files import write_json, write_text
+from stedm.io.files import is_temporary, write_json, write_text
 from stedm.io.ownership import is_marked
 
 MAY_CHANGE = ("name", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
@@ -26,7 +26,8 @@ def claim(folder: Path, config: RunConfig) -> None:
         raise StedmError(f"{folder}: is a file and a run is a folder; give another -o")
     if path.is_file() and not is_marked(path, _MARK) and not (folder / "provenance.json").is_file():
         raise StedmError(f"{path}: is there and stedm did not write it; give another -o")
-    begun = folder.is_dir() and any(file.name not in ("config.yaml", ".lock") for file in folder.iterdir())
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    begun = any(name not in ("config.yaml", ".lock") and not is_temporary(name) for name in names)
     # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
     if path.is_file() and begun:
         there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -42,7 +43,9 @@ def claim(folder: Path, config: RunConfig) -> None:
             )
     elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
-    write_text(path, f"{_MARK}\n{to_yaml(config)}")
+    text = f"{_MARK}\n{to_yaml(config)}"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # a complete run may lie in a read-only folder
+        write_text(path, text)
 
 
 def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:

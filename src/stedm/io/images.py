@@ -147,5 +147,5 @@ def write_png(
         image.putpalette(palette)
     if software is not None:
         notes.add_text("Software", software)
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         image.save(temporary, format="PNG", compress_level=compress_level, pnginfo=notes)

@@ -18,8 +18,8 @@ from stedm.errors import StedmError
 from stedm.io.files import replacing
 from stedm.io.images import CLASS_COLOURS
 from stedm.io.ownership import SEGMENTED
-from stedm.slides.annotations import geometry_libraries
 from stedm.slides.class_mapping import QUPATH_IGNORE
+from stedm.slides.geometry import geometry_libraries
 
 _IGNORE_COLOUR = (180, 180, 180)
 # A thousandth of a level-0 pixel: far below what any rasteriser sees, and half as many characters as a double.
