@@ -40,6 +40,7 @@ from stedm.experiment.inputs import check_files
 from stedm.experiment.resolve import resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
 from stedm.experiment.segmenters import fit_segmenter, is_trained
+from stedm.io.artefacts import read_json
 from stedm.progress import Reporter
 from stedm.segmentation.model import build_segmenter
 
@@ -76,9 +77,9 @@ class Experiment:
         if not (report / "report.html").is_file() or self.missing_segmenters():
             return None
         try:
-            summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+            summary = read_json(report / "summary.json", dict[str, Any])
             return summary if list(summary["arms"]) == ordered_arms(self.arms) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (StedmError, KeyError, TypeError):
             return None
 
     @cached_property
