@@ -81,9 +81,14 @@ def test_whole_numbers_of_parquet_are_ids(root):
 
 def test_a_slide_is_of_one_patient(root):
     rename(root, "slide_id", "testP1-s", "testP0-s")
-    assert check_dataset(root) == [
-        "metadata: slide testP0-s is of several patients (testP0, testP1); a slide is of one"
+    found = examine(root)
+    assert found.problems == []
+    assert found.warnings == [
+        "metadata: slide testP0-s is of several patients (testP0, testP1); one patient, or two slides of one name?"
     ]
+    rename(root, "slide_id", "trainP1-s", "testP0-s")
+    (line,) = check_dataset(root)
+    assert "slide testP0-s is of several patients (testP0, testP1, trainP1) in several splits (test, train)" in line
 
 
 @pytest.mark.parametrize("how", ["copy", "another format", "link"])

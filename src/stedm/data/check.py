@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stedm.data.duplicates import duplicate_findings, slide_findings
+from stedm.data.duplicates import duplicate_findings, slide_findings, slide_id_findings
 from stedm.data.folder import hold_back, read_table, table_problems
 from stedm.data.info import DatasetInfo, info_and_problems
 from stedm.data.occurrence import class_findings, palette_problems, some
@@ -81,6 +81,8 @@ def examine(
     warnings = patient_warnings(table, "metadata") + found.warnings
     splits: list[SplitSummary] = []
     if info is not None and {"patient_id", "split"} <= set(table):
+        shared, doubts = slide_id_findings(table)
+        problems, warnings = problems + shared, warnings + doubts
         masks = table[(table["split"] != "unlabeled") & (table["mask_file_name"] != "")]
         n_masks, masks = len(masks), masks[masks["mask_file_name"].isin(found.counts)].reset_index(drop=True)
         counts = np.asarray([found.counts[name] for name in masks["mask_file_name"]], np.int64).reshape(-1, 256)

@@ -11,6 +11,7 @@ import pandas as pd
 from stedm.data.occurrence import Findings, some
 from stedm.errors import StedmError
 from stedm.io.images import FileFacts, read_image_file, read_mask_file
+from stedm.io.tables import alike
 
 _TELLING_BYTES = 1024
 """Masks of simple shapes coincide by chance; not those that take more than this in a PNG file."""
@@ -37,6 +38,23 @@ def duplicate_findings(
         images_of[mask].add(image)
     mask_copies = [g for g in mask_copies if not any(set().union(*(images_of[n] for n in g)) <= c for c in copied)]
     _judge(table, "mask_file_name", "mask", mask_copies, problems, warnings)
+    return problems, warnings
+
+
+def slide_id_findings(table: pd.DataFrame) -> Findings:
+    """A slide under several patients: refused between splits, a warning within one."""
+    problems, warnings = [], []
+    named = table[(table[["slide_id", "patient_id"]] != "").all(axis=1)]
+    # A patient in several splits has a line already.
+    scattered = set(named["patient_id"][named.groupby("patient_id")["split"].transform("nunique") > 1])
+    for slide, rows in named.groupby("slide_id")[["patient_id", "split"]]:
+        patients, splits = sorted(set(rows["patient_id"])), sorted(set(rows["split"]))
+        if len({alike(patient) for patient in patients}) > 1:
+            line = f"metadata: slide {slide} is of several patients ({some(patients)})"
+            if len(splits) > 1 and not scattered & set(patients):
+                problems.append(f"{line} in several splits ({', '.join(splits)}); give slides names of their own")
+            elif len(splits) == 1:
+                warnings.append(f"{line}; one patient, or two slides of one name?")
     return problems, warnings
 
 

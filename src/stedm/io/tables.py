@@ -30,7 +30,6 @@ def patient_problems(table: pd.DataFrame, where: str) -> list[str]:
     Ids that look alike (see `alike`) count as one patient.
     """
     problems: list[str] = []
-    scattered: set[str] = set()
     if "patient_id" in table:
         empty = np.flatnonzero(table["patient_id"] == "")
         problems += [f"{where}: row {row + 1} has no patient_id; fill it" for row in empty]
@@ -42,7 +41,6 @@ def patient_problems(table: pd.DataFrame, where: str) -> list[str]:
             )
     if {"patient_id", "split"} <= set(table):
         for names, splits in _patients(table):
-            scattered.update(names if len(splits) > 1 else ())
             if len(splits) > 1 and len(names) == 1:
                 problems.append(
                     f"{where}: patient {names[0]} is in several splits ({', '.join(splits)}); keep it in one"
@@ -52,15 +50,6 @@ def patient_problems(table: pd.DataFrame, where: str) -> list[str]:
                     f"{where}: patients {_spelled(names)} look like one in several splits ({', '.join(splits)}); spell "
                     "it in one way and keep it in one split, or give other ids"
                 )
-    if {"patient_id", "slide_id"} <= set(table):
-        patients_of = (
-            table[(table[["slide_id", "patient_id"]] != "").all(axis=1)].groupby("slide_id")["patient_id"].unique()
-        )
-        problems += [
-            f"{where}: slide {slide} is of several patients ({', '.join(sorted(patients)[:5])}); a slide is of one"
-            for slide, patients in patients_of.items()
-            if len({alike(patient) for patient in patients}) > 1 and not scattered & set(patients)
-        ]
     return problems
 
 
