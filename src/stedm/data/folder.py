@@ -25,6 +25,9 @@ from stedm.seeds import numpy_generator
 
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
+_IN_FILE = {"layout_image_file_name": "layout_of", "source_image_file_name": "source_of"}
+"""Columns that name images of another folder, and what they are called in a file: Hugging Face's ImageFolder takes
+*_file_name for a file of this one."""
 __all__ = [
     "SPLITS",
     "DatasetFolder",
@@ -240,7 +243,7 @@ def read_table(root: Path) -> pd.DataFrame:
 
 def _with_text_columns(table: pd.DataFrame) -> pd.DataFrame:
     """All optional columns present, ids and file names as text, rows numbered from 0."""
-    table = table.reset_index(drop=True).rename(columns=str)
+    table = table.reset_index(drop=True).rename(columns=str).rename(columns={new: old for old, new in _IN_FILE.items()})
     for column in OPTIONAL_COLUMNS:
         if column not in table:
             table[column] = ""
@@ -308,7 +311,7 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> 
         root / "dataset.yaml", yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, default_flow_style=None)
     )
     with replacing(root / "metadata.csv") as temporary:
-        table.to_csv(temporary, index=False)
+        table.rename(columns=_IN_FILE).to_csv(temporary, index=False)
 
 
 # ---- label budget -------------------------------------------------------------------------------------------------
