@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -100,6 +101,16 @@ def test_the_grid_covers_the_tissue(stride_px, mpp):
     step = (stride_px or 64) * mpp / 0.5
     assert covered[: int(side), : int(side)].max() == np.ceil(side / step) ** 2 or step != int(step)
     assert sorted(set(grid["x"]))[:3] == [0, round(step), round(2 * step)]
+
+
+@pytest.mark.parametrize(("size", "columns"), [((100, 64), [0, 36]), ((128, 64), [0, 64]), ((50, 64), [0])])
+def test_tiles_of_a_plain_image_lie_inside(size, columns):
+    slide = Slide(Path("a.png"), 1.0, size, (1.0,), "image")
+    tissue = TissueMask(np.ones((size[1] // 2, size[0] // 2), bool), 2.0)
+    grid = tile_grid(slide, tissue, TilingConfig(tile_px=64, mpp=1.0, min_tissue=0))
+    assert (grid["x"].tolist(), set(grid["y"])) == (columns, {0})
+    hanging = tile_grid(replace(slide, reader="openslide"), tissue, TilingConfig(tile_px=64, mpp=1.0, min_tissue=0))
+    assert hanging["x"].tolist() == list(range(0, size[0], 64))
 
 
 def test_only_tiles_with_enough_tissue_are_kept():

@@ -45,7 +45,6 @@ def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
     for cached in (False, True):
         config = diffusion_config(
             codec=AutoencoderCodecConfig(source=str(tmp_path / "vae")),
-            recolour=RecolourConfig(probability=0.0),
             steps=12,
             batch=8,
         )
@@ -57,6 +56,7 @@ def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
             tmp_path / str(cached),
             image_px=16,
             machine=MachineConfig(cache_latents=cached),
+            recolour=RecolourConfig(probability=0),
             on_progress=lambda done, total, loss, rows=rows: rows.append(loss),
         )
         losses[cached] = rows

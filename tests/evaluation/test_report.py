@@ -153,6 +153,16 @@ def test_verdict_also_tells_of_the_strongest_baseline():
     assert any(s.startswith("real+synthetic against real+stain") and "is lower" in s for s in told)
 
 
+def test_verdict_speaks_of_groups_and_of_those_who_lose():
+    """A mean over all hides a large gain of some behind a small loss of the others."""
+    gain = np.where(np.arange(14) % 2 == 0, 0.2, -0.02)
+    counts = make_counts({"real": BASE, "real+synthetic": np.clip(BASE + gain, 0, 1)})
+    verdict = judge(summarise(with_groups(counts, {"3"}), CONFIG), CONFIG)
+    assert verdict.sentences[0].startswith("7 of annotated categories: from 0.577 to 0.557 (−0.020")
+    assert verdict.sentences[1].startswith("7 of unseen categories: from 0.523 to 0.7")
+    assert any(s.startswith("Who loses most: p01 (−0.020), ") and s.count("p") == 5 for s in verdict.sentences)
+
+
 def test_caveats_for_few_patients_and_one_seed():
     few = verdict_of({"real": BASE[:7], "real+synthetic": BASE[:7] + np.r_[-0.01, -0.01, np.full(5, 0.1)]}, seeds=[0])
     assert any("Only 7 patients" in sentence for sentence in few.sentences)

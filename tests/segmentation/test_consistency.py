@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stedm.config import MachineConfig, SegmentationConfig
+from stedm.config import MachineConfig, RecolourConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.segmentation import consistency
-from stedm.segmentation.augment import augment_stain
+from stedm.segmentation.augment import augment_colours
 from stedm.segmentation.consistency import (
     Consistency,
     StudentAndTeacher,
@@ -84,7 +84,7 @@ def test_the_consistency_loss_moves_the_network(cohort, tmp_path, monkeypatch):
 def test_the_weight_rises_to_its_full_value(monkeypatch):
     monkeypatch.setattr(consistency, "WEIGHT", 2.0)
     monkeypatch.setattr(consistency, "RAMP_UP", 0.5)
-    weight = Consistency(TINY.model_copy(update={"steps": 100}), SegmentationLoss()).weight
+    weight = Consistency(TINY.model_copy(update={"steps": 100}), RecolourConfig(), SegmentationLoss()).weight
     assert weight(0) < 0.02
     assert weight(0) < weight(20) < weight(40) < weight(50) == weight(99) == 2.0
 
@@ -219,9 +219,9 @@ def test_strong_views_are_augmented_more_strongly(cohort, monkeypatch, tmp_path)
 
     def note(*arguments, factor=1.0):
         factors.append(factor)
-        return augment_stain(*arguments, factor=factor)
+        return augment_colours(*arguments, factor=factor)
 
-    monkeypatch.setattr(consistency, "augment_stain", note)
+    monkeypatch.setattr(consistency, "augment_colours", note)
     _train(cohort, tmp_path / "run", steps=1)
     assert factors == [1.5, 1.5]
 

@@ -21,6 +21,7 @@ from stedm.slides.slide import Slide
 from stedm.slides.table import read_slides
 
 REGION_COLUMNS = ("slide_id", "x", "y", "tile_px", "mpp", "slide_mpp")
+_BOUNDS = ("bounds_x", "bounds_y")
 _MOST_ANNOTATIONS = 16
 
 
@@ -174,6 +175,11 @@ def region_problems(root: Path, classes: list[str], ignore_index: int, table: pd
         side = rows["tile_px"] * rows["mpp"] / slide.mpp
         outside = (rows["x"] + side <= 0) | (rows["y"] + side <= 0)
         outside |= (rows["x"] >= slide.size_px[0]) | (rows["y"] >= slide.size_px[1])
+        begins = [pd.to_numeric(rows[name], errors="coerce").fillna(0) if name in rows else 0 for name in _BOUNDS]
+        if any(np.any(begin != origin) for begin, origin in zip(begins, slide.origin_px, strict=True)):
+            problems.append(
+                f"metadata: slide {slide_id} has bounds at {slide.origin_px}, its tiles count from elsewhere; tile anew"
+            )
         if outside.any():
             problems.append(f"metadata: {outside.sum()} tiles of slide {slide_id} lie outside of it; tile it again")
         if (abs(rows["slide_mpp"] / slide.mpp - 1) > 1e-6).any():

@@ -311,7 +311,7 @@ class StyleDiffusion:
             unlabeled: `DatasetFolder` of images whose masks are never read; None = annotated ones alone.
             config: `stedm.config.DiffusionConfig`; None = the defaults.
             image_px: side of the square images; others are resized to it.
-            options: of `stedm.diffusion.train.train_diffusion`: pseudo_labels, style_sources, on_progress.
+            options: of `stedm.diffusion.train.train_diffusion`: pseudo_labels, style_sources, recolour, on_progress.
         """
         from stedm.config import DiffusionConfig
         from stedm.diffusion.train import train_diffusion

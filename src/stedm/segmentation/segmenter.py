@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stedm.config import Arm, SegmentationConfig, SlideSegmentationConfig, checked, uses_self_training, uses_ssl
+from stedm.config import (
+    Arm,
+    RecolourConfig,
+    SegmentationConfig,
+    SlideSegmentationConfig,
+    checked,
+    uses_self_training,
+    uses_ssl,
+)
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.io.images import read_image_file, resized
@@ -51,6 +59,7 @@ class Segmenter:
         seed: int = 0,
         image_px: int = 64,
         network: Network | None = None,
+        recolour: RecolourConfig | None = None,
         on_progress: Progress | None = None,
     ) -> "Segmenter":
         """Train in `folder`, or go on if it was interrupted, and write the model to `folder/model`.
@@ -66,6 +75,7 @@ class Segmenter:
             config: network, steps and the like; None = the defaults. Its `arms` and `seeds` are not used.
             image_px: side of the square images that the network sees; images are resized to it.
             network: a network of one's own: a function from the number of classes to a module.
+            recolour: how far stains may differ (`stedm.config.RecolourConfig`); None = the defaults.
             on_progress: called with (steps done, steps in all, the loss that was read last).
 
         Raises:
@@ -90,6 +100,7 @@ class Segmenter:
             unlabeled=None if unlabeled is None else _opened(unlabeled),
             pseudo_labeled=None if pseudo_labeled is None else _opened(pseudo_labeled),
             network=network,
+            recolour=recolour,
             on_progress=on_progress,
         )
         return cls.from_pretrained(model, network)

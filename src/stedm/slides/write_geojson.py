@@ -16,8 +16,8 @@ import numpy as np
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
-from stedm.slides.annotations import geometry_libraries
 from stedm.slides.class_mapping import QUPATH_IGNORE
+from stedm.slides.geometry import geometry_libraries
 
 # RGB on stained tissue, by class index; the first is the background, which is usually not exported.
 CLASS_COLOURS = (
