@@ -222,7 +222,9 @@ def _stub(learner: torch.nn.Module, seed: int) -> SimpleNamespace:
 
 
 def test_what_the_teacher_sees_is_the_truth_for_both_strong_views():
-    views, targets = Consistency(UNSTAINED, SegmentationLoss()).strong_views(_stub(None, 0), _Red(), _red_and_blue())
+    views, targets = Consistency(UNSTAINED, RecolourConfig(probability=0), SegmentationLoss()).strong_views(
+        _stub(None, 0), _Red(), _red_and_blue()
+    )
     assert views.shape == (16, 3, PX, PX)
     # Between red and blue, where an image was zoomed, or blurred as a strong view, the colours are mixed.
     clear = (views[:, 0] - views[:, 2]).abs() > 1
@@ -234,7 +236,7 @@ def test_a_student_without_annotated_pixels_learns_what_its_teacher_sees():
     torch.manual_seed(0)
     learner = StudentAndTeacher(torch.nn.Conv2d(3, 2, 1))
     learner.teacher = _Red()
-    consistency_of = Consistency(UNSTAINED, SegmentationLoss())
+    consistency_of = Consistency(UNSTAINED, RecolourConfig(probability=0), SegmentationLoss())
     optimizer = torch.optim.Adam(learner.student.parameters(), lr=0.1)
     unlabeled = _red_and_blue()
     ignored = torch.zeros(2, 3, PX, PX), torch.full((2, PX, PX), 255, dtype=torch.uint8)
