@@ -20,6 +20,7 @@ from stedm.diffusion.sampler import guided_trajectory
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
 from stedm.io.manifest import verify_folder, write_manifest
+from stedm.io.ownership import check_folder
 from stedm.io.weights import require_finite
 from stedm.seeds import torch_generator
 from stedm.training.precision import autocast
@@ -244,6 +245,7 @@ class StyleDiffusion:
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Write the model folder: model_index.json and, per part, config.json + safetensors. Atomic."""
         require_finite(self.denoiser.state_dict(), str(folder))
+        check_folder(folder, "model_index.json")
         with replacing(folder) as temporary:
             temporary.mkdir()
             self.denoiser.save_pretrained(temporary / "denoiser")

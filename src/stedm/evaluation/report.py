@@ -34,6 +34,16 @@ class ReportPanels:
     style_strips: list[StyleStrip] = field(default_factory=list)
 
 
+REPORT_MARKS = {
+    "counts.parquet": "n_pictures",
+    "per_patient.csv": "iou_seed_sd",
+    "summary.json": '"iou_worst_decile"',
+    "report.html": "stedm report",
+    "manifest.json": '"made_by": "stedm"',
+}
+"""The files of a report, and by what each is known to be one of stedm (see stedm.io.ownership)."""
+
+
 def write_report(
     folder: str | Path,
     counts: pd.DataFrame,

@@ -27,7 +27,7 @@ import pandas as pd
 
 from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, uses_synthetic
 from stedm.data.cache import ImageCache
-from stedm.data.check import check_dataset
+from stedm.data.check import examine
 from stedm.data.pseudonyms import Pseudonyms, without_paths, yaml_without_paths
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
@@ -90,7 +90,7 @@ class Experiment:
         if not (report / "report.html").is_file() or self.missing_segmenters():
             return None
         try:
-            summary = read_json(report / "summary.json", dict)
+            summary = read_json(report / "summary.json", dict[str, Any])
             return summary if list(summary["arms"]) == ordered_arms(self.arms) else None
         except (StedmError, KeyError, TypeError):
             return None
@@ -111,13 +111,17 @@ class Experiment:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
         context = self.context
         root = context.dataset.root
-        problems = check_dataset(
+        found = examine(
             root,
             read_unlabeled_masks="upper" in self.arms,
             unseen_categories=self.config.data.unseen_categories,
+            annotated=set(context.annotated.table["image_file_name"]),
+            scored_split=self.config.evaluation.split,
         )
-        if problems:
-            raise StedmError.of(problems, f"`stedm check {root}` lists all")
+        for line in found.warnings:
+            self.reporter.say(f"warning: {line}")
+        if found.problems:
+            raise StedmError.of(found.problems, f"`stedm check {root}` lists all")
         if len(context.unlabeled) == 0:
             for arm in self.arms:
                 if uses_ssl(arm) or uses_self_training(arm) or uses_synthetic(arm):
@@ -243,6 +247,11 @@ class Experiment:
             "Unannotated": context.unlabeled.size,
             "Segmenters": f"{config.segmentation.steps} steps of {config.segmentation.batch} in every arm",
         }
+        shown = list if pseudonyms is None else pseudonyms.patients
+        categories = context.held_out.table.groupby("patient_id")["category"].nunique()
+        if (categories > 1).any():
+            mixed = ", ".join(shown(categories.index[categories > 1]))
+            notes["Patients of several categories"] = f"{mixed}: each counts under the most frequent one of its images"
         if self.last_round.is_drawn:
             diffusion, fine_tune = config.diffusion, config.rounds.fine_tune
             notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"
@@ -253,8 +262,7 @@ class Experiment:
             sampling = config.synthesis.sampling
             notes["Synthetic"] = f"{config.synthesis.n_images} images, {sampling.nfe} network evaluations each"
         if (self.folder / "agreement.csv").is_file():
-            doubted, n = self.last_round.contradicted(), len(context.unlabeled.patients())
-            doubted = doubted if pseudonyms is None else pseudonyms.patients(doubted)
+            doubted, n = shown(self.last_round.contradicted()), len(context.unlabeled.patients())
             names = f": {', '.join(doubted[:10])}{' ...' if len(doubted) > 10 else ''}" if doubted else ""
             notes["Segmenters contradict each other"] = (
                 f"before and after synthetic images, about {len(doubted)} of {n} unannotated patients{names} "

@@ -12,15 +12,21 @@ from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
 from stedm.io.files import fingerprint, is_temporary, write_json, write_text
+from stedm.io.ownership import is_marked
 
 MAY_CHANGE = ("name", "data.path", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
 """Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
 added; where a run is computed and where its data lie doesn't matter (whether they are the same data is looked at)."""
+_MARK = "# The whole configuration of this run, written by stedm."
 
 
 def claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there but for `MAY_CHANGE`."""
     path = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise StedmError(f"{folder}: is a file and a run is a folder; give another -o")
+    if path.is_file() and not is_marked(path, _MARK) and not (folder / "provenance.json").is_file():
+        raise StedmError(f"{path}: is there and stedm did not write it; give another -o")
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     begun = any(name not in ("config.yaml", ".lock") and not is_temporary(name) for name in names)
     # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
@@ -38,8 +44,8 @@ def claim(folder: Path, config: RunConfig) -> None:
             )
     elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
-    text = to_yaml(config)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # a complete run may lie in a read-only folder
+    text = f"{_MARK}\n{to_yaml(config)}"
+    if not path.is_file() or path.read_bytes() != text.encode():  # a complete run may lie in a read-only folder
         write_text(path, text)
 
 

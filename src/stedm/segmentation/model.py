@@ -24,6 +24,7 @@ from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
 from stedm.io.files import replacing, write_json
 from stedm.io.manifest import verify_folder, write_manifest
+from stedm.io.ownership import check_folder
 from stedm.io.weights import load_backbone_weights, load_weights, read_weights, require_finite
 from stedm.seeds import seed_for
 
@@ -51,6 +52,8 @@ class SegmenterInfo:
     ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
     mpp: Annotated[float, Field(gt=0)] | None = None
     """Microns per pixel of those images; None where they have no resolution in common or it isn't known."""
+    source_px: list[int] | None = None
+    """Smallest and largest shorter side of the images before they were reduced to `image_px`; None in older folders."""
     mirror: bool = False
     """Whether it predicts from mirror images too (see `Mirrored`)."""
 
@@ -170,6 +173,7 @@ def save_segmenter(
     *,
     image_px: int,
     mpp: float | None = None,
+    source_px: list[int] | None = None,
     mirror: bool = False,
 ) -> Path:
     """Write `config.json` and `model.safetensors`, the whole folder atomically.
@@ -177,6 +181,7 @@ def save_segmenter(
     Args:
         config: which network it is; None = one's own.
         dataset: what it was trained on, at `image_px` and, where that is known, `mpp` microns per pixel.
+        source_px: smallest and largest shorter side of those images as they are stored.
         mirror: whether it is to predict from mirror images too.
     """
     which = (
@@ -190,9 +195,11 @@ def save_segmenter(
         image_px=image_px,
         ignore_index=dataset.ignore_index,
         mpp=mpp,
+        source_px=source_px,
         mirror=mirror,
     )
     folder = Path(folder)
+    check_folder(folder, "config.json")
     # Cloned: a network of one's own may hold a tensor under two names, which safetensors refuses.
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     require_finite(weights, str(folder))

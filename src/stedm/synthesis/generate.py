@@ -22,6 +22,7 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.io.artefacts import parse_json
 from stedm.io.files import claim
+from stedm.io.images import class_palette
 from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
@@ -167,7 +168,7 @@ class _Writer:
 
 def _write(folder: Path, image_ids: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
     for image_id, image, mask in zip(image_ids, images, masks, strict=True):
-        write_png(folder / _mask_name(image_id), mask)
+        write_png(folder / _mask_name(image_id), mask, palette=class_palette())
         write_png(folder / _image_name(image_id), image)
 
 

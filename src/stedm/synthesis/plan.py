@@ -64,6 +64,10 @@ class PlanAttributes:
     predicted_layouts: str | None = None
 
 
+MARK = "style_image_file_names"
+"""A column that only plans have (see stedm.io.ownership)."""
+
+
 def make_plan(
     config: SynthesisConfig,
     annotated: DatasetFolder,
