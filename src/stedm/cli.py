@@ -55,9 +55,7 @@ Preset = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that stedm did not write.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
-Pseudonymise = Annotated[
-    bool, typer.Option("--pseudonymise", help="For what leaves the house: numbers for ids of patients, no paths.")
-]
+Pseudonymise = Annotated[bool, typer.Option("--pseudonymise", help="Numbers for ids of patients, and no paths.")]
 
 
 @app.command()
@@ -80,15 +78,14 @@ def run(
     pseudonymise: Pseudonymise = False,
 ) -> None:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Run again to resume."""
-    options = {"preset": preset, "overrides": overrides, "workers": workers, "engine": engine}
-    _run(config, output, **options, pseudonymise=pseudonymise)
+    _run(config, output, preset, overrides, workers=workers, engine=engine, pseudonymise=pseudonymise)
 
 
-def _run(config: Path, output: Path, **options: Any) -> None:
+def _run(config: Path, output: Path, preset=None, overrides=None, **options: Any) -> None:
     from stedm.evaluation.text import summary_text
     from stedm.experiment.api import run
 
-    typer.echo(summary_text(run(config, output, **options)))
+    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, **options)))
     folder = "report_pseudonymised" if options.get("pseudonymise") else "report"
     typer.echo(f"report: {output / folder / 'report.html'}")
 
@@ -261,8 +258,8 @@ def synthesize(
 
     part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
     with make_pool(engine) as pool, Reporter().stage("draw synthetic images") as tick:
-        options = {"shard": part, "pool": pool, "model_folder": model, "pseudonymise": pseudonymise}
-        complete = draw(painter, rows, output, **options, on_progress=tick)
+        how = {"shard": part, "pool": pool, "model_folder": model, "pseudonymise": pseudonymise}
+        complete = draw(painter, rows, output, **how, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
 
@@ -354,8 +351,8 @@ def evaluate(
     from stedm.evaluation.scoring import evaluate_segmenter
     from stedm.evaluation.text import summary_text
 
-    options = {"overwrite": overwrite, "pseudonymise": pseudonymise}
-    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output, **options)))
+    how = {"overwrite": overwrite, "pseudonymise": pseudonymise}
+    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output, **how)))
 
 
 @app.command()
