@@ -1,7 +1,7 @@
 """RUN/data_files.parquet: the files of the data that a run was begun with, so that it doesn't go on with others.
 
 A file is hashed when the run begins, and again where its size or times have changed: data that were copied to another
-place are the same data, and a run that goes on costs a look at each file's times. These lie in RUN/.data_times.parquet,
+place are the same data, and a run that goes on costs a look at each file's times. These lie in RUN/.data_times,
 which may be removed.
 """
 
@@ -31,7 +31,7 @@ def check_files(folder: Path, dataset: DatasetFolder, *, unlabeled_masks: bool) 
         StedmError: a file has another content, or is missing.
     """
     files = _files_of(dataset, unlabeled_masks)
-    sums_file, times_file = folder / "data_files.parquet", folder / ".data_times.parquet"
+    sums_file, times_file = folder / "data_files.parquet", folder / ".data_times"
     before = _read(sums_file, _SUMS) if sums_file.is_file() else {}
     try:
         times = _read(times_file, _TIMES) if before else {}
