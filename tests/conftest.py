@@ -125,7 +125,7 @@ def shared_data():
     return find
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_run():
     """Factory: `tiny_run(data, **segmentation)` gives the values of a configuration whose networks train in seconds."""
 

@@ -3,17 +3,32 @@
 Heavy imports stand inside the verbs, so that `stedm --help` answers at once.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from stedm.errors import StedmError
+from stedm.errors import Interrupted, StedmError, disk_problem, terminable
 from stedm.version import __version__
+
+
+class _Verbs(TyperGroup):
+    """Interrupts leave by a way of their own: Typer makes exits without a word of them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted(error) from error
+
 
 app = typer.Typer(
     name="stedm",
+    cls=_Verbs,
     help="Style-extracting diffusion models for semi-supervised histopathology segmentation.",
     no_args_is_help=True,
     add_completion=False,
@@ -169,26 +184,29 @@ def tile(
 @train_app.command("diffusion")
 def train_diffusion(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
-    experiment = _checked(config, output, preset, overrides)
-    experiment.last_round.model()
+    with _checked(config, output, preset, overrides) as experiment:
+        experiment.last_round.model()
     typer.echo(str(output / "model"))
 
 
 @train_app.command("segmenter")
 def train_segmenter(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
-    experiment = _checked(config, output, preset, overrides)
-    experiment.train_segmenters()
+    with _checked(config, output, preset, overrides) as experiment:
+        experiment.train_segmenters()
     typer.echo(str(output / "segmenters"))
 
 
-def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None) -> Any:
+@contextlib.contextmanager
+def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None) -> Iterator[Any]:
     from stedm.config import load_config
     from stedm.experiment.experiment import Experiment
+    from stedm.io.files import alone_in
 
     experiment = Experiment(load_config(config, overrides, preset), output)
-    experiment.check()
-    return experiment
+    with alone_in(output):
+        experiment.check()
+        yield experiment
 
 
 @app.command()
@@ -379,14 +397,21 @@ def expand_lists(arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: bad input becomes one clear line on stderr and status 1."""
     try:
-        return app(expand_lists(sys.argv[1:] if arguments is None else arguments))
-    except StedmError as error:
-        for line in str(error).splitlines():
-            print(f"stedm: {line}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stedm: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        with terminable():
+            return app(expand_lists(sys.argv[1:] if arguments is None else arguments))
+    except Interrupted as interrupted:
+        _end("interrupted; run the same command again to resume", interrupted.status)
+    except Exception as error:
+        problem = error if isinstance(error, StedmError) else disk_problem(error)
+        if problem is None:
+            raise
+        _end(str(problem), 1)
+
+
+def _end(text: str, status: int) -> NoReturn:
+    for line in text.splitlines():
+        print(f"stedm: {line}", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

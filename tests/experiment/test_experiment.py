@@ -83,9 +83,15 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     assert "For whom" in html
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["packages"]["torch"]
 
+    assert not list((tmp_path / "run").rglob("checkpoints")), "finished networks keep their checkpoints"
     before = _files(tmp_path / "run")
+    # As a kill just after a network was finished leaves them.
+    left = [tmp_path / "run" / name / "checkpoints/step-00000002" for name in (".", "segmenters/ssl/seed-1")]
+    for folder in left:
+        folder.mkdir(parents=True)
     again = Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
     assert again == summary
+    assert not list((tmp_path / "run").rglob("checkpoints"))
     after = _files(tmp_path / "run")
     redone = {path for path in after if after[path] != before.get(path)}
     assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone

@@ -17,7 +17,7 @@ from PIL import Image
 from stedm.data.memory import CacheBudget, common_budget
 from stedm.data.regions import SlideRegions
 from stedm.errors import StedmError
-from stedm.io.files import fingerprint, replacing, write_text
+from stedm.io.files import fingerprint, flush, replacing, write_text
 from stedm.io.images import image_size, leaves_folder, read_image_file, read_mask_file, resized, write_png
 from stedm.io.tables import SPLITS, patient_problems, read_csv
 from stedm.seeds import numpy_generator
@@ -381,6 +381,7 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> 
     write_text(
         root / "dataset.yaml", yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, default_flow_style=None)
     )
+    flush(root)  # images are on the disk before the table that says so
     with replacing(root / "metadata.csv") as temporary:
         table.to_csv(temporary, index=False)
 

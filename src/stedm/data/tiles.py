@@ -20,7 +20,7 @@ import yaml
 from stedm.config import TilingConfig
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
-from stedm.errors import StedmError
+from stedm.errors import DiskError, StedmError
 from stedm.io.files import claim, fingerprint, replacing, write_text
 from stedm.progress import Reporter
 from stedm.slides.placement import misses_tissue
@@ -320,6 +320,8 @@ class _WriteTiles:
         row, tiles = piece
         try:
             return write_tiles(row, tiles, self.config, self.root)
+        except DiskError:  # not the slide's fault: it isn't given up
+            raise
         except StedmError as error:
             return _failure(row, error)
 

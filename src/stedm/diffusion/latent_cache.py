@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stedm.data.symmetry import N_SYMMETRIES
 from stedm.diffusion.codec import AutoencoderCodec
-from stedm.io.files import replacing, write_json
+from stedm.io.files import replacing, write_json, writing
 
 
 class LatentCache:
@@ -39,8 +39,8 @@ class LatentCache:
         index = {"autoencoder": codec.fingerprint, "image_px": image_px, "images": names}
         if not _holds(folder, index):
             _make(folder, index, codec, image_px)
-        self._moments = np.load(folder / "moments.npy", mmap_mode="r+")
-        self._encoded = np.load(folder / "encoded.npy", mmap_mode="r+")
+        self._moments = np.load(folder / "moments.npy", mmap_mode="r")
+        self._encoded = np.load(folder / "encoded.npy", mmap_mode="r")
 
     def __call__(self, images: Tensor, row: Tensor, symmetry_index: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents as `codec.encode(images, noise)` gives them, of images `(b, 3, H, W)` in [-1, 1], which are the rows
@@ -50,10 +50,23 @@ class LatentCache:
         missing = np.flatnonzero(~self._encoded[rows, indices])
         if len(missing):
             encoded = self.codec.moments(images[torch.from_numpy(missing).to(images.device)])
-            self._moments[rows[missing], indices[missing]] = encoded.cpu().numpy().astype(np.float16)
+            places = rows[missing] * N_SYMMETRIES + indices[missing]
+            _put(self._moments, places, encoded.cpu().numpy().astype(np.float16))
             # After the numbers themselves: a process killed in between encodes again.
-            self._encoded[rows[missing], indices[missing]] = True
+            _put(self._encoded, places, np.ones(len(missing), bool))
         return self.codec.sample(torch.from_numpy(self._moments[rows, indices]).to(images.device), noise)
+
+
+def _put(array: np.memmap, places: np.ndarray, values: np.ndarray) -> None:
+    """Write to the file behind an array of (images, symmetries, ...), seen as (images x symmetries, ...).
+
+    Not through the mapped memory: on a full disk that kills the process without a word.
+    """
+    path = Path(array.filename)
+    with writing(path), path.open("r+b") as file:
+        for place, value in zip(places, values, strict=True):
+            file.seek(array.offset + int(place) * value.nbytes)
+            file.write(value.tobytes())
 
 
 def _holds(folder: Path, index: dict) -> bool:

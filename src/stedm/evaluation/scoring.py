@@ -12,6 +12,7 @@ from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.report import write_report
+from stedm.io.files import alone_in
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 
@@ -53,9 +54,9 @@ def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) ->
     name = _arm_of(segmenter)
     counts = count_dataset(segmenter, ImageCache(held_out, info.image_px), arm=name, seed=0)
     notes = {"Data": f"{dataset.info.name}, split {split}, {held_out.size}", "Segmenter": str(segmenter)}
-    return write_report(
-        report, counts, title=f"{name} on {dataset.info.name}", notes=notes, provenance=provenance(dataset)
-    )
+    title = f"{name} on {dataset.info.name}"
+    with alone_in(report):
+        return write_report(report, counts, title=title, notes=notes, provenance=provenance(dataset))
 
 
 def _arm_of(segmenter: Path) -> str:

@@ -4,7 +4,8 @@ RUN/config.yaml provenance.json     what ran, with which versions, on which data
 RUN/data/                           the phantom, where the configuration asks for one
 RUN/teachers/seed-K/                the segmenters of annotated images that label in the first round
 RUN/rounds/R/                       what the rounds before the last made, with the same names as in RUN:
-    checkpoints/ metrics.jsonl model/   training of the diffusion model; its averaged weights
+    metrics.jsonl model/                training of the diffusion model; its averaged weights
+    checkpoints/                        beside any network until it is complete
     pseudo_labels/                      layouts of unannotated images as segmenters are sure of them
     predictors/seed-K/                  segmenters that have learned from the images of the round before
     predicted_layouts/ agreement.csv    what they see, sure or not; whether they contradict the first ones, by patient
@@ -32,6 +33,7 @@ from stedm.evaluation.panels import report_panels
 from stedm.evaluation.report import write_report
 from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stain_distance import stain_distance
+from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.context import RunContext
 from stedm.experiment.folder import check_unchanged, claim
 from stedm.experiment.resolve import resolve, sizes_text
@@ -66,6 +68,17 @@ class Experiment:
             self.last_round.synthetic()
         self.train_segmenters()
         return self.report()
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary that is there, where the run is complete; None = not."""
+        report = self.folder / "report"
+        if not (report / "report.html").is_file() or self.missing_segmenters():
+            return None
+        try:
+            summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+            return summary if list(summary["arms"]) == ordered_arms(self.arms) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @cached_property
     def arms(self) -> list[Arm]:

@@ -10,7 +10,7 @@ from stedm.config import RunConfig, to_yaml
 from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
-from stedm.io.files import write_json, write_text
+from stedm.io.files import is_temporary, write_json, write_text
 
 MAY_CHANGE = ("name", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
 """Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
@@ -20,7 +20,8 @@ added; where a run is computed doesn't matter."""
 def claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there but for `MAY_CHANGE`."""
     path = folder / "config.yaml"
-    begun = folder.is_dir() and any(file.name not in ("config.yaml", ".lock") for file in folder.iterdir())
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    begun = any(name not in ("config.yaml", ".lock") and not is_temporary(name) for name in names)
     # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
     if path.is_file() and begun:
         there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -36,7 +37,9 @@ def claim(folder: Path, config: RunConfig) -> None:
             )
     elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
-    write_text(path, to_yaml(config))
+    text = to_yaml(config)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # a complete run may lie in a read-only folder
+        write_text(path, text)
 
 
 def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:

@@ -24,6 +24,7 @@ from stedm.style.sampling import unannotated_tissue
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.style_bank import StyleBank
+from stedm.training.checkpoint import discard_checkpoints
 
 FIRST_VOTER_STEPS = 400
 """Most steps of the segmenters that label in the first round."""
@@ -144,6 +145,7 @@ class Round:
                     on_progress=tick,
                 )
             context.note_seconds()
+        discard_checkpoints(folder)
         return StyleDiffusion.from_pretrained(folder / "model")
 
     def style_bank(self) -> StyleBank:

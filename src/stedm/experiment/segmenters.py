@@ -7,6 +7,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.experiment.context import RunContext
 from stedm.seeds import seed_for
 from stedm.segmentation.train import train_segmenter
+from stedm.training.checkpoint import discard_checkpoints
 
 
 def is_trained(folder: Path) -> bool:
@@ -50,4 +51,5 @@ def fit_segmenter(
                 on_progress=tick,
             )
         context.note_seconds()
+    discard_checkpoints(folder)
     return folder / "model"

@@ -24,7 +24,7 @@ from torch import nn
 
 from stedm.config import SlideSegmentationConfig, TissueConfig, checked
 from stedm.config.base import read_values
-from stedm.errors import StedmError
+from stedm.errors import DiskError, StedmError
 from stedm.io.files import fingerprint, replacing, write_text
 from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
@@ -174,6 +174,8 @@ class _Segmentation:
             slide = Slide.open(target.source.path, target.source.mpp)
             with self.reporter.stage(f"segment {target.source.name}") as tick:
                 table = segment_slide(self.network, self.info, slide, target.path, self.config, tick, key=target.key)
+        except DiskError:  # not the slide's fault: it isn't given up
+            raise
         except StedmError as error:
             return str(error)
         table.insert(0, "slide_id", target.source.name)
