@@ -200,7 +200,7 @@ def _region_values(
             f"{path}: {nameless[0]}{more} has no class; set it in QuPath, or say `unclassified: CLASS` or "
             "`unclassified: ignore` in the class mapping"
         )
-    listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
+    listed = ", ".join(f"{' '.join(name.split())} ({count})" for name, count in sorted(unknown.items()))
     if unknown and rules.unknown == "error":
         raise StedmError(
             f"{path}: unknown classes {listed}; known are {', '.join(index_of)}: add them to the class mapping, or say "

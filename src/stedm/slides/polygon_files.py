@@ -206,7 +206,8 @@ def _geometry_polygons(path: Path, where: str, geometry: Any) -> Iterator[Rings]
         for rings in polygons:
             yield [_ring(path, where, ring) for ring in rings]
     elif kind not in _WITHOUT_AREA:
-        raise StedmError(f"{path}: {where}: no polygon (geometry is {kind or 'missing'}); draw it again or remove it")
+        kind = " ".join(str(kind or "missing").split())
+        raise StedmError(f"{path}: {where}: no polygon (geometry is {kind}); draw it again or remove it")
 
 
 def _ring(path: Path, where: str, points: Any) -> np.ndarray:
