@@ -182,7 +182,7 @@ def tile(tmp_path, write):
         (tmp_path / "slides.csv").write_text(
             "slide_id,patient_id,split,image,annotation\na,p,train,a.tif,a.geojson\nb,q,train,b.tif,\n"
         )
-        (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes())
+        (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes() + b"\0")
         mapping = {"mapping": {"tumour": "tumour", "Ignore*": "ignore"}, "unannotated": unannotated}
         tissue = {"mpp": 4.0, "smallest_piece_um2": 100, "largest_hole_um2": 0}
         config = TilingConfig(tile_px=64, classes=CLASSES, class_mapping=mapping, tissue=tissue)
