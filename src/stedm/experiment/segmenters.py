@@ -46,6 +46,7 @@ def fit_segmenter(
                 pseudo_labeled=pseudo_labeled,
                 seed=seed_for(context.config.seed, *role),
                 image_px=context.config.data.side,
+                recolour=context.config.recolour,
                 machine=context.config.machine,
                 on_progress=tick,
             )
