@@ -153,11 +153,12 @@ def test_an_interrupt_says_how_to_resume_and_leaves_nothing_half_written(tmp_pat
 def test_errors_of_a_disk_that_nobody_expected_are_one_line(monkeypatch, capsys, tmp_path):
     """Such as in what a library writes by itself."""
     error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "cache"))
-    monkeypatch.setattr("stedm.data.check.check_dataset", lambda _: _raise(error))
-    assert _fails(capsys, "check", tmp_path).startswith(f"stedm: {tmp_path / 'cache'}: Permission denied; give another")
-    monkeypatch.setattr("stedm.data.check.check_dataset", lambda _: _raise(ZeroDivisionError("a fault of ours")))
+    monkeypatch.setattr("stedm.phantom.cohort.make_phantom", lambda *_: _raise(error))
+    verb = ["data", "phantom", str(tmp_path / "out")]
+    assert _fails(capsys, *verb).startswith(f"stedm: {tmp_path / 'cache'}: Permission denied; give another")
+    monkeypatch.setattr("stedm.phantom.cohort.make_phantom", lambda *_: _raise(ZeroDivisionError("a fault of ours")))
     with pytest.raises(ZeroDivisionError):
-        main(["check", str(tmp_path)])
+        main(verb)
 
 
 def _raise(error: Exception) -> None:
