@@ -25,7 +25,7 @@ from torch import nn
 from stedm.config import SlideSegmentationConfig, TissueConfig, checked
 from stedm.config.base import read_values
 from stedm.errors import DiskError, StedmError
-from stedm.io.files import fingerprint, replacing, write_text
+from stedm.io.files import fingerprint, replacing, sweep, write_text
 from stedm.io.ownership import SEGMENTED, check_outputs
 from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
@@ -99,6 +99,7 @@ def segment_slides(
     """
     loaded, info = load_segmenter(model_folder, network)
     config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
+    sweep(output)
     targets = _targets(slides, Path(output), config, Path(model_folder))
     mine = targets[shard[0] :: shard[1]]
     marks = {path: mark for target in mine if not target.is_done(config) for path, mark in target.marks(config).items()}
