@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from stedm.config import MachineConfig, RunConfig, load_config, parse_config, to_yaml
 from stedm.data import cache as samples
-from stedm.data.folder import DatasetFolder, choose_annotated
+from stedm.data.budget import choose_annotated
+from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
@@ -66,6 +67,7 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     report = tmp_path / "run" / "report"
     assert sorted(path.name for path in report.iterdir()) == [
         "counts.parquet",
+        "manifest.json",
         "per_patient.csv",
         "report.html",
         "summary.json",
