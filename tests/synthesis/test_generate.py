@@ -4,7 +4,6 @@ import hashlib
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -214,25 +213,35 @@ def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan,
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
+KILLED = """
+import os, signal, sys
+from PIL import Image
+from stedm.cli import main
+
+written, save = [], Image.Image.save
+
+def save_or_die(image, path, *arguments, **options):
+    save(image, path, *arguments, **options)
+    written.append(path)
+    if sum(path.parents[1].name == "images" for path in written) == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Image.Image.save = save_or_die
+main(sys.argv[1:])
+"""
+
+
 def test_a_killed_synthesis_resumes_to_the_same_set(model, plan, tmp_path):
-    """A real process, killed with SIGKILL while it draws."""
+    """A real process, killed with SIGKILL while it writes its seventh image."""
     model.save_pretrained(tmp_path / "model")
-    plan_path, killed = str(tmp_path / "plan.parquet"), tmp_path / "killed"
-    command = [sys.executable, "-m", "stedm.cli", "synthesize", str(tmp_path / "model"), plan_path, "-o"]
-    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
-    while len(list(killed.glob("images/*.png"))) < 5:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (killed / "metadata.csv").exists(), "it had finished before the kill: the test shows nothing"
-    subprocess.run([*command, str(killed)], check=True, capture_output=True)
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    # What the killed process was writing may lie there under a temporary name; no reader takes it for an image.
-    left = {name: digest for name, digest in _content(killed).items() if "/." not in name}
-    assert left == _content(tmp_path / "whole")
+    verb, killed = ["synthesize", str(tmp_path / "model"), str(tmp_path / "plan.parquet"), "-o"], tmp_path / "killed"
+    process = subprocess.run([sys.executable, "-c", KILLED, *verb, str(killed)], capture_output=True, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list(killed.glob("images/*.png"))) == 6
+    assert list(killed.glob("images/.*/*.png")), "it wasn't killed in the middle of a file"
+    subprocess.run([sys.executable, "-m", "stedm", *verb, str(killed)], check=True, capture_output=True)
+    synthesize(StyleDiffusion.from_pretrained(tmp_path / "model"), plan, tmp_path / "whole")
+    assert _content(killed) == _content(tmp_path / "whole"), "also nothing under temporary names"
 
 
 def test_images_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset, tmp_path):

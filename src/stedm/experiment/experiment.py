@@ -43,6 +43,7 @@ from stedm.experiment.resolve import resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
 from stedm.experiment.segmenters import fit_segmenter, is_trained
 from stedm.io.artefacts import read_json
+from stedm.io.manifest import verify
 from stedm.progress import Reporter
 from stedm.segmentation.model import build_segmenter
 
@@ -90,6 +91,7 @@ class Experiment:
         if not (report / "report.html").is_file() or self.missing_segmenters():
             return None
         try:
+            verify(report, "summary.json")
             summary = read_json(report / "summary.json", dict[str, Any])
             return summary if list(summary["arms"]) == ordered_arms(self.arms) else None
         except (StedmError, KeyError, TypeError):

@@ -26,7 +26,7 @@ from stedm.config import SlideSegmentationConfig, TissueConfig, checked
 from stedm.config.base import read_values
 from stedm.errors import DiskError, StedmError
 from stedm.io.artefacts import Column, read_csv_table
-from stedm.io.files import fingerprint, replacing, write_text
+from stedm.io.files import fingerprint, replacing, sweep, write_text
 from stedm.io.manifest import verify_sum, write_sum
 from stedm.io.ownership import SEGMENTED, check_outputs
 from stedm.progress import Reporter
@@ -101,6 +101,7 @@ def segment_slides(
     """
     loaded, info = load_segmenter(model_folder, network)
     config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
+    sweep(output)
     targets = _targets(slides, Path(output), config, Path(model_folder))
     mine = targets[shard[0] :: shard[1]]
     marks = {path: mark for target in mine if not target.is_done(config) for path, mark in target.marks(config).items()}
