@@ -71,7 +71,8 @@ def test_annotations_of_qupath_lie_on_the_tissue(scn, tmp_path, table_only):
     assert {*table["bounds_x"].astype(int), *table["bounds_y"].astype(int)} == {512, 256}
     assert (dataset.read_mask(0) == 1).all()
     assert np.abs(dataset.read_image(0).mean((0, 1)) - (190, 110, 165)).max() < 8
-    assert check_dataset(tmp_path / "out") == []
+    # Both slides are one here, and all of their tissue is tumour.
+    assert all("hold only class" in line or "are the same" in line for line in check_dataset(tmp_path / "out"))
 
 
 def test_tiles_that_count_from_level_0_are_found(scn, tmp_path):

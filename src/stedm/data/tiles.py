@@ -193,9 +193,6 @@ def tile_slides(
     slides = read_slides(slides_csv)
     if (slides["annotation"] != "").any() and not config.classes:
         raise StedmError(f"{slides_csv}: there are annotations; name the classes in the tiling configuration (classes)")
-    problems, warnings = slide_findings(slides)
-    if problems:
-        raise StedmError.of([f"{slides_csv}: {problem}" for problem in problems])
     _claim(root, config, table_only)
     rows = slides.to_dict("records")
     with contextlib.nullcontext(pool) if pool else LocalPool(workers) as running:
@@ -205,7 +202,7 @@ def tile_slides(
         if not table_only and tables:
             with reporter.stage("write tiles") as tick:
                 failures |= work.write_tiles(tables, tick)
-    complete = True
+    complete, warnings = True, []
     if shard[1] > 1:
         work.note(failures)
         tables, failures, complete = _of_all_shards(root, config, rows, table_only)
@@ -213,14 +210,16 @@ def tile_slides(
     if complete:
         if not sum(map(len, tables.values())):
             raise StedmError("\n".join(failures.values()) or f"{slides_csv}: no slide has a tile with enough tissue")
-        warnings += patient_warnings(slides, "slides") + _finish(root, config, slides, tables, table_only)
+        warnings = [*_finish(root, config, slides, tables, table_only), *patient_warnings(slides, "slides")]
+        # `check` refuses the first of them; here the slides that aren't two are done.
+        warnings += [line for lines in slide_findings(slides) for line in lines]
     return TilingResult(
         tiles=sum(map(len, tables.values())),
         slides=sum(len(table) > 0 for table in tables.values()),
         without_tissue=[slide_id for slide_id, table in tables.items() if len(table) == 0],
         failures=list(failures.values()),
         notes=_notes(tables),
-        warnings=warnings if complete else [],
+        warnings=warnings,
         complete=complete,
     )
 

@@ -16,6 +16,11 @@ SPLITS = ("train", "unlabeled", "val", "test")
 def read_csv(path: Path) -> pd.DataFrame:
     """A CSV file with every cell as text, "" where empty; `StedmError` if it isn't one."""
     try:
+        with open(path, encoding="utf-8-sig") as file:
+            head = file.readline()
+        for separator, name in (";", "a semicolon"), ("\t", "a tab"):
+            if separator in head and "," not in head:
+                raise StedmError(f"{path}: the separator is {name}; save the table with commas")
         with warnings.catch_warnings():
             # Pandas only warns of rows longer than the header, and drops their end.
             warnings.simplefilter("error", pd.errors.ParserWarning)
