@@ -53,6 +53,7 @@ Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do part I of
 Preset = Annotated[
     str | None, typer.Option("--preset", metavar="cpu|gpu|paper", help="Sizes that follow from the machine.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that stedm did not write.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
 
 
@@ -223,12 +224,15 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="plan.parquet")],
     preset: Preset = None,
     overrides: Overrides = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Decide which layout is painted in whose style, a row an image; as in the first round of a run."""
     from stedm.config import load_config
     from stedm.experiment.planning import plan_images
-    from stedm.synthesis.plan import write_plan
+    from stedm.io.ownership import check_outputs
+    from stedm.synthesis.plan import MARK, write_plan
 
+    check_outputs({output: MARK}, [config], overwrite=overwrite)
     write_plan(plan_images(load_config(config, overrides, preset), n), output)
     typer.echo(str(output))
 
@@ -263,15 +267,19 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="On style; the recommended one unless given.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The recommended number unless given.")] = None,
     seed: int = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Paint one layout in the style of given images."""
     from stedm.diffusion.pipeline import StyleDiffusion
     from stedm.io.images import read_image_file, read_mask_file, write_png
+    from stedm.io.ownership import PAINTED, check_outputs
 
+    check_outputs({output: PAINTED}, [layout, *style], overwrite=overwrite)
     mask = read_mask_file(layout.parent, layout.name)
     images = [read_image_file(path.parent, path.name) for path in style]
     painter = StyleDiffusion.from_pretrained(model)
-    write_png(output, painter.generate(mask, images, guidance=guidance, steps=steps, seed=seed)[0])
+    image = painter.generate(mask, images, guidance=guidance, steps=steps, seed=seed)[0]
+    write_png(output, image, software=PAINTED)
     typer.echo(str(output))
 
 
@@ -284,16 +292,20 @@ def segment(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder, or FILE.geojson for one slide.")
     ],
-    mpp: Annotated[float | None, typer.Option(help="Slides: microns per pixel; the model's unless given.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel: of the images; of slides that at which they are seen.")
+    ] = None,
     tolerance_um: Annotated[float | None, typer.Option(help="Slides: detail of the outlines to give up.")] = None,
     label_map: Annotated[bool, typer.Option("--label-map", help="Slides: an OME-TIFF of class indices too.")] = False,
     engine: EngineName = "local",
     shard: Shard = "1/1",
     overrides: Overrides = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Segment images (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
 
-    Slides that are done in the folder are skipped: run again to resume.
+    Images and slides are seen at the resolution of the training images, large ones in tiles. Slides that are done in
+    the folder are skipped: run again to resume.
     """
     from stedm.segmentation.predict import segment_folder
     from stedm.segmentation.slide_sources import slides_in
@@ -305,13 +317,16 @@ def segment(
     config = load_slide_config([*(overrides or []), *given])
     part, slides = parse_shard(shard), slides_in(images, output)
     if slides is None:
-        if given or overrides or engine != "local" or part != (0, 1):
-            flags = "--mpp, --tolerance-um, --label-map, --engine, --shard and --set"
+        if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
+            flags = "--tolerance-um, --label-map, --engine, --shard and --set"
             raise StedmError(f"{images}: no slides; {flags} are for slides")
-        typer.echo(f"{output}: {len(segment_folder(model, images, output))} masks")
+        masks = segment_folder(model, images, output, mpp, say=typer.echo, overwrite=overwrite)
+        typer.echo(f"{output}: {len(masks)} masks")
         return
     with make_pool(engine) as pool:
-        done = segment_slides(model, slides, output, config, pool=pool, shard=part)
+        done = segment_slides(
+            model, slides, output, config, pool=pool, shard=part, inputs=[images], overwrite=overwrite
+        )
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
     typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides{rest}")
     if done.failures:
@@ -324,24 +339,26 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REPORT", help="Report folder.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    overwrite: Overwrite = False,
 ) -> None:
     """Score a segmenter on a dataset, patient by patient."""
     from stedm.evaluation.scoring import evaluate_segmenter
     from stedm.evaluation.text import summary_text
 
-    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output)))
+    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output, overwrite=overwrite)))
 
 
 @app.command()
 def compare(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT REPORT ...", help="Report folders.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="report.html")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare reports on the patients they share."""
     from stedm.evaluation.compare import compare_reports
     from stedm.evaluation.text import summary_text
 
-    typer.echo(summary_text(compare_reports(reports, output)))
+    typer.echo(summary_text(compare_reports(reports, output, overwrite=overwrite)))
 
 
 @config_app.command("show")

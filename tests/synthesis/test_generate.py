@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stedm import StyleDiffusion
 from stedm.config import (
@@ -166,14 +167,23 @@ def test_rows_with_other_guidance_are_drawn_with_it(model, dataset, tmp_path):
             assert np.abs(plain[0].astype(int) - made.read_image(row)).max() > 1
 
 
+def test_masks_are_not_black_in_viewers(model, plan, tmp_path):
+    synthesize(model, plan, tmp_path / "set")
+    for path in (tmp_path / "set" / "masks").iterdir():
+        with Image.open(path) as mask:
+            shown = np.array(mask.convert("RGB"))[np.array(mask) == 1]
+            assert mask.mode == "P"
+            assert (shown == (200, 0, 0)).all()
+
+
 def test_an_error_of_writing_ends_the_run(model, plan, tmp_path, monkeypatch):
     """Images are written in a thread, where an error could get lost; of the last batch too."""
     last = f"{plan['image_id'].iloc[-1]}.png"
 
-    def full_disk(path, array):
+    def full_disk(path, array, **options):
         if path.name == last:
             raise OSError("No space left on device")
-        write_png(path, array)
+        write_png(path, array, **options)
 
     monkeypatch.setattr("stedm.synthesis.generate.write_png", full_disk)
     with pytest.raises(OSError, match="No space left"):

@@ -11,8 +11,9 @@ from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
-from stedm.evaluation.report import write_report
+from stedm.evaluation.report import REPORT_MARKS, write_report
 from stedm.io.files import alone_in
+from stedm.io.ownership import check_outputs
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 
@@ -42,10 +43,16 @@ def count_dataset(segmenter: Path, images: ImageCache, *, arm: str, seed: int) -
     )
 
 
-def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) -> dict[str, Any]:
-    """Score a segmenter folder on a split of a dataset and write a report; the arm is named after the folder."""
+def evaluate_segmenter(
+    segmenter: Path, root: Path, split: str, report: Path, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Score a segmenter folder on a split of a dataset and write a report; the arm is named after the folder.
+
+    Raises `StedmError` where the report would replace files that stedm did not write, unless `overwrite`.
+    """
     if split not in ("val", "test"):
         raise StedmError(f"--split {split}: use val or test")
+    check_outputs({report / name: mark for name, mark in REPORT_MARKS.items()}, overwrite=overwrite)
     _, info = load_segmenter(segmenter)
     dataset = DatasetFolder.open(root)
     held_out = dataset.split(split)

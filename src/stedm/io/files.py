@@ -188,6 +188,19 @@ def alone_in(folder: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def visible_files(folder: Path, *, deep: bool = True) -> list[Path]:
+    """Files of a folder, sorted, with `deep` those of its folders too; nothing that is hidden or lies in what is.
+
+    Names that begin with a dot are put there by systems and editors: `._a.png` by macOS, `.ipynb_checkpoints`.
+    """
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
+    )
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text atomically."""
     with replacing(path) as temporary:

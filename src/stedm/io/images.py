@@ -10,12 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
 
+# RGB of classes on stained tissue, by index; the first is the background.
+CLASS_COLOURS = (
+    (200, 200, 200),
+    (200, 0, 0),
+    (0, 150, 136),
+    (230, 159, 0),
+    (86, 110, 233),
+    (123, 63, 140),
+    (139, 195, 74),
+    (216, 70, 160),
+)
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _EXIF_ORIENTATION = 0x0112
+# A print of 4,800 dots per inch has 5.3 microns per pixel.
+_PLAUSIBLE_MPP = (0.05, 5.0)
 # What Pillow's decoders raise on damaged files.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _LARGE_PX = 4_000_000
@@ -63,7 +77,7 @@ def _opened_image(root: Path, name: str) -> Iterator[Image.Image]:
     """An image file of the folder before it is decoded; what can't be taken is a `StedmError`, also while it is."""
     path = file_inside(root, name)
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
+        with Image.open(path, formats=FORMATS) as image:
             _refuse_large(name, image)
             # Pillow would cut RGB of 16 bits to 8 silently; the raw mode of the file tells.
             deep = image.mode in ("I", "F") or ";16" in image.mode or any(";16" in str(tile) for tile in image.tile)
@@ -73,7 +87,7 @@ def _opened_image(root: Path, name: str) -> Iterator[Image.Image]:
     except _TOO_LARGE as error:
         raise _too_large(name) from error
     except UNREADABLE as error:
-        raise StedmError(f"{name}: not a readable PNG, JPEG or TIFF image ({error}); replace the file") from error
+        raise StedmError(f"{name}: not a readable PNG, JPEG, TIFF or BMP image ({error}); replace the file") from error
 
 
 def _refuse_large(name: str, image: Image.Image) -> None:
@@ -88,7 +102,7 @@ def _too_large(name: str) -> StedmError:
 
 
 def read_image_file(root: Path, name: str, image_px: int | None = None) -> np.ndarray:
-    """Decode a PNG, JPEG or TIFF file of the folder to uint8 RGB (H, W, 3); transparent parts become white."""
+    """Decode a PNG, JPEG, TIFF or BMP file of the folder to uint8 RGB (H, W, 3); transparent parts become white."""
     with _opened_image(root, name) as image:
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
@@ -130,6 +144,22 @@ def _opened_mask(root: Path, name: str) -> Iterator[Image.Image]:
         raise _too_large(name) from error
     except UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG mask ({error}); replace the file") from error
+
+
+def image_mpp(root: Path, name: str) -> float | None:
+    """Microns per pixel by the resolution that an image file states, None where it states none that can be meant.
+
+    Most files say 72, 96 or 300 dots per inch, which are for printers: only what a microscope gives is believed, and
+    that both axes agree on.
+    """
+    path = file_inside(root, name)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            across, down = (25_400 / float(dots) for dots in image.info.get("dpi", (1, 1)))
+    except (*UNREADABLE, ArithmeticError, TypeError):
+        return None
+    smallest, largest = _PLAUSIBLE_MPP
+    return across if smallest <= across <= largest and abs(down / across - 1) <= 0.02 else None
 
 
 def read_mask_file(root: Path, name: str) -> np.ndarray:
@@ -178,9 +208,33 @@ def _alone(image: Image.Image, large: contextlib.AbstractContextManager | None) 
     return large if large is not None and image.width * image.height > _LARGE_PX else contextlib.nullcontext()
 
 
-def write_png(path: str | Path, array: np.ndarray, *, compress_level: int = 6) -> None:
-    """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically; level 1 is the fastest, 9 the smallest."""
+def class_palette(ignore_index: int = 255) -> bytes:
+    """Colours for the 256 values of a mask, RGB by turns: those of the classes, and white where it is ignored."""
+    colours = [CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(256)]
+    colours[ignore_index] = (255, 255, 255)
+    return bytes(value for colour in colours for value in colour)
+
+
+def write_png(
+    path: str | Path,
+    array: np.ndarray,
+    *,
+    compress_level: int = 6,
+    palette: bytes | None = None,
+    software: str | None = None,
+) -> None:
+    """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically; level 1 is the fastest, 9 the smallest.
+
+    Args:
+        palette: colours in which viewers show the values of (H, W), as `class_palette` gives them; None = grey.
+        software: what made it, written into the file (see stedm.io.ownership).
+    """
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {array.dtype} {array.shape}")
+    image, notes = Image.fromarray(array), PngImagePlugin.PngInfo()
+    if palette is not None:
+        image.putpalette(palette)
+    if software is not None:
+        notes.add_text("Software", software)
     with replacing(path, durable=False) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG", compress_level=compress_level)
+        image.save(temporary, format="PNG", compress_level=compress_level, pnginfo=notes)

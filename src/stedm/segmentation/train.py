@@ -17,6 +17,7 @@ from stedm.config import (
     uses_synthetic,
 )
 from stedm.data.folder import DatasetFolder
+from stedm.data.squares import shorter_sides
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
 from stedm.seeds import seed_for
@@ -101,6 +102,7 @@ def train_segmenter(
             annotated.info,
             image_px=image_px,
             mpp=annotated.common_mpp(image_px),
+            source_px=shorter_sides(annotated),
             mirror=config.mirror,
         )
     trainer.accelerator.wait_for_everyone()
