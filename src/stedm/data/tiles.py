@@ -25,7 +25,7 @@ from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
 from stedm.errors import DiskError, StedmError
 from stedm.io.files import claim, fingerprint, replacing, write_text
 from stedm.io.names import without_split_words
-from stedm.io.tables import patient_warnings
+from stedm.io.tables import patient_warnings, write_csv
 from stedm.progress import Reporter
 from stedm.slides.placement import misses_tissue
 from stedm.slides.slide import Slide
@@ -265,7 +265,7 @@ def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict
         kept = slides[slides["slide_id"].isin(used)]
         # The resolution that the positions were computed with, also where the file said it.
         kept = kept.assign(mpp=[used[slide_id]["slide_mpp"].iloc[0] for slide_id in kept["slide_id"]])
-        write_text(root / "slides.csv", kept.to_csv(index=False))
+        write_csv(root / "slides.csv", kept)
     table = pd.concat(used.values(), ignore_index=True)
     write_metadata(root, info, table)
     return tile_warnings(info, table) if config.classes else []

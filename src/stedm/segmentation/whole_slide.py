@@ -25,8 +25,9 @@ from torch import nn
 from stedm.config import SlideSegmentationConfig, TissueConfig, checked
 from stedm.config.base import read_values
 from stedm.errors import DiskError, StedmError
-from stedm.io.files import fingerprint, replacing, write_text
+from stedm.io.files import fingerprint, write_text
 from stedm.io.ownership import SEGMENTED, check_outputs
+from stedm.io.tables import read_csv, write_csv
 from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
@@ -123,7 +124,7 @@ def segment_slides(
         pending = []
     written = [target for target in targets if target not in failures and target not in pending]
     if written and not pending and written[0].mark is not None:
-        _write_table(Path(output) / "areas.csv", pd.concat(pd.read_csv(target.mark) for target in written))
+        write_csv(Path(output) / "areas.csv", pd.concat(read_csv(target.mark) for target in written if target.mark))
     return SegmentedSlides(
         [target.path for target in written], [failures[target] for target in targets if target in failures], not pending
     )
@@ -195,9 +196,9 @@ class _Segmentation:
         except StedmError as error:
             return str(error)
         table.insert(0, "slide_id", target.source.name)
-        _write_table(target.path.with_suffix(".csv"), table)
+        write_csv(target.path.with_suffix(".csv"), table)
         if target.mark is not None:
-            _write_table(target.mark, table)
+            write_csv(target.mark, table)
         return None
 
 
@@ -399,8 +400,3 @@ def _areas(counts: dict[str, int], classes: Sequence[str], mpp: float) -> pd.Dat
     pixels = np.array([counts[name] for name in classes])
     table = pd.DataFrame({"class": list(classes), "pixels": pixels, "area_mm2": pixels * mpp**2 / 1e6})
     return table.assign(fraction=pixels / max(pixels.sum(), 1), mpp=mpp)
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
