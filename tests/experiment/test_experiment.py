@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from stedm.config import MachineConfig, RunConfig, load_config, parse_config, to_yaml
 from stedm.data import cache as samples
-from stedm.data.folder import DatasetFolder, choose_annotated
+from stedm.data.budget import choose_annotated
+from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
