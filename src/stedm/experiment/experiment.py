@@ -223,7 +223,7 @@ class Experiment:
         categories = context.held_out.table.groupby("patient_id")["category"].nunique()
         if (categories > 1).any():
             notes["Patients of several categories"] = (
-                f"{', '.join(categories.index[categories > 1])}: each counts under the most frequent one of its images"
+                f"{(categories > 1).sum()} of {len(categories)}; each counts under the most frequent one of its images"
             )
         if self.last_round.is_drawn:
             diffusion, fine_tune = config.diffusion, config.rounds.fine_tune
