@@ -293,8 +293,10 @@ def _are_written(root: Path, tiles: pd.DataFrame) -> bool:
 
 
 def _table_path(root: Path, config: TilingConfig, row: dict[str, Any]) -> Path:
-    # Named by all that decides its content, so that a corrected row of slides.csv is done anew.
-    return root / ".tiling" / f"{row['slide_id']}-{fingerprint([row, config.model_dump()])}.parquet"
+    # Named by all that decides its content, so that a corrected row of slides.csv, or file of it, is done anew.
+    files = [Path(row[name]) for name in ("image", "annotation") if row[name]]
+    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()]
+    return root / ".tiling" / f"{row['slide_id']}-{fingerprint([row, config.model_dump(), stamps])}.parquet"
 
 
 @dataclass(frozen=True)
