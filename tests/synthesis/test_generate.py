@@ -85,6 +85,17 @@ def test_a_model_that_learned_from_deformed_images_gets_deformed_ones(model, pla
     assert not any(np.array_equal(view, image) for view in deformed[0] for image in whole[0])
 
 
+@pytest.mark.parametrize("image_id", ["../../../x", "/tmp/x", "a/../../b", "a\\..\\b", "a\x00", ""])
+def test_a_plan_that_leads_elsewhere_is_refused_before_anything_is_written(model, plan, tmp_path, image_id):
+    plan.loc[1, "image_id"] = image_id
+    with pytest.raises(StedmError, match=r"plan row .*: image_id"):
+        synthesize(model, plan, tmp_path / "deep" / "set")
+    assert not (tmp_path / "deep").exists()
+    write_plan(plan, tmp_path / "evil.parquet")
+    with pytest.raises(StedmError, match=r"plan row .*: image_id"):
+        read_plan(tmp_path / "evil.parquet")
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library
 def test_hugging_face_reads_the_set(model, plan, tmp_path, hugging_face):
     synthesize(model, plan.iloc[:4], tmp_path / "set")

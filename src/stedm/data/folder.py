@@ -21,7 +21,7 @@ from stedm.errors import StedmError
 from stedm.io.files import fingerprint, flush, replacing, write_text
 from stedm.io.images import image_size, leaves_folder, read_image_file, read_mask_file, resized, write_png
 from stedm.io.manifest import verify, verify_present, write_manifest
-from stedm.io.tables import SPLITS, patient_problems, read_csv
+from stedm.io.tables import SPLITS, csv_text, patient_problems, read_csv
 
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
@@ -316,7 +316,7 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame, *, 
     )
     flush(root)  # images are on the disk before the table that says so
     with replacing(root / "metadata.csv") as temporary:
-        table.rename(columns=_IN_FILE).to_csv(temporary, index=False)
+        temporary.write_text(csv_text(table.rename(columns=_IN_FILE)), encoding="utf-8")
         if sealed:
             names = ["dataset.yaml", *table["image_file_name"], *table["mask_file_name"]]
             write_manifest(root, {name: root / name for name in names if name} | {"metadata.csv": temporary})

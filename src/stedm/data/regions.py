@@ -157,7 +157,10 @@ def region_problems(root: Path, classes: list[str], ignore_index: int, table: pd
     Annotations of `unlabeled` slides stay closed.
     """
     if missing := [column for column in REGION_COLUMNS if column not in table]:
-        return [f"metadata: column {name} is missing; a row of a slide needs it" for name in missing]
+        return [
+            f"metadata: column {name} is missing; rows of slides need it (if these are image files, remove slides.csv)"
+            for name in missing
+        ]
     bad = ~np.isfinite(table[list(REGION_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")).all(axis=1)
     problems = [
         f"metadata: row {row + 1}: x, y, tile_px, mpp and slide_mpp must be numbers" for row in np.flatnonzero(bad)

@@ -26,7 +26,7 @@ from stedm.errors import DiskError, StedmError
 from stedm.io.artefacts import Column, read_parquet, write_parquet
 from stedm.io.files import claim, fingerprint, write_text
 from stedm.io.names import without_split_words
-from stedm.io.tables import patient_warnings
+from stedm.io.tables import patient_warnings, write_csv
 from stedm.progress import Reporter
 from stedm.slides.placement import misses_tissue
 from stedm.slides.slide import Slide
@@ -194,9 +194,6 @@ def tile_slides(
     slides = read_slides(slides_csv)
     if (slides["annotation"] != "").any() and not config.classes:
         raise StedmError(f"{slides_csv}: there are annotations; name the classes in the tiling configuration (classes)")
-    problems, warnings = slide_findings(slides)
-    if problems:
-        raise StedmError.of([f"{slides_csv}: {problem}" for problem in problems])
     _claim(root, config, table_only)
     rows = slides.to_dict("records")
     with contextlib.nullcontext(pool) if pool else LocalPool(workers) as running:
@@ -206,7 +203,7 @@ def tile_slides(
         if not table_only and tables:
             with reporter.stage("write tiles") as tick:
                 failures |= work.write_tiles(tables, tick)
-    complete = True
+    complete, warnings = True, []
     if shard[1] > 1:
         work.note(failures)
         tables, failures, complete = _of_all_shards(root, config, rows, table_only)
@@ -214,14 +211,16 @@ def tile_slides(
     if complete:
         if not sum(map(len, tables.values())):
             raise StedmError("\n".join(failures.values()) or f"{slides_csv}: no slide has a tile with enough tissue")
-        warnings += patient_warnings(slides, "slides") + _finish(root, config, slides, tables, table_only)
+        warnings = [*_finish(root, config, slides, tables, table_only), *patient_warnings(slides, "slides")]
+        # `check` refuses the first of them; here the slides that aren't two are done.
+        warnings += [line for lines in slide_findings(slides) for line in lines]
     return TilingResult(
         tiles=sum(map(len, tables.values())),
         slides=sum(len(table) > 0 for table in tables.values()),
         without_tissue=[slide_id for slide_id, table in tables.items() if len(table) == 0],
         failures=list(failures.values()),
         notes=_notes(tables),
-        warnings=warnings if complete else [],
+        warnings=warnings,
         complete=complete,
     )
 
@@ -270,7 +269,7 @@ def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict
         kept = slides[slides["slide_id"].isin(used)]
         # The resolution that the positions were computed with, also where the file said it.
         kept = kept.assign(mpp=[used[slide_id]["slide_mpp"].iloc[0] for slide_id in kept["slide_id"]])
-        write_text(root / "slides.csv", kept.to_csv(index=False))
+        write_csv(root / "slides.csv", kept)
     table = pd.concat(used.values(), ignore_index=True)
     write_metadata(root, info, table)
     return tile_warnings(info, table) if config.classes else []
