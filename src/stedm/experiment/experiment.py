@@ -27,6 +27,7 @@ import pandas as pd
 from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, uses_synthetic
 from stedm.data.cache import ImageCache
 from stedm.data.check import check_dataset
+from stedm.data.squares import squares_text
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
 from stedm.evaluation.panels import report_panels
@@ -118,6 +119,8 @@ class Experiment:
             f"{held_out.size} {split}"
         )
         self.reporter.say(sizes_text(self.config))
+        parts = [context.annotated, context.unlabeled, held_out]
+        self.reporter.say(squares_text(parts, self.config.data.side))
 
     # ---- segmentation ---------------------------------------------------------------------------------------------
 

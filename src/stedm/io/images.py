@@ -72,7 +72,7 @@ def read_image_file(root: Path, name: str, image_px: int | None = None) -> np.nd
 
 
 def resized(image: np.ndarray, image_px: int | None) -> np.ndarray:
-    """uint8 RGB (H, W, 3) brought to a square of `image_px` by area averaging; None = as it is."""
+    """A square uint8 RGB (H, H, 3) brought to `image_px` by area averaging; None = as it is, of any shape."""
     if image_px is None or image.shape[:2] == (image_px, image_px):
         return image
     return np.array(Image.fromarray(image).resize((image_px, image_px), Image.Resampling.BOX))
