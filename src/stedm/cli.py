@@ -134,16 +134,21 @@ def data_catch(
 
 @app.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")]) -> None:
-    """Verify a dataset before you train: files, sizes, classes, patient leakage; exit status 0 or 1."""
-    from stedm.data.check import check_dataset
-    from stedm.data.folder import DatasetFolder
+    """Show what is in a dataset and verify it: files, sizes, classes, patient leakage; exit status 0 or 1."""
+    from stedm.data.check import examine
+    from stedm.data.summary import summary_text
 
-    problems = check_dataset(dataset)
-    if problems:
-        total = [f"{dataset}: {len(problems)} problems"] if problems[1:] else []
-        raise StedmError("\n".join(problems + total))
-    opened = DatasetFolder.open(dataset)
-    typer.echo(f"{dataset}: {len(opened)} images of {len(opened.patients())} patients, no problem found")
+    found = examine(dataset)
+    if found.splits:
+        typer.echo(summary_text(found.splits))
+    for line in (warnings := [*found.warnings, *found.notes]):
+        typer.echo(f"warning: {line}", err=True)
+    if found.problems:
+        total = [f"{dataset}: {len(found.problems)} problems"] if found.problems[1:] else []
+        raise StedmError("\n".join(found.problems + total))
+    images, patients = (sum(getattr(part, name) for part in found.splits) for name in ("images", "patients"))
+    warned = f", {len(warnings)} to look at" if warnings else ""
+    typer.echo(f"{dataset}: {images} images of {patients} patients, no problem found{warned}")
 
 
 @app.command()
@@ -176,6 +181,8 @@ def tile(
         reporter.say(note)
     for slide_id in done.without_tissue:
         reporter.say(f"slide {slide_id}: no tile with enough tissue")
+    for line in done.warnings:
+        reporter.say(f"warning: {line}")
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
     typer.echo(f"{output}: {done.tiles} tiles of {done.slides} slides{rest}")
     if done.failures:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from stedm.config import MachineConfig, RunConfig, load_config, parse_config, to_yaml
 from stedm.data import cache as samples
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, choose_annotated
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
@@ -134,6 +134,18 @@ def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset,
     assert "the arm upper is left out" in capsys.readouterr().err
     with pytest.raises(StedmError, match="no masks for the arm upper"):
         Experiment(tiny_config({"path": root}, arms=["upper"]), tmp_path / "alone").check()
+
+
+def test_a_run_says_what_looks_wrong_and_refuses_a_budget_without_a_class(tiny_dataset, tmp_path, capsys, tiny_config):
+    root = tiny_dataset(patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1}, images=1)
+    write_png(root / "masks" / "valP0-0.png", np.full((32, 32), 255, np.uint8))
+    Experiment(tiny_config({"path": root}), tmp_path / "run").check()
+    assert "warning: masks of split val: every pixel is ignored" in capsys.readouterr().err
+    (chosen,) = choose_annotated(DatasetFolder.open(root), 1, 0)
+    write_png(root / "masks" / f"{chosen}-0.png", np.zeros((32, 32), np.uint8))
+    Experiment(tiny_config({"path": root}), tmp_path / "all").check()
+    with pytest.raises(StedmError, match="annotated train images hold only class background"):
+        Experiment(tiny_config({"path": root, "annotated_patients": 1}), tmp_path / "one").check()
 
 
 def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path, tiny_config):

@@ -86,6 +86,15 @@ def test_a_model_that_learned_from_deformed_images_gets_deformed_ones(model, pla
     assert not any(np.array_equal(view, image) for view in deformed[0] for image in whole[0])
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library
+def test_hugging_face_reads_the_set(model, plan, tmp_path, hugging_face):
+    synthesize(model, plan.iloc[:4], tmp_path / "set")
+    read = hugging_face(tmp_path / "set")
+    assert read["layout_of"] == plan["layout_image_file_name"].tolist()[:4]
+    assert {"image", "mask", "style_patient_id", "seed"} <= set(read.column_names)
+    assert read[0]["mask"].size == (16, 16)
+
+
 def test_the_set_is_a_valid_dataset_whose_masks_are_the_planned_layouts(model, plan, dataset, tmp_path):
     assert synthesize(model, plan, tmp_path / "set")
     assert check_dataset(tmp_path / "set") == []

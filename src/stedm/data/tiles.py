@@ -9,7 +9,7 @@ import contextlib
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +18,14 @@ import pandas as pd
 import yaml
 
 from stedm.config import TilingConfig
+from stedm.data.check import tile_warnings
+from stedm.data.duplicates import slide_findings
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
 from stedm.errors import DiskError, StedmError
 from stedm.io.files import claim, fingerprint, replacing, write_text
+from stedm.io.names import without_split_words
+from stedm.io.tables import patient_warnings
 from stedm.progress import Reporter
 from stedm.slides.placement import misses_tissue
 from stedm.slides.slide import Slide
@@ -47,6 +51,8 @@ class TilingResult:
     """A line for each slide that could not be read."""
     notes: list[str]
     """Lines about slides that were read otherwise than their files say at first sight: objects left out, bounds."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd about the tiles as a whole: the classes that occur, ids that look alike."""
     complete: bool = True
     """False while other shards have work left; the numbers are then those of the slides that are done."""
 
@@ -119,7 +125,7 @@ def slide_rows(
         fractions = class_fractions(tiles, annotation, config.classes)
         has_mask = fractions.sum(axis=1).to_numpy() >= max(config.min_annotated, 1e-4)
         tiles = tiles.join(fractions)
-    names = [f"{row['slide_id']}/{x}_{y}.png" for x, y in zip(tiles["x"], tiles["y"], strict=True)]
+    names = [f"{_folder_name(row['slide_id'])}/{x}_{y}.png" for x, y in zip(tiles["x"], tiles["y"], strict=True)]
     kept = has_mask | (row["split"] in ("train", "unlabeled")) | (not row["annotation"])
     first = {
         "image_file_name": [f"images/{name}" for name in names],
@@ -129,6 +135,11 @@ def slide_rows(
     table = pd.DataFrame(first).assign(**of_slide).join(tiles)[kept].reset_index(drop=True)
     table.attrs["notes"] = list(notes)
     return table
+
+
+def _folder_name(slide_id: str) -> str:
+    # Slides are called train_1, and Hugging Face's ImageFolder reads these folders too.
+    return without_split_words(slide_id)
 
 
 def write_tiles(
@@ -182,6 +193,9 @@ def tile_slides(
     slides = read_slides(slides_csv)
     if (slides["annotation"] != "").any() and not config.classes:
         raise StedmError(f"{slides_csv}: there are annotations; name the classes in the tiling configuration (classes)")
+    problems, warnings = slide_findings(slides)
+    if problems:
+        raise StedmError.of([f"{slides_csv}: {problem}" for problem in problems])
     _claim(root, config, table_only)
     rows = slides.to_dict("records")
     with contextlib.nullcontext(pool) if pool else LocalPool(workers) as running:
@@ -199,13 +213,14 @@ def tile_slides(
     if complete:
         if not sum(map(len, tables.values())):
             raise StedmError("\n".join(failures.values()) or f"{slides_csv}: no slide has a tile with enough tissue")
-        _finish(root, config, slides, tables, table_only)
+        warnings += patient_warnings(slides, "slides") + _finish(root, config, slides, tables, table_only)
     return TilingResult(
         tiles=sum(map(len, tables.values())),
         slides=sum(len(table) > 0 for table in tables.values()),
         without_tissue=[slide_id for slide_id, table in tables.items() if len(table) == 0],
         failures=list(failures.values()),
         notes=_notes(tables),
+        warnings=warnings if complete else [],
         complete=complete,
     )
 
@@ -237,7 +252,8 @@ def _claim(root: Path, config: TilingConfig, table_only: bool) -> None:
     )
 
 
-def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict, table_only: bool) -> None:
+def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict, table_only: bool) -> list[str]:
+    """Write the tables of the folder; returns what is odd about the classes of its tiles."""
     info = DatasetInfo(
         name=config.name,
         classes=config.classes or ["background"],
@@ -251,7 +267,9 @@ def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict
         # The resolution that the positions were computed with, also where the file said it.
         kept = kept.assign(mpp=[used[slide_id]["slide_mpp"].iloc[0] for slide_id in kept["slide_id"]])
         write_text(root / "slides.csv", kept.to_csv(index=False))
-    write_metadata(root, info, pd.concat(used.values(), ignore_index=True))
+    table = pd.concat(used.values(), ignore_index=True)
+    write_metadata(root, info, table)
+    return tile_warnings(info, table) if config.classes else []
 
 
 def _of_all_shards(
@@ -350,7 +368,7 @@ class _Tiling:
                 # Tiles of another image or annotation under the same name are not those of this one. Not removed by
                 # the worker: one that is taken for dead and goes on must not remove what another wrote.
                 for kind in ("images", "masks"):
-                    shutil.rmtree(self.root / kind / slide_id, ignore_errors=True)
+                    shutil.rmtree(self.root / kind / _folder_name(slide_id), ignore_errors=True)
         failures: dict[str, str] = {}
         tick(len(tables), len(self.rows))
         job = _FindTiles(self.root, self.config)

@@ -26,7 +26,7 @@ import pandas as pd
 
 from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, uses_synthetic
 from stedm.data.cache import ImageCache
-from stedm.data.check import check_dataset
+from stedm.data.check import examine
 from stedm.data.squares import squares_text
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
@@ -97,13 +97,17 @@ class Experiment:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
         context = self.context
         root = context.dataset.root
-        problems = check_dataset(
+        found = examine(
             root,
             read_unlabeled_masks="upper" in self.arms,
             unseen_categories=self.config.data.unseen_categories,
+            annotated=set(context.annotated.table["image_file_name"]),
+            scored_split=self.config.evaluation.split,
         )
-        if problems:
-            raise StedmError.of(problems, f"`stedm check {root}` lists all")
+        for line in found.warnings:
+            self.reporter.say(f"warning: {line}")
+        if found.problems:
+            raise StedmError.of(found.problems, f"`stedm check {root}` lists all")
         if len(context.unlabeled) == 0:
             for arm in self.arms:
                 if uses_ssl(arm) or uses_self_training(arm) or uses_synthetic(arm):
@@ -216,6 +220,11 @@ class Experiment:
             "Unannotated": context.unlabeled.size,
             "Segmenters": f"{config.segmentation.steps} steps of {config.segmentation.batch} in every arm",
         }
+        categories = context.held_out.table.groupby("patient_id")["category"].nunique()
+        if (categories > 1).any():
+            notes["Patients of several categories"] = (
+                f"{', '.join(categories.index[categories > 1])}: each counts under the most frequent one of its images"
+            )
         if self.last_round.is_drawn:
             diffusion, fine_tune = config.diffusion, config.rounds.fine_tune
             notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"

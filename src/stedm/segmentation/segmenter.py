@@ -20,7 +20,7 @@ from stedm.config import (
 from stedm.data.folder import DatasetFolder
 from stedm.data.squares import in_squares
 from stedm.errors import StedmError
-from stedm.io.images import image_mpp, read_image_file
+from stedm.io.images import LARGEST_WHOLE_PX, image_mpp, read_image_file
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
 from stedm.segmentation.predict import image_probabilities, segment_files, segment_images
 from stedm.segmentation.scale import refuse_useless_mpp
@@ -170,7 +170,7 @@ class Segmenter:
         `mpp`: microns per pixel of the image; None = as the file says, if it does.
         """
         path = Path(path)
-        image = read_image_file(path.parent, path.name)
+        image = read_image_file(path.parent, path.name, largest_px=LARGEST_WHOLE_PX)
         return self.predict(image, mpp=mpp or (self.mpp and image_mpp(path.parent, path.name)))
 
     def predict_folder(

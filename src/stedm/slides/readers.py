@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from stedm.errors import StedmError
-from stedm.io.images import UNREADABLE, read_image_file
+from stedm.io.images import LARGEST_WHOLE_PX, UNREADABLE, read_image_file
 from stedm.slides.resolution import Stated, ome_mpp
 from stedm.slides.tiff_header import pixel_problem, tiff_pages
 
