@@ -162,6 +162,8 @@ def _files(root: Path, info: DatasetInfo | None, table: pd.DataFrame, unlabeled_
             f"masks of images with an EXIF orientation, drawn on the stored pixels: {some(turned)}; they are turned as "
             "the images are"
         )
+    if bilevel := [name for name, facts in images.items() if facts.is_bilevel]:
+        found.warnings.append(f"images of one bit a pixel, black or white: {some(bilevel)}; are they masks?")
     open_rows = table[table["split"] != "unlabeled"] if "split" in table else table.iloc[:0]
     told = {name: masks[name] for name in open_rows["mask_file_name"].unique() if name in masks}
     found.counts = {name: facts.counts for name, facts in told.items() if facts.counts is not None}

@@ -59,8 +59,8 @@ def own_part(size_px: tuple[int, int], number: int, of: int) -> list[tuple[float
     for axis in (1, 0):
         first, last = 0.0, 1.0
         if size_px[axis] > side and number > 1:
-            first = (corner(size_px, number - 1, of)[axis] + side - here[axis]) / (2 * side)
+            first = ((corner(size_px, number - 1, of)[axis] + side + here[axis]) // 2 - here[axis]) / side
         if size_px[axis] > side and 0 < number < of:
-            last = (corner(size_px, number + 1, of)[axis] + side - here[axis]) / (2 * side)
+            last = ((corner(size_px, number + 1, of)[axis] + side + here[axis]) // 2 - here[axis]) / side
         parts.append((max(first, 0.0), min(last, 1.0)))
     return parts

@@ -77,7 +77,7 @@ def squares_text(datasets: Iterable[DatasetFolder], image_px: int) -> str:
         else:
             sizes |= {dataset.image_size(row) for row in range(len(dataset))}
     factors, counts = [min(size) / image_px for size in sizes], [n_squares(size) for size in sizes]
-    smallest, largest = min(sizes, key=min), max(sizes, key=max)
+    smallest, largest = min(sizes, key=sorted), max(sizes, key=sorted)
     shown = " x ".join(map(str, smallest))
     if len(sizes) > 1:
         shown = f"{len(sizes)} sizes, {shown} to {' x '.join(map(str, largest))}"

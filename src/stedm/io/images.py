@@ -115,8 +115,6 @@ def _opened_image(root: Path, name: str, largest_px: int = LARGEST_PX) -> Iterat
             deep = image.mode in ("I", "F") or ";16" in image.mode or any(";16" in str(tile) for tile in image.tile)
             if deep:
                 raise StedmError(f"{name}: has more than 8 bits a channel; convert it to 8 bits")
-            if image.mode == "1":
-                raise StedmError(f"{name}: is black and white (1 bit a pixel), no image of tissue; replace the file")
             if (n_images := _n_images(image)) > 1:
                 raise StedmError(f"{name}: holds {n_images} images, and which is meant isn't known; write one a file")
             yield image
@@ -204,6 +202,8 @@ def is_on_stored_pixels(name: str, orientation: int, shown_px: tuple[int, int], 
 
 def mask_as_shown(root: Path, image_name: str, mask: np.ndarray) -> np.ndarray:
     """A mask (H, W) turned by its image's EXIF orientation, where it was drawn on the stored pixels."""
+    if not (root / image_name).is_file():
+        return mask  # masks can be read without their images
     with _opened_image(root, image_name) as image:
         orientation, shown_px = _orientation(image), _shown_size(image)
     if is_on_stored_pixels(image_name, orientation, shown_px, mask.shape[::-1]):
@@ -263,6 +263,8 @@ class FileFacts:
     """An image of one colour, such as glass."""
     orientation: int = 1
     """By EXIF; `size` is that of the image as it is shown."""
+    is_bilevel: bool = False
+    """One bit a pixel: black or white."""
 
 
 def image_facts(root: Path, name: str, large: contextlib.AbstractContextManager | None = None) -> FileFacts:
@@ -273,7 +275,7 @@ def image_facts(root: Path, name: str, large: contextlib.AbstractContextManager 
         image.draft(image.mode, (1, 1))
         extrema = np.reshape(image.getextrema(), (-1, 2))
         is_plain = bool((extrema[:, 0] == extrema[:, 1]).all())
-        return FileFacts(size, zlib.crc32(image.tobytes()), is_plain=is_plain, orientation=orientation)
+        return FileFacts(size, zlib.crc32(image.tobytes()), None, None, is_plain, orientation, image.mode == "1")
 
 
 def mask_facts(root: Path, name: str, large: contextlib.AbstractContextManager | None = None) -> FileFacts:

@@ -141,7 +141,7 @@ class _ImageFile:
     """An image without levels, decoded whole."""
 
     def __init__(self, path: Path):
-        self._image = Image.fromarray(read_image_file(path.parent, path.name))
+        self._image = Image.fromarray(read_image_file(path.parent, path.name, largest_px=LARGEST_WHOLE_PX))
         self.level_sizes = [self._image.size]
         self.downsamples = [1.0]
         self.bounds = (0, 0, *self._image.size)
