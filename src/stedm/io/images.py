@@ -148,7 +148,7 @@ def read_image_file(root: Path, name: str, image_px: int | None = None, largest_
     """Decode a PNG, JPEG, TIFF or BMP file of the folder to uint8 RGB (H, W, 3); transparent parts become white."""
     with _opened_image(root, name, largest_px) as image:
         orientation = _orientation(image)
-        if orientation in _TURNS:
+        if orientation in _TURNS and image.format != "TIFF":  # which Pillow turns itself
             image = image.transpose(_TURNS[orientation])
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -171,7 +171,8 @@ def image_size(root: Path, name: str) -> tuple[int, int]:
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
-    return image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
+    is_turned = image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE
+    return image.size[::-1] if is_turned else image.size
 
 
 def _orientation(image: Image.Image) -> int:
