@@ -89,7 +89,7 @@ def file_inside(root: Path, name: str) -> Path:
     return path
 
 
-def _open(path: Path, formats: Sequence[str]) -> Image.Image:
+def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
     """`Image.open` without its warning of large images: these are read, or refused in a line."""
     if not set(FORMATS) <= set(Image.OPEN):
         Image.init()
@@ -109,7 +109,7 @@ def _opened_image(root: Path, name: str, largest_px: int = LARGEST_PX) -> Iterat
     """An image file of the folder before it is decoded; what can't be taken is a `StedmError`, also while it is."""
     path = file_inside(root, name)
     try:
-        with _open(path, FORMATS) as image:
+        with open_image(path) as image:
             _refuse_large(name, image, largest_px)
             # Pillow would cut RGB of 16 bits to 8 silently; the raw mode of the file tells.
             deep = image.mode in ("I", "F") or ";16" in image.mode or any(";16" in str(tile) for tile in image.tile)
@@ -220,7 +220,7 @@ def image_mpp(root: Path, name: str) -> float | None:
     """
     path = file_inside(root, name)
     try:
-        with _open(path, FORMATS) as image:
+        with open_image(path) as image:
             across, down = (25_400 / float(dots) for dots in image.info.get("dpi", (1, 1)))
     except (*UNREADABLE, ArithmeticError, TypeError):
         return None
@@ -232,7 +232,7 @@ def image_mpp(root: Path, name: str) -> float | None:
 def _opened_mask(root: Path, name: str) -> Iterator[Image.Image]:
     path = file_inside(root, name)
     try:
-        with _open(path, ("PNG",)) as image:
+        with open_image(path, ("PNG",)) as image:
             _refuse_large(name, image)
             # Grey PNG of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
             if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
