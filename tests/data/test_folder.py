@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stedm.data.budget import choose_annotated, choose_annotated_images
 from stedm.data.check import examine
 from stedm.data.folder import (
     DatasetFolder,
     DatasetInfo,
-    choose_annotated,
-    choose_annotated_images,
     hold_back,
     write_metadata,
     write_png,

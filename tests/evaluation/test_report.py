@@ -84,10 +84,10 @@ def report(tmp_path_factory, panels):
     return folder, counts, summary
 
 
-def test_report_folder_holds_the_four_files_and_they_agree(report):
+def test_report_folder_holds_its_files_and_they_agree(report):
     folder, counts, summary = report
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["counts.parquet", "per_patient.csv", "report.html", "summary.json"]
+    assert names == ["counts.parquet", "manifest.json", "per_patient.csv", "report.html", "summary.json"]
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summarise(read_counts(folder / "counts.parquet"), CONFIG) == summary
     table = pd.read_csv(folder / "per_patient.csv", dtype={"category": str})

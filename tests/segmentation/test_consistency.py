@@ -1,16 +1,18 @@
 """Consistency training: what the network learns from images whose masks nobody reads."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from stedm.config import MachineConfig, RecolourConfig, SegmentationConfig
+from stedm.config import MachineConfig, RecolourConfig, SegmentationConfig, StainAugmentConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.segmentation import consistency
@@ -33,6 +35,9 @@ TINY = SegmentationConfig(
     decoder_channels=[16, 8, 8],
     steps=6,
     batch=4,
+)
+UNSTAINED = TINY.model_copy(
+    update={"stain": StainAugmentConfig(hed_sigma=0, brightness=0, contrast=0, saturation=0, hue=0)}
 )
 OFTEN = MachineConfig(checkpoint_every_steps=2)
 # Networks of six steps are sure of nothing, and a weight that rises never does in so few.
@@ -168,6 +173,79 @@ def test_the_teacher_is_the_average_of_the_student():
         for name, tensor in names.items()
         if not name.endswith("num_batches_tracked")
     )
+
+
+def test_the_teacher_that_labels_is_the_mean_of_the_students_so_far(cohort, tmp_path, monkeypatch):
+    students, strong_views = [], Consistency.strong_views
+
+    def compared(self, trainer, teacher, unlabeled):
+        learner = trainer.accelerator.unwrap_model(trainer.network)
+        students.append([value.detach().clone() for value in learner.student.parameters()])
+        # In so few steps the running average is the plain mean.
+        for value, *of_students in zip(teacher.parameters(), *students, strict=True):
+            torch.testing.assert_close(value, torch.stack(of_students).mean(dim=0))
+        return strong_views(self, trainer, teacher, unlabeled)
+
+    monkeypatch.setattr(Consistency, "strong_views", compared)
+    _train(cohort, tmp_path / "run")
+    assert len(students) == TINY.steps
+    assert any(not torch.equal(a, b) for a, b in zip(students[0], students[-1], strict=True))
+
+
+class _Red(torch.nn.Module):
+    """A teacher that knows: class 1 is what is red, class 0 what is blue."""
+
+    def forward(self, images):
+        red = 10 * (images[:, 0] - images[:, 2])
+        return torch.stack([-red, red], dim=1)
+
+
+def _red_and_blue(n: int = 8) -> torch.Tensor:
+    """uint8 (n, PX, PX, 3): each image red on one side of a line of its own, and blue on the other."""
+    images = torch.zeros(n, PX, PX, 3, dtype=torch.uint8)
+    images[..., 2] = 220
+    for number, image in enumerate(images):
+        image[:, : 8 + 2 * number] = torch.tensor([220, 0, 0], dtype=torch.uint8)
+    return images
+
+
+def _stub(learner: torch.nn.Module, seed: int) -> SimpleNamespace:
+    """As much of a trainer as consistency asks for."""
+    return SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda network: network),
+        network=learner,
+        generator=_generator(seed),
+        autocast=contextlib.nullcontext,
+        step_done=0,
+        part=1,  # the teacher stays as it is
+    )
+
+
+def test_what_the_teacher_sees_is_the_truth_for_both_strong_views():
+    views, targets = Consistency(UNSTAINED, RecolourConfig(probability=0), SegmentationLoss()).strong_views(
+        _stub(None, 0), _Red(), _red_and_blue()
+    )
+    assert views.shape == (16, 3, PX, PX)
+    # Between red and blue, where an image was zoomed, or blurred as a strong view, the colours are mixed.
+    clear = (views[:, 0] - views[:, 2]).abs() > 1
+    assert clear.float().mean() > 0.8
+    assert torch.equal(targets[clear], (views[:, 0] > views[:, 2]).long()[clear])
+
+
+def test_a_student_without_annotated_pixels_learns_what_its_teacher_sees():
+    torch.manual_seed(0)
+    learner = StudentAndTeacher(torch.nn.Conv2d(3, 2, 1))
+    learner.teacher = _Red()
+    consistency_of = Consistency(UNSTAINED, RecolourConfig(probability=0), SegmentationLoss())
+    optimizer = torch.optim.Adam(learner.student.parameters(), lr=0.1)
+    unlabeled = _red_and_blue()
+    ignored = torch.zeros(2, 3, PX, PX), torch.full((2, PX, PX), 255, dtype=torch.uint8)
+    for step in range(30):
+        optimizer.zero_grad()
+        consistency_of.loss(_stub(learner, step), *ignored, unlabeled).backward()
+        optimizer.step()
+    seen = learner.student(consistency._signed(unlabeled.permute(0, 3, 1, 2).float() / 255)).argmax(dim=1)
+    assert torch.equal(seen, (unlabeled[..., 0] > 0).long())
 
 
 def test_a_view_loses_the_channels_that_the_other_keeps():

@@ -74,6 +74,7 @@ def test_the_vote_follows_a_mirrored_image(unlabeled):
 def test_a_segmenter_of_other_classes_is_refused(tmp_path, unlabeled):
     model = save_segmenter(tmp_path / "model", build_segmenter(TINY, 3), TINY, unlabeled.info, image_px=32)
     config = (model / "config.json").read_text().replace('"disc"', '"disc", "third"')
+    (model / "manifest.json").unlink()
     (model / "config.json").write_text(config)
     with pytest.raises(StedmError, match="are not those of the images"):
         write_pseudo_labels([model], unlabeled, tmp_path / "out", image_px=32, confidence=0.9)

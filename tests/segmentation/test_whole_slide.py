@@ -222,6 +222,7 @@ def test_a_model_knows_its_resolution_and_old_ones_still_load(model):
     assert load_segmenter(model)[1].mpp == 1.0
     values = json.loads((model / "config.json").read_text())
     del values["mpp"]
+    (model / "manifest.json").unlink()
     (model / "config.json").write_text(json.dumps(values))
     assert load_segmenter(model)[1].mpp is None
 

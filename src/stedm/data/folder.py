@@ -29,8 +29,8 @@ from stedm.io.images import (
     resized,
     write_png,
 )
+from stedm.io.manifest import verify, verify_present, write_manifest
 from stedm.io.tables import SPLITS, patient_problems, read_csv
-from stedm.seeds import numpy_generator
 
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
@@ -41,8 +41,6 @@ __all__ = [
     "SPLITS",
     "DatasetFolder",
     "DatasetInfo",
-    "choose_annotated",
-    "choose_annotated_images",
     "hold_back",
     "rows_by_patient",
     "write_metadata",
@@ -86,6 +84,7 @@ class DatasetFolder:
         Raises `StedmError` with the first problem of the table, and for a category that isn't there.
         """
         root = Path(root)
+        verify_present(root, "dataset.yaml", "metadata.csv")
         info, table = read_info(root), read_table(root)
         problems = table_problems(table)
         if problems:
@@ -173,6 +172,7 @@ class DatasetFolder:
         """
         if self.regions is None:
             name = self.table["image_file_name"].iloc[row]
+            verify(self.root, file_name(name))
             return resized(cut(read_image_file(self.root, file_name(name)), name, image_px is not None), image_px)
         return resized(self.regions.image(*self._place(row)), image_px)
 
@@ -218,6 +218,7 @@ class DatasetFolder:
         if not row_of["mask_file_name"]:
             raise StedmError(f"{row_of['image_file_name']}: this image has no mask; select annotated rows")
         if self.regions is None:
+            verify(self.root, row_of["mask_file_name"])
             whole = read_mask_file(self.root, row_of["mask_file_name"])
             whole = mask_as_shown(self.root, file_name(row_of["image_file_name"]), whole)
             mask = cut(whole, row_of["image_file_name"], image_px is not None)
@@ -310,8 +311,11 @@ def rows_by_patient(table: pd.DataFrame) -> dict[str, np.ndarray]:
     return {str(patient): np.asarray(rows) for patient, rows in table.groupby("patient_id", sort=True).indices.items()}
 
 
-def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> None:
-    """Write `dataset.yaml` and, last, `metadata.csv`; `StedmError` if the table breaks the rules of the folder."""
+def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame, *, sealed: bool = False) -> None:
+    """Write `dataset.yaml` and, last, `metadata.csv`; `StedmError` if the table breaks the rules of the folder.
+
+    sealed: with a manifest of tables, images and masks (stedm.io.manifest), for folders that nobody edits.
+    """
     root = Path(root)
     table = _with_text_columns(table)
     problems = table_problems(table)
@@ -330,9 +334,12 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> 
     flush(root)  # images are on the disk before the table that says so
     with replacing(root / "metadata.csv") as temporary:
         table.rename(columns=_IN_FILE).to_csv(temporary, index=False)
+        if sealed:
+            names = ["dataset.yaml", *table["image_file_name"], *table["mask_file_name"]]
+            write_manifest(root, {name: root / name for name in names if name} | {"metadata.csv": temporary})
 
 
-# ---- label budget -------------------------------------------------------------------------------------------------
+# ---- categories that nobody annotated -----------------------------------------------------------------------------
 
 
 def hold_back(table: pd.DataFrame, unseen_categories: Sequence[str]) -> pd.DataFrame:
@@ -343,48 +350,3 @@ def hold_back(table: pd.DataFrame, unseen_categories: Sequence[str]) -> pd.DataF
     train = table["split"] == "train"
     unseen = set(table.loc[train & table["category"].isin(list(unseen_categories)), "patient_id"])
     return table.assign(split=table["split"].mask(train & table["patient_id"].isin(unseen), "unlabeled"))
-
-
-def choose_annotated(dataset: DatasetFolder, n_patients: int | None, draw: int) -> list[str]:
-    """Patients of split train that count as annotated: in turn one of each category, in random order.
-
-    A patient of several categories counts under its most frequent one. A pure function of `draw`, and nested: the
-    choice for n patients is the beginning of the choice for n + 1. `None` = all patients that have a mask.
-    Raises `StedmError` if there are fewer than `n_patients`.
-    """
-    train = dataset.split("train").table
-    annotated = train[train["mask_file_name"] != ""]
-    # mode() is sorted, so equal counts go to the alphabetically first category.
-    category_of = annotated.groupby("patient_id")["category"].agg(lambda values: values.mode().iloc[0])
-    if n_patients is not None and not 1 <= n_patients <= len(category_of):
-        raise StedmError(
-            f"{dataset.root}: {n_patients} annotated patients asked for, split train has {len(category_of)}; "
-            "change annotated_patients"
-        )
-    generator = numpy_generator(draw, "annotated")
-    categories = generator.permutation(sorted(set(category_of))).tolist()
-    queues = [generator.permutation(sorted(category_of.index[category_of == name])).tolist() for name in categories]
-    turns = max((len(queue) for queue in queues), default=0)
-    order = [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)]
-    return order[:n_patients]
-
-
-def choose_annotated_images(dataset: DatasetFolder, n_per_category: int, draw: int) -> np.ndarray:
-    """Rows of the images of split train that count as annotated: `n_per_category` of each category, at random.
-
-    The k-shot budget of the paper's natural-image experiment, where an image is a patient of its own. A pure function
-    of `draw`, and nested: the choice for k images is part of the choice for k + 1.
-    Raises `StedmError` where a category has fewer annotated images.
-    """
-    table = dataset.table
-    candidates = table[(table["split"] == "train") & (table["mask_file_name"] != "")].sort_values("image_file_name")
-    chosen = []
-    for category, rows in candidates.groupby("category"):
-        if len(rows) < n_per_category:
-            raise StedmError(
-                f"{dataset.root}: {n_per_category} annotated images a category asked for, {category!r} has "
-                f"{len(rows)}; lower annotated_per_category"
-            )
-        order = numpy_generator(draw, "annotated pictures", category).permutation(rows.index.to_numpy())
-        chosen.append(order[:n_per_category])
-    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.intp)

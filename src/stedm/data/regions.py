@@ -8,7 +8,7 @@ for example.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,6 +110,13 @@ class SlideRegions:
     def mask(self, slide_id: str, x: float, y: float, tile_px: int, mpp: float) -> np.ndarray:
         """uint8 `(tile_px, tile_px)` of class indices and `ignore_index`. `DatasetFolder` guards it."""
         return self.annotation(slide_id).rasterise(x, y, int(tile_px), mpp / self.slide(slide_id).mpp)
+
+    def files(self, slide_ids: Iterable[str], annotated: Iterable[str]) -> dict[str, Path]:
+        """Of slides their files, and of `annotated` ones the annotations, by names that stay when the files move."""
+        rows = self._rows
+        images = {f"slide {i}": Path(rows.loc[i, "image"]) for i in slide_ids if i in rows.index}
+        names = {i: rows.loc[i, "annotation"] for i in annotated if i in rows.index}
+        return images | {f"annotation of slide {i}": Path(name) for i, name in names.items() if name}
 
     def _clear(self) -> None:
         self._slides: dict[str, Slide] = {}

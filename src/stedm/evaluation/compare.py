@@ -1,8 +1,9 @@
 """Reports of several runs joined into one, on the patients that they share."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -12,8 +13,17 @@ from stedm.evaluation.counts import class_names, read_counts
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.report import REPORT_MARKS, render
 from stedm.evaluation.stats import default_pairs, ordered_arms, summarise
+from stedm.io.artefacts import read_json
 from stedm.io.files import write_json, write_text
+from stedm.io.manifest import verify_present
 from stedm.io.ownership import check_outputs
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What of a summary.json counts here."""
+
+    unit: Literal["patient", "category"] = "patient"
 
 
 def compare_reports(
@@ -85,8 +95,11 @@ def _join(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, str]
 
 def _common_unit(folders: list[Path]) -> str:
     """The unit of the reports' statistics where they agree, else the patient."""
-    files = [folder / "summary.json" for folder in folders]
-    found = {json.loads(path.read_text(encoding="utf-8")).get("unit", "patient") for path in files if path.is_file()}
+    found = set()
+    for folder in folders:
+        verify_present(folder, "summary.json")
+        if (path := folder / "summary.json").is_file():
+            found.add(read_json(path, _Summary, hint="make the report again").unit)
     return found.pop() if len(found) == 1 else "patient"
 
 

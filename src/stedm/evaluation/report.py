@@ -21,6 +21,7 @@ from stedm.evaluation.numbers import interval, p_value, percent, shown, signed
 from stedm.evaluation.stats import summarise
 from stedm.evaluation.verdict import LIKE_FOR_LIKE, Verdict, find, judge
 from stedm.io.files import replacing, write_json, write_text
+from stedm.io.manifest import write_manifest
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def write_report(
     with replacing(folder / "per_patient.csv") as temporary:
         patients.to_csv(temporary, index=False)
     write_json(folder / "summary.json", summary)
+    write_manifest(folder, {name: folder / name for name in ("counts.parquet", "per_patient.csv", "summary.json")})
     facts = {"Split": evaluation.split} | (notes or {})
     html = render(counts, summary, evaluation, title, facts, config_yaml, provenance, panels, patients)
     write_text(folder / "report.html", html)

@@ -1,6 +1,7 @@
 """`stedm run`: the stages in order, each skipped when its artefact is complete.
 
 RUN/config.yaml provenance.json     what ran, with which versions, on which data
+RUN/data_files.parquet              the files of the data and their sums
 RUN/data/                           the phantom, where the configuration asks for one
 RUN/teachers/seed-K/                the segmenters of annotated images that label in the first round
 RUN/rounds/R/                       what the rounds before the last made, with the same names as in RUN:
@@ -17,7 +18,6 @@ RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its count
 RUN/report/                         counts, per_patient.csv, summary.json, report.html
 """
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,12 @@ from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stain_distance import stain_distance
 from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.context import RunContext
-from stedm.experiment.folder import check_unchanged, claim
+from stedm.experiment.folder import check_unchanged, claim, read_provenance
+from stedm.experiment.inputs import check_files
 from stedm.experiment.resolve import resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
 from stedm.experiment.segmenters import fit_segmenter, is_trained
+from stedm.io.artefacts import read_json
 from stedm.progress import Reporter
 from stedm.segmentation.model import build_segmenter
 
@@ -76,9 +78,9 @@ class Experiment:
         if not (report / "report.html").is_file() or self.missing_segmenters():
             return None
         try:
-            summary = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+            summary = read_json(report / "summary.json", dict[str, Any])
             return summary if list(summary["arms"]) == ordered_arms(self.arms) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (StedmError, KeyError, TypeError):
             return None
 
     @cached_property
@@ -115,6 +117,7 @@ class Experiment:
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(context.dataset.info.classes))
         check_unchanged(self.folder, context.dataset)
+        check_files(self.folder, context.dataset, unlabeled_masks="upper" in self.arms)
         split, held_out = self.config.evaluation.split, context.held_out
         if len(held_out) == 0:
             raise StedmError(f"{root}: no image in split {split}; set evaluation.split to one that has some")
@@ -206,7 +209,7 @@ class Experiment:
                 title=self.config.name,
                 notes=self._notes(),
                 config_yaml=to_yaml(self.config),
-                provenance=json.loads((self.folder / "provenance.json").read_text(encoding="utf-8")),
+                provenance=read_provenance(self.folder),
                 panels=panels,
                 evaluation=self.config.evaluation,
                 distances=stain_distance(annotated, self._held_out),

@@ -96,7 +96,7 @@ class Round:
         path = self.folder / "agreement.csv"
         if not path.is_file():
             write_agreement(agreement(self.first.first_labels(), self.predicted_layouts()), path)
-        return read_agreement(path)
+        return read_agreement(path, self.context.unlabeled.patients())
 
     @property
     def first(self) -> "Round":
@@ -176,7 +176,12 @@ class Round:
                 ),
                 path,
             )
-        return read_plan(path)
+        plan = read_plan(path)
+        # Run folder and data may have moved since.
+        plan.attrs["dataset"] = str(self.context.dataset.root.resolve())
+        if "predicted_layouts" in plan.attrs:
+            plan.attrs["predicted_layouts"] = str((self.folder / "predicted_layouts").resolve())
+        return plan
 
     @property
     def style_source(self) -> DatasetFolder:
