@@ -32,9 +32,9 @@ def oblong(tmp_path):
         "val": ("V0",),
         "test": ("T0", "T1"),
     }.items():
-        for number, patient in enumerate(patients):
+        for patient in patients:
             for image in range(2):
-                generator, width = np.random.default_rng(len(rows)), 32 if (number, image) == (1, 1) else 48
+                generator, width = np.random.default_rng(len(rows)), 32 if (patient, image) == ("T1", 1) else 48
                 mask = np.zeros((32, width), np.uint8)
                 mask[:, width // 2 :] = 1
                 pixels = np.where(mask[..., None], (120, 60, 140), (220, 200, 215)) + generator.normal(

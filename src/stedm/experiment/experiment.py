@@ -27,7 +27,7 @@ import pandas as pd
 from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, uses_synthetic
 from stedm.data.cache import ImageCache
 from stedm.data.check import examine
-from stedm.data.squares import squares_text
+from stedm.data.squares import files_of, squares_text
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
 from stedm.evaluation.panels import report_panels
@@ -103,7 +103,7 @@ class Experiment:
             root,
             read_unlabeled_masks="upper" in self.arms,
             unseen_categories=self.config.data.unseen_categories,
-            annotated=set(context.annotated.table["image_file_name"]),
+            annotated=set(files_of(context.annotated)),
             scored_split=self.config.evaluation.split,
         )
         for line in found.warnings:
