@@ -10,6 +10,7 @@ from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.data.pseudonyms import Pseudonyms, without_paths
+from stedm.data.squares import files_of, in_squares, without_others_part
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.report import REPORT_MARKS, write_report
@@ -32,15 +33,19 @@ def count_dataset(segmenter: Path, images: ImageCache, *, arm: str, seed: int) -
     dataset = images.dataset
     if list(info.classes) != list(dataset.info.classes):
         raise StedmError(f"{segmenter}: its classes {info.classes} are not those of {dataset.root}")
-    cells = []
+    cells, files = [], files_of(dataset)
     for start in range(0, len(dataset), _IMAGES_AT_ONCE):
         rows = range(start, min(start + _IMAGES_AT_ONCE, len(dataset)))
         predicted = predict_masks(network, np.stack([images.image(row) for row in rows]))
         for row, mask in zip(rows, predicted, strict=True):
-            cells.append(count(mask, images.mask(row), len(info.classes), dataset.info.ignore_index))
-    table = dataset.table
+            truth = without_others_part(dataset, row, images.mask(row))
+            cells.append(count(mask, truth, len(info.classes), dataset.info.ignore_index))
+    # Squares of one image are one image.
+    summed = np.zeros((files.nunique(), *np.shape(cells)[1:]), np.int64)
+    np.add.at(summed, pd.factorize(files)[0], np.asarray(cells))
+    table = dataset.table[~files.duplicated().to_numpy()]
     return counts_table(
-        arm, seed, table["patient_id"].tolist(), table["category"].tolist(), cells, dataset.info.classes
+        arm, seed, table["patient_id"].tolist(), table["category"].tolist(), summed, dataset.info.classes
     )
 
 
@@ -57,7 +62,7 @@ def evaluate_segmenter(
     check_outputs({report / name: mark for name, mark in REPORT_MARKS.items()}, overwrite=overwrite)
     _, info = load_segmenter(segmenter)
     dataset = DatasetFolder.open(root)
-    held_out = dataset.split(split)
+    held_out = in_squares(dataset.split(split))
     if len(held_out) == 0:
         raise StedmError(f"{root}: no image in split {split}")
     name = _arm_of(segmenter)

@@ -29,6 +29,7 @@ from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, 
 from stedm.data.cache import ImageCache
 from stedm.data.check import examine
 from stedm.data.pseudonyms import Pseudonyms, without_paths, yaml_without_paths
+from stedm.data.squares import files_of, squares_text
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
 from stedm.evaluation.panels import report_panels
@@ -117,7 +118,7 @@ class Experiment:
             root,
             read_unlabeled_masks="upper" in self.arms,
             unseen_categories=self.config.data.unseen_categories,
-            annotated=set(context.annotated.table["image_file_name"]),
+            annotated=set(files_of(context.annotated)),
             scored_split=self.config.evaluation.split,
         )
         for line in found.warnings:
@@ -140,6 +141,8 @@ class Experiment:
             f"{held_out.size} {split}"
         )
         self.reporter.say(sizes_text(self.config))
+        parts = [context.annotated, context.unlabeled, held_out]
+        self.reporter.say(squares_text(parts, self.config.data.side))
 
     # ---- segmentation ---------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from stedm.errors import StedmError
-from stedm.io.images import UNREADABLE, read_image_file
+from stedm.io.images import LARGEST_WHOLE_PX, UNREADABLE, open_image, read_image_file
 from stedm.slides.resolution import Stated, ome_mpp
 from stedm.slides.tiff_header import pixel_problem, tiff_pages
 
@@ -145,13 +145,15 @@ class _ImageFile:
     """An image without levels, decoded whole."""
 
     def __init__(self, path: Path):
-        self._image = Image.fromarray(read_image_file(path.parent, path.name))
-        self.level_sizes = [self._image.size]
+        self._pixels = read_image_file(path.parent, path.name, largest_px=LARGEST_WHOLE_PX)
+        size = self._pixels.shape[1::-1]
+        self.level_sizes = [size]
         self.downsamples = [1.0]
-        self.bounds = (0, 0, *self._image.size)
+        self.bounds = (0, 0, *size)
 
     def read(self, level: int, left: int, top: int, width: int, height: int) -> Image.Image:
-        return self._image.crop((left, top, left + width, top + height))
+        # Not Pillow's crop, which warns of large regions.
+        return Image.fromarray(self._pixels[top : top + height, left : left + width])
 
     def resolutions(self) -> list[Stated]:
         return []
@@ -261,7 +263,7 @@ def _in_time(call: Callable[[], SlideFile]) -> SlideFile:
 
 def _check_header(path: Path) -> None:
     if path.suffix.lower() in _PLAIN_SUFFIXES:
-        with contextlib.suppress(*UNREADABLE), Image.open(path) as image:  # the reader says what is wrong
+        with contextlib.suppress(*UNREADABLE), open_image(path) as image:  # the reader says what is wrong
             if image.mode in ("1", "L", "LA"):
                 raise StedmError(f"{path}: its pixels are grey; slides are RGB of 8 bits: export it as RGB")
         return

@@ -237,6 +237,12 @@ def plan_fingerprint(plan: pd.DataFrame) -> str:
     return fingerprint({"rows": plan[COLUMNS].to_csv(index=False), "batch": plan.attrs["batch"]})
 
 
+def source_names(plan: pd.DataFrame) -> list[str]:
+    """Each image once that a plan takes a layout or a style of."""
+    styles = [name for names in plan["style_image_file_names"] for name in str(names).split(LIST_SEPARATOR)]
+    return list(dict.fromkeys([*plan["layout_image_file_name"], *styles]))
+
+
 def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
     """Refuse a plan that uses images the dataset doesn't have, or patients of val or test.
 
