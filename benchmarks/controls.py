@@ -5,8 +5,8 @@
 - `annotated-styles`: drawn in the styles of the annotated patients. Are unannotated patients needed?
 - `unpainted-images`: of a set of predicted layouts the images that they were predicted in, as they are. Is painting
   needed, or is it self-training?
-- `mixed-styles`: half of an image's style images are another patient's. Do styles that nobody has add to those of
-  patients?
+- `shuffled-styles`: each image in the style of another patient than its own. Is it the patient's style that helps, or
+  any?
 
 Gates, by the voters of the first round (so that no mask is used that the model didn't use):
 
@@ -35,10 +35,9 @@ from stedm.layout.recipe import PREDICTED
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote
-from stedm.synthesis.plan import LIST_SEPARATOR
 
 Gate = Literal["agreed-images", "disputed-images", "agreed-pixels"]
-Control = Literal["shuffled-layouts", "copied-images", "unpainted-images", "annotated-styles", "mixed-styles", Gate]
+Control = Literal["shuffled-layouts", "copied-images", "unpainted-images", "annotated-styles", "shuffled-styles", Gate]
 SURE = 0.9
 """Mean probability of a class from which the voters are sure of it."""
 
@@ -51,31 +50,28 @@ class AnnotatedStyles(Round):
         return self.context.annotated
 
 
-class MixedStyles(Round):
-    """Synthetic images that are each in the style of two unannotated patients."""
+class ShuffledStyles(Round):
+    """Synthetic images that are each in the style of another unannotated patient than planned. A predicted layout still
+    begins at the pixels of the image that it was predicted in."""
 
     def plan(self) -> pd.DataFrame:
-        return mix_styles(super().plan(), self.config.seed)
+        return shuffle_styles(super().plan(), self.config.seed)
 
 
-def mix_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The plan with the last half of each image's style images taken from an image of another patient.
-
-    A patient's only image is joined by one of another patient.
+def shuffle_styles(plan: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The plan with each row's style images taken from a row of another patient.
 
     Raises:
         StedmError: all images are in the style of one patient.
     """
-    names = [str(joined).split(LIST_SEPARATOR) for joined in plan["style_image_file_names"]]
     patients = plan["style_patient_id"].to_numpy()
     if len(set(patients)) < 2:
-        raise StedmError("control mixed-styles: needs two unannotated patients")
-    mixed = []
-    for row, own in enumerate(names):
-        other = numpy_generator(seed, "mixed style", row).choice(np.flatnonzero(patients != patients[row]))
-        kept = (len(own) + 1) // 2
-        mixed.append(LIST_SEPARATOR.join(own[:kept] + names[other][: max(len(own) - kept, 1)]))
-    return plan.assign(style_image_file_names=mixed)
+        raise StedmError("control shuffled-styles: needs two unannotated patients")
+    taken = [
+        numpy_generator(seed, "shuffled style", row).choice(np.flatnonzero(patients != patients[row]))
+        for row in range(len(plan))
+    ]
+    return plan.assign(style_image_file_names=plan["style_image_file_names"].to_numpy()[taken])
 
 
 class Unpainted(Round):
@@ -105,13 +101,13 @@ class Unpainted(Round):
 
 DRAWN: dict[Control, type[Round]] = {
     "annotated-styles": AnnotatedStyles,
-    "mixed-styles": MixedStyles,
+    "shuffled-styles": ShuffledStyles,
     "unpainted-images": Unpainted,
 }
 """Controls whose images are made by a run of their own."""
 NEEDED: dict[Control, Callable[[Round], object]] = {
     "annotated-styles": Round.model,
-    "mixed-styles": Round.model,
+    "shuffled-styles": Round.model,
     "unpainted-images": Round.predicted_layouts,
 }
 """What such a run takes over from the whole set's; the other controls take the set itself."""

@@ -18,7 +18,7 @@ from stedm.evaluation.counts import read_counts, write_counts
 from stedm.evaluation.figures import arms_figure, save_png
 from stedm.evaluation.metrics import per_patient, per_patient_and_seed
 from stedm.evaluation.report import write_report
-from stedm.evaluation.stats import default_pairs, summarise
+from stedm.evaluation.stats import BASELINES, default_pairs, summarise
 from stedm.io.files import replacing, write_json
 from stedm.seeds import numpy_generator
 
@@ -97,6 +97,7 @@ def summary_of(spec: "Spec", budget: int, counts: pd.DataFrame) -> dict[str, Any
     same = [(a, b) for a, b in wanted if {a, b} <= set(arms) and draws[a] == draws[b]]
     summary = summarise(counts, evaluation, same)
     add_draws(summary, scores, evaluation)
+    add_best_baselines(summary, scores, evaluation)
     return summary
 
 
@@ -114,6 +115,32 @@ def add_draws(summary: dict[str, Any], scores: pd.DataFrame, evaluation: Evaluat
             entry["delta_by_draw"] = {str(draw): float(mean) for draw, mean in difference.mean().items()}
             entry["sd_ratio_by_draw"] = {str(draw): float(ratio) for draw, ratio in (a.std() / b.std()).items()}
             entry["delta_ci_draws"] = interval_over_draws(difference.dropna().to_numpy(), evaluation)
+
+
+def add_best_baselines(summary: dict[str, Any], scores: pd.DataFrame, evaluation: EvaluationConfig) -> None:
+    """Add `best_baseline`: for each arm with synthetic images its gain over the best baseline of each draw.
+
+    The best one is picked by the very scores it is compared on, draw by draw: the hardest opponent there can be.
+    scores: of `per_draw`, whose columns may have the names VARIANT/ARM.
+    """
+    kinds = {arm: arm.rsplit("/", 1)[-1] for arm in scores}
+    baselines = [arm for arm, kind in kinds.items() if kind in BASELINES]
+    found = {}
+    for arm in (arm for arm, kind in kinds.items() if "+synthetic" in kind):
+        ours = scores[arm].unstack("draw").dropna(axis="columns", how="all")
+        theirs = scores[baselines].groupby("draw").mean().reindex(ours.columns).dropna(how="all")
+        if theirs.empty:
+            continue
+        best = theirs.idxmax(axis=1)
+        gains = pd.DataFrame({draw: ours[draw] - scores[name].unstack("draw")[draw] for draw, name in best.items()})
+        found[arm] = {
+            "baseline_by_draw": {str(draw): name for draw, name in best.items()},
+            "delta_by_draw": {str(draw): float(mean) for draw, mean in gains.mean().items()},
+            "delta_mean": float(gains.mean().mean()),
+            "delta_ci_draws": interval_over_draws(gains.dropna().to_numpy(), evaluation),
+        }
+    if found:
+        summary["best_baseline"] = found
 
 
 def per_draw(counts: pd.DataFrame) -> pd.DataFrame:
@@ -178,6 +205,7 @@ def write_headline(comparison: "Comparison", target: Path, kept: Path | None = N
     compared = dict.fromkeys([*default_pairs(means, {arm: entry["iou_mean"] for arm, entry in means.items()}), *wanted])
     summary = summarise(counts, config.evaluation, list(compared))
     add_draws(summary, per_draw(counts), config.evaluation)
+    add_best_baselines(summary, per_draw(counts), config.evaluation)
     write_json(target / "summary.json", summary)
     figure = arms_figure(per_patient(counts), config.evaluation.unit)
     save_png(target / "arms.png", figure, dpi=110)

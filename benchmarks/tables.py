@@ -75,6 +75,22 @@ def distance_table(entries: list[dict[str, Any]]) -> list[str]:
     return _table(["comparison", "nearer half", "farther half", "rank correlation", "p"], rows)
 
 
+def best_baseline_table(best: dict[str, dict[str, Any]]) -> list[str]:
+    """Gains over the baseline that is best in each draw."""
+    rows = [
+        [
+            arm,
+            f"{entry['delta_mean']:+.3f}",
+            _interval(entry["delta_ci_draws"]),
+            ", ".join(
+                f"{entry['delta_by_draw'][draw]:+.3f} {name}" for draw, name in entry["baseline_by_draw"].items()
+            ),
+        ]
+        for arm, entry in best.items()
+    ]
+    return _table(["arm", "gain over the best baseline", "95 % over draws", "by draw"], rows)
+
+
 def tables(folder: Path) -> str:
     """All tables that the folder has the numbers for."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -89,6 +105,8 @@ def tables(folder: Path) -> str:
     # Of two patients there is no correlation.
     if distances := [entry for entry in summary.get("stain_distance") or [] if entry["spearman"] is not None]:
         parts.append(distance_table(distances))
+    if best := summary.get("best_baseline"):
+        parts.append(best_baseline_table(best))
     return "\n\n".join("\n".join(part) for part in parts)
 
 

@@ -20,7 +20,8 @@ from stedm.config import PhantomConfig, TilingConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.tiles import tile_slides, write_tiles
 from stedm.phantom.slides import make_phantom_slides
-from stedm.slides.slide import Slide, forget
+from stedm.slides.readers import forget
+from stedm.slides.slide import Slide
 
 SIZE_PX = (8192, 8192)
 TILE_PX = 512

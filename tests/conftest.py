@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a tiny dataset folder made on the spot, and the real datasets where present."""
 
+import gc
 import os
 import pickle
 from pathlib import Path
@@ -81,6 +82,24 @@ def pseudo_labels_of_ones(images: DatasetFolder, folder: Path) -> DatasetFolder:
 
 
 @pytest.fixture
+def hugging_face(tmp_path, monkeypatch):
+    """Function: a folder as `datasets` reads it, offline."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+
+    def read(root: Path):
+        """All rows, which it calls split `train` where it sees no splits; a row is decoded when it is asked for."""
+        return datasets.load_dataset(
+            "imagefolder", data_dir=str(root), split="train", cache_dir=str(tmp_path / "cache")
+        )
+
+    yield read
+    gc.collect()  # its open files
+
+
+@pytest.fixture
 def predicted_ones():
     """Function: a folder of predicted layouts for images, every pixel of class 1."""
     return pseudo_labels_of_ones
@@ -125,7 +144,7 @@ def shared_data():
     return find
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_run():
     """Factory: `tiny_run(data, **segmentation)` gives the values of a configuration whose networks train in seconds."""
 

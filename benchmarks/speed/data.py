@@ -3,13 +3,13 @@
 from typing import Any, get_args
 
 import torch
+from stedm.style.recolour import recoloured
 from torch.utils.data import default_collate
 
 from stedm.config import StyleConfig
 from stedm.data.cache import ImageCache
 from stedm.diffusion.train import DiffusionSamples
 from stedm.errors import StedmError
-from stedm.style.recolour import recoloured
 
 from .effort import Effort
 from .measure import Turns

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stedm.colour.recolour import recolour_together
 from stedm.config import DiffusionConfig, MachineConfig
 from stedm.data.symmetry import to_signed
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import DiffusionSamples, DrawnSamples, make_denoiser, open_cache
-from stedm.style.recolour import recoloured
 from stedm.training.trainer import Trainer
 
 from .effort import Effort
@@ -76,13 +76,14 @@ def _training(
     if machine.activation_checkpointing:
         denoiser.checkpoint_activations()
     trainer = Trainer(denoiser, setting.folder / "run", config, machine, ema_decay=config.ema_decay, seed=0)
-    keeps = machine.cache_latents and config.recolour.probability == 0
+    recolour = setting.config.recolour
+    keeps = machine.cache_latents and recolour.probability == 0
     cache = open_cache(trainer, codec, samples, px) if keeps else None
     clock.enter("data")
-    for batch in trainer.batches(DrawnSamples(samples, objective, codec, px)):
+    for batch in trainer.batches(DrawnSamples(samples, recolour, objective, codec, px)):
         clock.enter("prepare")
-        if config.recolour.probability > 0:
-            image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
+        if recolour.probability > 0:
+            image, style = recolour_together(batch["image"], batch["style"], batch["stain_factors"])
         else:
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
         with torch.no_grad():

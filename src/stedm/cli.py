@@ -3,17 +3,32 @@
 Heavy imports stand inside the verbs, so that `stedm --help` answers at once.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from stedm.errors import StedmError
+from stedm.errors import Interrupted, StedmError, disk_problem, terminable
 from stedm.version import __version__
+
+
+class _Verbs(TyperGroup):
+    """Interrupts leave by a way of their own: Typer makes exits without a word of them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted(error) from error
+
 
 app = typer.Typer(
     name="stedm",
+    cls=_Verbs,
     help="Style-extracting diffusion models for semi-supervised histopathology segmentation.",
     no_args_is_help=True,
     add_completion=False,
@@ -38,6 +53,7 @@ Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do part I of
 Preset = Annotated[
     str | None, typer.Option("--preset", metavar="cpu|gpu|paper", help="Sizes that follow from the machine.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that stedm did not write.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
 
 
@@ -118,16 +134,21 @@ def data_catch(
 
 @app.command()
 def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")]) -> None:
-    """Verify a dataset before you train: files, sizes, classes, patient leakage; exit status 0 or 1."""
-    from stedm.data.check import check_dataset
-    from stedm.data.folder import DatasetFolder
+    """Show what is in a dataset and verify it: files, sizes, classes, patient leakage; exit status 0 or 1."""
+    from stedm.data.check import examine
+    from stedm.data.summary import summary_text
 
-    problems = check_dataset(dataset)
-    if problems:
-        total = [f"{dataset}: {len(problems)} problems"] if problems[1:] else []
-        raise StedmError("\n".join(problems + total))
-    opened = DatasetFolder.open(dataset)
-    typer.echo(f"{dataset}: {len(opened)} images of {len(opened.patients())} patients, no problem found")
+    found = examine(dataset)
+    if found.splits:
+        typer.echo(summary_text(found.splits))
+    for line in (warnings := [*found.warnings, *found.notes]):
+        typer.echo(f"warning: {line}", err=True)
+    if found.problems:
+        total = [f"{dataset}: {len(found.problems)} problems"] if found.problems[1:] else []
+        raise StedmError("\n".join(found.problems + total))
+    images, patients = (sum(getattr(part, name) for part in found.splits) for name in ("images", "patients"))
+    warned = f", {len(warnings)} to look at" if warnings else ""
+    typer.echo(f"{dataset}: {images} images of {patients} patients, no problem found{warned}")
 
 
 @app.command()
@@ -156,8 +177,12 @@ def tile(
     reporter, part = Reporter(), parse_shard(shard)
     with make_pool(engine, workers or os.cpu_count() or 1) as pool:
         done = tile_slides(slides, output, settings, table_only=table_only, pool=pool, shard=part, reporter=reporter)
+    for note in done.notes:
+        reporter.say(note)
     for slide_id in done.without_tissue:
         reporter.say(f"slide {slide_id}: no tile with enough tissue")
+    for line in done.warnings:
+        reporter.say(f"warning: {line}")
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
     typer.echo(f"{output}: {done.tiles} tiles of {done.slides} slides{rest}")
     if done.failures:
@@ -167,26 +192,29 @@ def tile(
 @train_app.command("diffusion")
 def train_diffusion(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
-    experiment = _checked(config, output, preset, overrides)
-    experiment.last_round.model()
+    with _checked(config, output, preset, overrides) as experiment:
+        experiment.last_round.model()
     typer.echo(str(output / "model"))
 
 
 @train_app.command("segmenter")
 def train_segmenter(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
-    experiment = _checked(config, output, preset, overrides)
-    experiment.train_segmenters()
+    with _checked(config, output, preset, overrides) as experiment:
+        experiment.train_segmenters()
     typer.echo(str(output / "segmenters"))
 
 
-def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None) -> Any:
+@contextlib.contextmanager
+def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None) -> Iterator[Any]:
     from stedm.config import load_config
     from stedm.experiment.experiment import Experiment
+    from stedm.io.files import alone_in
 
     experiment = Experiment(load_config(config, overrides, preset), output)
-    experiment.check()
-    return experiment
+    with alone_in(output):
+        experiment.check()
+        yield experiment
 
 
 @app.command()
@@ -196,12 +224,15 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="plan.parquet")],
     preset: Preset = None,
     overrides: Overrides = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Decide which layout is painted in whose style, a row an image; as in the first round of a run."""
     from stedm.config import load_config
     from stedm.experiment.planning import plan_images
-    from stedm.synthesis.plan import write_plan
+    from stedm.io.ownership import check_outputs
+    from stedm.synthesis.plan import MARK, write_plan
 
+    check_outputs({output: MARK}, [config], overwrite=overwrite)
     write_plan(plan_images(load_config(config, overrides, preset), n), output)
     typer.echo(str(output))
 
@@ -236,15 +267,19 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="On style; the recommended one unless given.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The recommended number unless given.")] = None,
     seed: int = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Paint one layout in the style of given images."""
     from stedm.diffusion.pipeline import StyleDiffusion
     from stedm.io.images import read_image_file, read_mask_file, write_png
+    from stedm.io.ownership import PAINTED, check_outputs
 
+    check_outputs({output: PAINTED}, [layout, *style], overwrite=overwrite)
     mask = read_mask_file(layout.parent, layout.name)
     images = [read_image_file(path.parent, path.name) for path in style]
     painter = StyleDiffusion.from_pretrained(model)
-    write_png(output, painter.generate(mask, images, guidance=guidance, steps=steps, seed=seed)[0])
+    image = painter.generate(mask, images, guidance=guidance, steps=steps, seed=seed)[0]
+    write_png(output, image, software=PAINTED)
     typer.echo(str(output))
 
 
@@ -257,16 +292,20 @@ def segment(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT", help="Folder, or FILE.geojson for one slide.")
     ],
-    mpp: Annotated[float | None, typer.Option(help="Slides: microns per pixel; the model's unless given.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel: of the images; of slides that at which they are seen.")
+    ] = None,
     tolerance_um: Annotated[float | None, typer.Option(help="Slides: detail of the outlines to give up.")] = None,
     label_map: Annotated[bool, typer.Option("--label-map", help="Slides: an OME-TIFF of class indices too.")] = False,
     engine: EngineName = "local",
     shard: Shard = "1/1",
     overrides: Overrides = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Segment images (8-bit PNG masks of class indices) or slides (GeoJSON for QuPath, areas as CSV).
 
-    Slides that are done in the folder are skipped: run again to resume.
+    Images and slides are seen at the resolution of the training images, large ones in tiles. Slides that are done in
+    the folder are skipped: run again to resume.
     """
     from stedm.segmentation.predict import segment_folder
     from stedm.segmentation.slide_sources import slides_in
@@ -278,13 +317,16 @@ def segment(
     config = load_slide_config([*(overrides or []), *given])
     part, slides = parse_shard(shard), slides_in(images, output)
     if slides is None:
-        if given or overrides or engine != "local" or part != (0, 1):
-            flags = "--mpp, --tolerance-um, --label-map, --engine, --shard and --set"
+        if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
+            flags = "--tolerance-um, --label-map, --engine, --shard and --set"
             raise StedmError(f"{images}: no slides; {flags} are for slides")
-        typer.echo(f"{output}: {len(segment_folder(model, images, output))} masks")
+        masks = segment_folder(model, images, output, mpp, say=typer.echo, overwrite=overwrite)
+        typer.echo(f"{output}: {len(masks)} masks")
         return
     with make_pool(engine) as pool:
-        done = segment_slides(model, slides, output, config, pool=pool, shard=part)
+        done = segment_slides(
+            model, slides, output, config, pool=pool, shard=part, inputs=[images], overwrite=overwrite
+        )
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
     typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides{rest}")
     if done.failures:
@@ -297,24 +339,26 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REPORT", help="Report folder.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    overwrite: Overwrite = False,
 ) -> None:
     """Score a segmenter on a dataset, patient by patient."""
     from stedm.evaluation.scoring import evaluate_segmenter
     from stedm.evaluation.text import summary_text
 
-    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output)))
+    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output, overwrite=overwrite)))
 
 
 @app.command()
 def compare(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT REPORT ...", help="Report folders.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="report.html")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare reports on the patients they share."""
     from stedm.evaluation.compare import compare_reports
     from stedm.evaluation.text import summary_text
 
-    typer.echo(summary_text(compare_reports(reports, output)))
+    typer.echo(summary_text(compare_reports(reports, output, overwrite=overwrite)))
 
 
 @config_app.command("show")
@@ -377,14 +421,21 @@ def expand_lists(arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: bad input becomes one clear line on stderr and status 1."""
     try:
-        return app(expand_lists(sys.argv[1:] if arguments is None else arguments))
-    except StedmError as error:
-        for line in str(error).splitlines():
-            print(f"stedm: {line}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stedm: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        with terminable():
+            return app(expand_lists(sys.argv[1:] if arguments is None else arguments))
+    except Interrupted as interrupted:
+        _end("interrupted; run the same command again to resume", interrupted.status)
+    except Exception as error:
+        problem = error if isinstance(error, StedmError) else disk_problem(error)
+        if problem is None:
+            raise
+        _end(str(problem), 1)
+
+
+def _end(text: str, status: int) -> NoReturn:
+    for line in text.splitlines():
+        print(f"stedm: {line}", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def test_settings_are_those_of_the_paper(name):
     assert diffusion.style.sampling == {"flowers102": "augmented"}.get(name, "multi-patch")
     assert diffusion.style.n_images == synthesis.style_images == STYLE_IMAGES[name]
     assert (diffusion.style.dim, diffusion.style.dropout, diffusion.style.injection) == (512, 0.25, "own-block")
-    ours = (diffusion.unlabeled_fraction, diffusion.layout_dropout, diffusion.recolour.probability)
+    ours = (diffusion.unlabeled_fraction, diffusion.layout_dropout, config.recolour.probability)
     assert ours == (0, 0, 0), "ours, not in the paper"
     sampling = synthesis.sampling
     assert (sampling.sampler, sampling.steps, sampling.guidance.style) == ("ddim", 128, 1.5)

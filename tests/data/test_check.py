@@ -56,11 +56,14 @@ def yaml(text):
 DAMAGES = {
     "missing image": (lambda root: (root / "images/trainP0-0.png").unlink(), r"images/trainP0-0\.png: missing"),
     "missing mask": (lambda root: (root / "masks/trainP0-0.png").unlink(), r"masks/trainP0-0\.png: missing"),
-    "truncated image": (truncate("images/trainP0-1.png"), r"images/trainP0-1\.png: not a readable PNG, JPEG or TIFF"),
+    "truncated image": (
+        truncate("images/trainP0-1.png"),
+        r"images/trainP0-1\.png: not a readable PNG, JPEG, TIFF or BMP",
+    ),
     "truncated mask": (truncate("masks/trainP0-1.png"), r"masks/trainP0-1\.png: not a readable PNG mask"),
     "not an image": (
         lambda root: (root / "images/trainP1-0.png").write_text("hello"),
-        r"images/trainP1-0\.png: not a readable PNG, JPEG or TIFF",
+        r"images/trainP1-0\.png: not a readable PNG, JPEG, TIFF or BMP",
     ),
     "empty file": (
         lambda root: (root / "images/testP1-0.png").write_bytes(b""),

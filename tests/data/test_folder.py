@@ -1,6 +1,5 @@
 """Opening, reading and writing a dataset folder."""
 
-import gc
 import struct
 import zlib
 
@@ -12,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stedm.data.budget import choose_annotated, choose_annotated_images
+from stedm.data.check import examine
 from stedm.data.folder import (
     DatasetFolder,
     DatasetInfo,
-    choose_annotated,
-    choose_annotated_images,
     hold_back,
     write_metadata,
     write_png,
 )
 from stedm.errors import StedmError
+from stedm.io.names import has_split_word, without_split_words
 
 INFO = DatasetInfo(name="mini", classes=["background", "gland"], licence="CC0", citation="Nobody, 2024")
 
@@ -306,25 +306,58 @@ def test_no_annotated_patient_at_all():
 
 # The library leaves metadata.csv open; the collection at the end lets the warning come while it is filtered.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_hugging_face_reads_the_folder(tiny_dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-
+def test_hugging_face_reads_the_folder(tiny_dataset, hugging_face):
     root = tiny_dataset(images=1)
     dataset = DatasetFolder.open(root)
     table = dataset.table.copy()
     table.loc[table["split"] == "unlabeled", "mask_file_name"] = ""
     write_metadata(root, dataset.info, table)
-    loaded = datasets.load_dataset("imagefolder", data_dir=str(root), split="train", cache_dir=str(tmp_path / "cache"))
+    loaded = hugging_face(root)
     assert {"image", "mask", "patient_id", "split", "category"} <= set(loaded.column_names)
     rows = {row["patient_id"]: row for row in loaded}
     assert len(rows) == 9
     np.testing.assert_array_equal(np.asarray(rows["trainP0"]["image"]), dataset.read_image(0))
     np.testing.assert_array_equal(np.asarray(rows["trainP0"]["mask"]), dataset.read_mask(0))
     assert rows["unlabeledP0"]["mask"] is None
-    gc.collect()
+
+
+@pytest.mark.parametrize(
+    "name", ["train_1", "test", "images of val", "a-dev.b", "x/eval/y", "training 3", "xtest", "xxval-1"]
+)
+def test_names_that_hugging_face_takes_for_splits(name):
+    """What ours makes of them is none, and other names stay other names."""
+    made = without_split_words(name)
+    assert not has_split_word(made)
+    assert has_split_word(name) or name.startswith("x")
+    assert without_split_words(made) != made
+    assert without_split_words("trainP0-0/contest_1") == "trainP0-0/contest_1"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("name", ["train_1", "my test", "A-val.2", "trainP0", "latest_1", "dev", "evaluation 7"])
+def test_check_says_which_names_hugging_face_takes_for_splits(tiny_dataset, hugging_face, name):
+    root = tiny_dataset(images=1)
+    path = root / "metadata.csv"
+    path.write_text(path.read_text().replace("images/testP1-0", f"images/{name}"))
+    (root / "images" / "testP1-0.png").rename(root / "images" / f"{name}.png")
+    notes = examine(root).notes
+    loaded = hugging_face(root) if name in ("trainP0", "latest_1") else None
+    assert bool(notes) == (loaded is None)
+    assert loaded is None or "patient_id" in loaded.column_names
+    assert not notes or f"images/{name}.png" in notes[0]
+
+
+def test_columns_that_name_images_elsewhere_have_other_names_in_the_file(tiny_dataset):
+    root = tiny_dataset(images=1)
+    dataset = DatasetFolder.open(root)
+    columns = {"layout_image_file_name": "001", "source_image_file_name": "images/a.png"}
+    write_metadata(root, dataset.info, dataset.table.assign(**columns))
+    assert {"layout_of", "source_of"} <= set(pd.read_csv(root / "metadata.csv").columns)
+    read = DatasetFolder.open(root).table
+    assert read[list(columns)].iloc[0].to_dict() == columns
+    # As they were written before.
+    read.to_csv(root / "metadata.csv", index=False)
+    pd.testing.assert_frame_equal(DatasetFolder.open(root).table, read)
 
 
 def test_train_patients_of_unseen_categories_count_as_unlabeled(tiny_dataset):

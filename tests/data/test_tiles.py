@@ -1,8 +1,9 @@
 """From slides to tiles: what is cut where, resuming, slides that fail, and rows that are read from slides."""
 
-import gc
 import json
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -102,6 +103,16 @@ def test_the_grid_covers_the_tissue(stride_px, mpp):
     assert sorted(set(grid["x"]))[:3] == [0, round(step), round(2 * step)]
 
 
+@pytest.mark.parametrize(("size", "columns"), [((100, 64), [0, 36]), ((128, 64), [0, 64]), ((50, 64), [0])])
+def test_tiles_of_a_plain_image_lie_inside(size, columns):
+    slide = Slide(Path("a.png"), 1.0, size, (1.0,), "image")
+    tissue = TissueMask(np.ones((size[1] // 2, size[0] // 2), bool), 2.0)
+    grid = tile_grid(slide, tissue, TilingConfig(tile_px=64, mpp=1.0, min_tissue=0))
+    assert (grid["x"].tolist(), set(grid["y"])) == (columns, {0})
+    hanging = tile_grid(replace(slide, reader="openslide"), tissue, TilingConfig(tile_px=64, mpp=1.0, min_tissue=0))
+    assert hanging["x"].tolist() == list(range(0, size[0], 64))
+
+
 def test_only_tiles_with_enough_tissue_are_kept():
     slide, tissue = _whole(640, 640)
     tissue.mask[:, 32:] = False
@@ -139,16 +150,22 @@ def test_tiles_are_a_dataset_folder(tiled, cohort):
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_hugging_face_reads_the_folder(tiled, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-    root = tiled().root
-    read = datasets.load_dataset("imagefolder", data_dir=str(root), split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(read) == len(DatasetFolder.open(root))
+def test_hugging_face_reads_the_folder(cohort, tmp_path, hugging_face):
+    """Also where slides are called as it calls splits."""
+    slides = pd.read_csv(cohort / "slides.csv", dtype=str, keep_default_na=False)
+    slides["slide_id"] = ["train_1", "xtrain_1", "my test", "val", "dev-3"]
+    for column in ("image", "annotation"):
+        slides[column] = [name and str(cohort / name) for name in slides[column]]
+    slides.to_csv(tmp_path / "slides.csv", index=False)
+    tile_slides(tmp_path / "slides.csv", tmp_path / "out", CONFIG)
+    read = hugging_face(tmp_path / "out")
+    dataset = DatasetFolder.open(tmp_path / "out")
+    assert len(read) == len(dataset)
     assert {"image", "mask", "x", "y", "tissue_fraction"} <= set(read.column_names)
-    gc.collect()
+    assert set(read["slide_id"]) == set(slides["slide_id"]) == set(dataset.table["slide_id"])
+    folders = dataset.table["image_file_name"].str.split("/").str[1]
+    assert folders[dataset.table["slide_id"] == "train_1"].unique().tolist() == ["xtrain_1"]
+    assert folders[dataset.table["slide_id"] == "xtrain_1"].unique().tolist() == ["xxtrain_1"]
 
 
 def test_annotations_of_unlabeled_slides_stay_closed(tiled):
@@ -198,13 +215,39 @@ def test_geojson_gives_the_masks_of_the_truth(cohort, tmp_path):
 
 def test_tiles_that_nobody_annotated(tiled, monkeypatch):
     """They can't be scored, but they show the style of their slide."""
-    monkeypatch.setattr(Truth, "rasterise", lambda self, x, y, n, d: np.full((n, n), 0 if x < 300 else 255, np.uint8))
+    halves = lambda n: np.indices((n, n))[0].astype(np.uint8) * 2 // n  # noqa: E731
+    drawn = lambda self, x, y, n, d: halves(n) if x < 300 else np.full((n, n), 255, np.uint8)  # noqa: E731
+    monkeypatch.setattr(Truth, "rasterise", drawn)
     dataset = tiled()
     bare = dataset.table[dataset.table["mask_file_name"] == ""]
     assert set(bare["split"]) == {"train"}
     assert (bare["x"] >= 300).all()
     assert (dataset.split("test").table["x"] < 300).all()
     assert check_dataset(dataset.root) == []
+
+
+@pytest.mark.parametrize("table_only", [True, False])
+def test_the_positive_class_alone_is_said_when_tiles_are_made(cohort, tmp_path, monkeypatch, table_only):
+    """An export of the tumour, everything else ignored: a network scores 1 with one answer."""
+    drawn = lambda self, x, y, n, d: np.where(np.eye(n), 255, 1).astype(np.uint8)  # noqa: E731
+    monkeypatch.setattr(Truth, "rasterise", drawn)
+    done = tile_slides(cohort / "slides.csv", tmp_path / "out", CONFIG, table_only=table_only)
+    (line,) = [line for line in done.warnings if "hold only class" in line and "train" in line]
+    assert f"hold only class {CONFIG.classes[1]}, beside ignored pixels" in line
+    assert line in check_dataset(tmp_path / "out")
+
+
+def test_a_slide_in_two_splits_is_not_tiled(cohort, tmp_path):
+    slides = pd.read_csv(cohort / "slides.csv", dtype=str, keep_default_na=False)
+    slides["image"] = [str(cohort / name) for name in slides["image"]]
+    slides["annotation"] = ""
+    copy = tmp_path / "copy.tif"
+    shutil.copy(slides.loc[slides["split"] == "train", "image"].iloc[0], copy)
+    slides.loc[slides["split"] == "test", "image"] = str(copy)
+    slides.to_csv(tmp_path / "slides.csv", index=False)
+    with pytest.raises(StedmError, match="are the same slide, in several splits"):
+        tile_slides(tmp_path / "slides.csv", tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
 
 
 # ---- rows that are regions ----------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_a_hub_name_is_looked_up_in_the_local_cache_only(tmp_path, monkeypatch):
     _autoencoder(AutoencoderKL).save_pretrained(snapshot / "vae")
     assert open_codec(config, _images()).latent_channels == 3
     (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(StedmError, match="can't be read"):
+    with pytest.raises(StedmError, match="no weights here"):
         open_codec(config, _images())
     with pytest.raises(StedmError, match="no such folder"):
         open_codec(AutoencoderCodecConfig(source="/no/such/folder"), _images())
@@ -147,7 +147,7 @@ def test_what_encodes_no_images_is_refused(tmp_path):
     with pytest.raises(StedmError, match="UNet2DModel"):
         AutoencoderCodec.from_pretrained(tmp_path / "unet")
     _autoencoder(VQModel).save_pretrained(tmp_path / "pickled", safe_serialization=False)
-    with pytest.raises(StedmError, match="can't be read"):
+    with pytest.raises(StedmError, match="no weights here"):
         AutoencoderCodec.from_pretrained(tmp_path / "pickled")
 
 

@@ -45,7 +45,6 @@ def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
     for cached in (False, True):
         config = diffusion_config(
             codec=AutoencoderCodecConfig(source=str(tmp_path / "vae")),
-            recolour=RecolourConfig(probability=0.0),
             steps=12,
             batch=8,
         )
@@ -57,14 +56,15 @@ def test_training_on_cached_latents_has_the_losses_of_training_that_encodes(
             tmp_path / str(cached),
             image_px=16,
             machine=MachineConfig(cache_latents=cached),
+            recolour=RecolourConfig(probability=0),
             on_progress=lambda done, total, loss, rows=rows: rows.append(loss),
         )
         losses[cached] = rows
         # The first encodings measure the latents (15 images); with a cache one more tells their shape.
         drawn = sum(encodings) - 15 - cached
-        encoded = tmp_path / "True" / "latents" / "encoded.npy"
+        encoded = tmp_path / "True" / "latents" / "sums.npy"
         # An image that is twice in a batch is encoded twice.
-        assert np.load(encoded).sum() <= drawn < 12 * 8 - 20 if cached else drawn == 12 * 8
+        assert np.count_nonzero(np.load(encoded)) <= drawn < 12 * 8 - 20 if cached else drawn == 12 * 8
     assert len(losses[True]) == 12
     np.testing.assert_allclose(losses[True], losses[False], rtol=2e-3)
     assert np.load(tmp_path / "True" / "latents" / "moments.npy", mmap_mode="r").dtype == np.float16
@@ -101,10 +101,27 @@ def test_a_cache_of_another_codec_or_of_other_images_is_made_anew(cohort, tmp_pa
     one, other = (AutoencoderCodec(_autoencoder(AutoencoderKL, seed)) for seed in (0, 1))
     for codec, rows in ((one, names), (other, names), (other, names[::-1])):
         cache = LatentCache(tmp_path / "latents", codec, rows, 16)
-        assert not np.load(tmp_path / "latents" / "encoded.npy").any()
+        assert not np.load(tmp_path / "latents" / "sums.npy").any()
         torch.testing.assert_close(cache(images, row, symmetry_index), codec.encode(images), rtol=2e-3, atol=2e-3)
     index = json.loads((tmp_path / "latents" / "index.json").read_text())
-    assert index == {"autoencoder": other.fingerprint, "image_px": 16, "images": names[::-1]}
+    shape = list(np.load(tmp_path / "latents" / "moments.npy", mmap_mode="r").shape)
+    assert index == {"autoencoder": other.fingerprint, "image_px": 16, "images": names[::-1], "shape": shape}
+
+
+@pytest.mark.parametrize("name", ["moments.npy", "sums.npy", "index.json"])
+def test_damaged_latents_are_encoded_again(cohort, tmp_path, name):
+    names = cohort[0].table["image_file_name"].tolist()
+    images, row, symmetry_index = _batch(ImageCache(cohort[0], 16))
+    codec = AutoencoderCodec(_autoencoder(AutoencoderKL))
+    first = LatentCache(tmp_path / "latents", codec, names, 16)(images, row, symmetry_index)
+    path = tmp_path / "latents" / name
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 64
+    for damaged in (bytes(flipped), content[: len(content) // 2], b""):
+        path.write_bytes(damaged)
+        again = LatentCache(tmp_path / "latents", codec, names, 16)(images, row, symmetry_index)
+        torch.testing.assert_close(again, first, rtol=2e-3, atol=2e-3)
 
 
 def test_nothing_is_kept_where_pixels_change_or_nothing_is_encoded(diffusion_config, cohort, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stedm import StyleDiffusion
-from stedm.config import MachineConfig
+from stedm.config import MachineConfig, RecolourConfig
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.train import train_diffusion
 from stedm.errors import StedmError
@@ -121,9 +121,11 @@ def test_a_style_encoder_that_does_not_fit_is_refused(style, dim, message):
 
 
 def test_latents_of_ones_own_are_not_cached(diffusion_config, cohort, tmp_path):
-    config = diffusion_config(steps=1, recolour={"probability": 0})
+    config = diffusion_config(steps=1)
     machine = MachineConfig(cache_latents=True)
-    train_diffusion(config, *cohort, tmp_path, image_px=16, codec=Halved(), machine=machine)
+    train_diffusion(
+        config, *cohort, tmp_path, image_px=16, codec=Halved(), machine=machine, recolour=RecolourConfig(probability=0)
+    )
     assert not (tmp_path / "latents").exists()
 
 

@@ -55,6 +55,7 @@ def test_the_folder_is_diffusers_format_without_pickles(model, tmp_path):
         "codec/diffusion_pytorch_model.safetensors",
         "denoiser/config.json",
         "denoiser/diffusion_pytorch_model.safetensors",
+        "manifest.json",
         "model_index.json",
     ]
     with safe_open(tmp_path / "model" / files[3], framework="pt") as weights:
@@ -277,3 +278,100 @@ def test_images_are_painted_anew_from_some_noise(model, style):
 def test_unusable_start_images_are_refused(model, style, options, message):
     with pytest.raises(StedmError, match=message):
         model.generate(LAYOUTS, style, steps=1, **options)
+
+
+def test_a_folder_without_a_part_asks_no_hub_and_unpickles_nothing(model, tmp_path, monkeypatch):
+    import shutil
+    import socket
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(socket.socket, "connect", lambda *arguments: pytest.fail("the network was asked"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    # A relative path to a part reads like OWNER/NAME of the hub, and a repository of that name is in the cache.
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for part in ("denoiser", "codec"):
+        snapshot = tmp_path / "cache" / f"models--model--{part}" / "snapshots" / commit
+        (snapshot.parents[1] / "refs").mkdir(parents=True)
+        (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+        shutil.copytree(tmp_path / "model" / part, snapshot)
+    monkeypatch.chdir(tmp_path)
+    StyleDiffusion.from_pretrained("model")
+    for part in ("denoiser", "codec"):
+        folder = tmp_path / "model" / part
+        torch.save({}, folder / "diffusion_pytorch_model.bin")
+        (folder / "diffusion_pytorch_model.safetensors").rename(tmp_path / "kept")
+        with pytest.raises(StedmError, match=rf"{part}: no weights here"):
+            StyleDiffusion.from_pretrained("model")
+        folder.rename(tmp_path / "gone")
+        with pytest.raises(StedmError, match=part):
+            StyleDiffusion.from_pretrained("model")
+        (tmp_path / "gone").rename(folder)
+        (tmp_path / "kept").rename(folder / "diffusion_pytorch_model.safetensors")
+
+
+def _rewrite_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("model_index.json", {"objective": "x"}),
+        ("model_index.json", {"image_px": 2**40}),
+        ("model_index.json", {"image_px": "16"}),
+        ("model_index.json", {"classes": ["background"]}),
+        ("model_index.json", {"classes": "ab"}),
+        ("model_index.json", {"surprise": 1}),
+        ("denoiser/config.json", {"n_classes": 3}),
+        ("denoiser/config.json", {"latent_channels": 2**40}),
+        ("denoiser/config.json", {"layout_factor": 4}),
+        ("denoiser/config.json", {"denoiser": {"channels": [2**30]}}),
+        ("denoiser/config.json", {"denoiser": {"blocks_per_level": 10**6}}),
+        ("denoiser/config.json", {"denoiser": 3}),
+        ("denoiser/config.json", {"style": {"dim": 17}}),
+        ("denoiser/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}),
+        ("codec/config.json", {"space_to_depth": 0}),
+        ("codec/config.json", {"mean": ["a", 0, 0]}),
+        ("codec/config.json", {"_class_name": "UNet2DModel"}),
+    ],
+)
+def test_a_model_whose_settings_are_not_its_own_is_one_line(model, tmp_path, name, values):
+    model.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / name
+    _rewrite_json(path, **values)
+    for _ in range(2):  # with its manifest, and without as models of other people
+        with pytest.raises(StedmError, match=str(tmp_path / "model")) as error:
+            StyleDiffusion.from_pretrained(tmp_path / "model")
+        assert "\n" not in str(error.value)
+        (tmp_path / "model" / "manifest.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("part", ["denoiser", "codec"])
+def test_weights_that_are_not_finite_or_not_all_there_are_one_line(model, tmp_path, part):
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "manifest.json").unlink()
+    path = tmp_path / "model" / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    name = next(iter(weights))
+    save_file({**weights, name: torch.full_like(weights[name], float("nan"))}, path, {"format": "pt"})
+    with pytest.raises(StedmError, match="not finite"):
+        StyleDiffusion.from_pretrained(tmp_path / "model")
+    save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
+    with pytest.raises(StedmError, match="missing keys"):
+        StyleDiffusion.from_pretrained(tmp_path / "model")
+    save_file({**weights, "surprise": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(StedmError, match="unexpected keys"):
+        StyleDiffusion.from_pretrained(tmp_path / "model")
+
+
+def test_nothing_that_is_not_finite_is_saved(model, tmp_path):
+    with torch.no_grad():
+        model.denoiser.null_style[0] = float("inf")
+    with pytest.raises(StedmError, match="null_style holds values that are not finite"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -56,7 +56,6 @@ def _train(root: Path, sampling: str, n_patients: int, n_images: int):
     config = DiffusionConfig(
         denoiser=DenoiserConfig(channels=[16, 32], norm_groups=8, layout_channels=4),
         style=StyleConfig(dim=32, n_images=2, sampling=sampling),
-        recolour=RecolourConfig(probability=0.0),
         unlabeled_fraction=0.3,
         steps=200,
         batch=16,
@@ -65,7 +64,13 @@ def _train(root: Path, sampling: str, n_patients: int, n_images: int):
         time_shift=1.0,
     )
     return train_diffusion(
-        config, dataset.split("train"), dataset.split("unlabeled"), root / "run", image_px=PX, machine=machine
+        config,
+        dataset.split("train"),
+        dataset.split("unlabeled"),
+        root / "run",
+        image_px=PX,
+        machine=machine,
+        recolour=RecolourConfig(probability=0),
     )
 
 

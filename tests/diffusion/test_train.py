@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stedm.config import MachineConfig, RoundsConfig, RunConfig, StyleConfig, to_yaml
+from stedm.config import MachineConfig, RecolourConfig, RoundsConfig, RunConfig, StyleConfig, to_yaml
 from stedm.data.folder import DatasetFolder, write_png
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.objective import Objective
@@ -83,7 +83,7 @@ def test_patients_are_drawn_alike_however_many_images_they_have(diffusion_config
 def test_what_training_draws_for_a_sample_is_a_pure_function_of_its_index(diffusion_config, cohort):
     samples = DiffusionSamples(diffusion_config(), *cohort, 16, seed=5)
     objective = Objective("flow", "l2")
-    first, second = (DrawnSamples(samples, objective, PixelCodec(2), 16) for _ in range(2))
+    first, second = (DrawnSamples(samples, RecolourConfig(), objective, PixelCodec(2), 16) for _ in range(2))
     second[7]
     for key, value in first[3].items():
         assert torch.equal(value, second[3][key])

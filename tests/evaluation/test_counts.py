@@ -137,3 +137,15 @@ def test_groups_tell_annotated_from_unseen_categories():
     assert grouped.groupby("category")["group"].first().to_dict() == {"x": SEEN, "y": UNSEEN}
     for one_group in ({"x", "y"}, {"z"}):
         assert "group" not in with_groups(table(), one_group)
+
+
+def test_counts_that_no_report_has_are_one_line(tmp_path):
+    path = tmp_path / "counts.parquet"
+    for changed in ({"tp": -1}, {"tp": 0.5}, {"patient_id": 7}, {"seed": "a"}, {"n_pictures": None}):
+        table().assign(**changed).to_parquet(path)
+        with pytest.raises(StedmError, match=f"column {next(iter(changed))} ") as error:
+            read_counts(path)
+        assert "\n" not in str(error.value)
+    pd.concat([table(), table()]).to_parquet(path)
+    with pytest.raises(StedmError, match="counts a patient twice"):
+        read_counts(path)

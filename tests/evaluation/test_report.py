@@ -84,10 +84,10 @@ def report(tmp_path_factory, panels):
     return folder, counts, summary
 
 
-def test_report_folder_holds_the_four_files_and_they_agree(report):
+def test_report_folder_holds_its_files_and_they_agree(report):
     folder, counts, summary = report
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["counts.parquet", "per_patient.csv", "report.html", "summary.json"]
+    assert names == ["counts.parquet", "manifest.json", "per_patient.csv", "report.html", "summary.json"]
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summarise(read_counts(folder / "counts.parquet"), CONFIG) == summary
     table = pd.read_csv(folder / "per_patient.csv", dtype={"category": str})
@@ -151,6 +151,16 @@ def test_verdict_also_tells_of_the_strongest_baseline():
     scores = {"real": BASE, "real+stain": BASE + 0.1, "real+synthetic": BASE + 0.05}
     told = verdict_of(scores).sentences
     assert any(s.startswith("real+synthetic against real+stain") and "is lower" in s for s in told)
+
+
+def test_verdict_speaks_of_groups_and_of_those_who_lose():
+    """A mean over all hides a large gain of some behind a small loss of the others."""
+    gain = np.where(np.arange(14) % 2 == 0, 0.2, -0.02)
+    counts = make_counts({"real": BASE, "real+synthetic": np.clip(BASE + gain, 0, 1)})
+    verdict = judge(summarise(with_groups(counts, {"3"}), CONFIG), CONFIG)
+    assert verdict.sentences[0].startswith("7 of annotated categories: from 0.577 to 0.557 (−0.020")
+    assert verdict.sentences[1].startswith("7 of unseen categories: from 0.523 to 0.7")
+    assert any(s.startswith("Who loses most: p01 (−0.020), ") and s.count("p") == 5 for s in verdict.sentences)
 
 
 def test_caveats_for_few_patients_and_one_seed():

@@ -2,10 +2,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from scipy.stats import ttest_1samp
 
 from stedm.config import EvaluationConfig
 from stedm.evaluation.counts import counts_table, read_counts, write_counts
-from stedm.evaluation.stats import compare, default_pairs, holm, ordered_arms, summarise, summarise_arm, worst_decile
+from stedm.evaluation.stats import (
+    compare,
+    default_pairs,
+    false_claim,
+    holm,
+    ordered_arms,
+    summarise,
+    summarise_arm,
+    worst_decile,
+)
 
 CONFIG = EvaluationConfig()
 ARM_FIELDS = {"iou_mean", "iou_sd", "iou_worst_decile", "n_patients", "seeds"}
@@ -118,6 +128,22 @@ def test_nan_and_missing_patients_are_dropped_from_both_arms():
     assert result["n_patients"] == 1
     assert result["delta_mean"] == pytest.approx(0.1)
     assert result["iou_mean_b"] == pytest.approx(0.4)
+
+
+def test_the_probability_of_a_false_claim_is_that_of_the_t_test_of_one_side():
+    rng = np.random.default_rng(0)
+    gains = rng.normal(0.03, 0.1, 12)
+    expected = ttest_1samp(gains, 0, alternative="greater").pvalue
+    assert false_claim(gains) == pytest.approx(expected)
+    assert false_claim(-gains) == pytest.approx(expected)
+    assert compare(series(0.5 + gains), series([0.5] * 12), CONFIG)["p_false_claim"] == pytest.approx(expected)
+    assert (false_claim(np.zeros(4)), false_claim(np.full(4, 0.1)), false_claim(gains[:1])) == (0.5, 0.0, None)
+
+
+def test_patients_who_lose_are_named_worst_first():
+    lost = compare(series([0.5, 0.3, 0.495, 0.1]), series([0.5] * 4), CONFIG)["lost"]
+    assert [name for name, _ in lost] == [series([0] * 4).index[i] for i in (3, 1)]
+    assert [loss for _, loss in lost] == pytest.approx([-0.4, -0.2])
 
 
 def test_holm_by_hand():

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
+from stedm.errors import StedmError
 from stedm.experiment.agreement import agreement, contradicted, read_agreement, write_agreement
 from stedm.io.images import write_png
 
@@ -47,4 +48,12 @@ def test_agreement_is_over_sure_pixels_of_all_images_of_a_patient(labels, tmp_pa
     assert contradicted(table, 0.8) == ["a", "d"]
     assert contradicted(table, 0.6) == ["d"]
     write_agreement(table, tmp_path / "agreement.csv")
-    pd.testing.assert_frame_equal(read_agreement(tmp_path / "agreement.csv"), table, check_dtype=False)
+    again = read_agreement(tmp_path / "agreement.csv", table["patient_id"])
+    pd.testing.assert_frame_equal(again, table, check_dtype=False)
+    lines = (tmp_path / "agreement.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "agreement.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(StedmError, match=r"agreement\.csv: damaged"):
+        read_agreement(tmp_path / "agreement.csv", table["patient_id"])
+    (tmp_path / "agreement.csv.sha256").unlink()
+    with pytest.raises(StedmError, match="other patients"):
+        read_agreement(tmp_path / "agreement.csv", table["patient_id"])

@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from stedm.config import MachineConfig, RunConfig, load_config, parse_config, to_yaml
 from stedm.data import cache as samples
-from stedm.data.folder import DatasetFolder
+from stedm.data.folder import DatasetFolder, choose_annotated
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.scoring import evaluate_segmenter
 from stedm.evaluation.stats import summarise
+from stedm.experiment import rounds as rounds_of_run
 from stedm.experiment import segmenters
 from stedm.experiment.experiment import Experiment
 from stedm.experiment.folder import claim
@@ -82,9 +83,15 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     assert "For whom" in html
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["packages"]["torch"]
 
+    assert not list((tmp_path / "run").rglob("checkpoints")), "finished networks keep their checkpoints"
     before = _files(tmp_path / "run")
+    # As a kill just after a network was finished leaves them.
+    left = [tmp_path / "run" / name / "checkpoints/step-00000002" for name in (".", "segmenters/ssl/seed-1")]
+    for folder in left:
+        folder.mkdir(parents=True)
     again = Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
     assert again == summary
+    assert not list((tmp_path / "run").rglob("checkpoints"))
     after = _files(tmp_path / "run")
     redone = {path for path in after if after[path] != before.get(path)}
     assert all("/report/" in path or path.endswith("config.yaml") for path in redone), redone
@@ -127,6 +134,18 @@ def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset,
     assert "the arm upper is left out" in capsys.readouterr().err
     with pytest.raises(StedmError, match="no masks for the arm upper"):
         Experiment(tiny_config({"path": root}, arms=["upper"]), tmp_path / "alone").check()
+
+
+def test_a_run_says_what_looks_wrong_and_refuses_a_budget_without_a_class(tiny_dataset, tmp_path, capsys, tiny_config):
+    root = tiny_dataset(patients={"train": 2, "unlabeled": 1, "val": 1, "test": 1}, images=1)
+    write_png(root / "masks" / "valP0-0.png", np.full((32, 32), 255, np.uint8))
+    Experiment(tiny_config({"path": root}), tmp_path / "run").check()
+    assert "warning: masks of split val: every pixel is ignored" in capsys.readouterr().err
+    (chosen,) = choose_annotated(DatasetFolder.open(root), 1, 0)
+    write_png(root / "masks" / f"{chosen}-0.png", np.zeros((32, 32), np.uint8))
+    Experiment(tiny_config({"path": root}), tmp_path / "all").check()
+    with pytest.raises(StedmError, match="annotated train images hold only class background"):
+        Experiment(tiny_config({"path": root, "annotated_patients": 1}), tmp_path / "one").check()
 
 
 def test_the_label_budget_limits_what_is_read(tiny_dataset, tmp_path, tiny_config):
@@ -465,6 +484,20 @@ def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(tiny_d
     votes = vote(teachers, np.stack([labels.read_image(row) for row in range(len(labels))])).numpy()
     masks = np.stack([labels.read_mask(row) for row in range(len(labels))])
     assert np.array_equal(np.where(votes.max(1) >= 0.6, votes.argmax(1), labels.info.ignore_index), masks)
+
+
+def test_arms_and_diffusion_model_are_told_the_same_about_stains(tiny_dataset, tmp_path, tiny_run, monkeypatch):
+    values = tiny_run({"path": tiny_dataset()}, arms=["real+stain", "ssl", "upper", "real+stain+synthetic"], seeds=[0])
+    values["recolour"] = {"probability": 0.7, "dab": [-0.6, 1.4]}
+    told = []
+    for where, name in ((segmenters, "train_segmenter"), (rounds_of_run, "train_diffusion")):
+        plain = getattr(where, name)
+        note = lambda *a, recolour, plain=plain, **more: told.append(recolour) or plain(*a, recolour=recolour, **more)  # noqa: E731
+        monkeypatch.setattr(where, name, note)
+    config = parse_config(values, "test")
+    Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
+    assert len(told) >= 5
+    assert all(one == config.recolour for one in told)
 
 
 def test_teachers_label_images_for_self_training(closed_dataset, tmp_path, tiny_run, monkeypatch):

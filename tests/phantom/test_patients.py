@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from stedm.config import PhantomConfig
+from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.phantom import patients as phantom
 from stedm.phantom import render
@@ -66,6 +67,11 @@ def test_a_patient_does_not_depend_on_the_size_of_the_cohort(cohort: Path, tmp_p
     make_phantom(small, tmp_path / "one")
     name = "images/T00_000.png"
     assert (tmp_path / "one" / name).read_bytes() == (cohort / name).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library
+def test_hugging_face_reads_the_cohort(cohort: Path, hugging_face) -> None:
+    assert set(hugging_face(cohort)["patient_id"]) == set(DatasetFolder.open(cohort).patients())
 
 
 def test_table_truth_and_files_agree(cohort: Path) -> None:

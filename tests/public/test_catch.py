@@ -113,6 +113,12 @@ def test_label_budget_leaves_the_other_train_patients_unlabeled(published, tmp_p
         make_catch(published, tmp_path / "other", annotated_patients=3)
 
 
+def test_copies_of_macos_are_no_slides(published, tmp_path):
+    for name in ("Melanoma/._Melanoma_01_1.svs", "._CATCH.json", "._datasets.csv"):
+        (published / name).write_bytes(b"\0\5\x16\7")
+    assert len(make_catch(published, tmp_path / "out")) == len(SPLIT)
+
+
 def test_a_part_of_the_slides_is_enough(published, tmp_path):
     (published / "MCT" / "MCT_01_1.svs").unlink()
     assert "MCT_01_1" not in set(make_catch(published, tmp_path / "out")["slide_id"])

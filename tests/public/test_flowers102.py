@@ -85,6 +85,12 @@ def convert(archives: Path, root: Path) -> None:
     make_flowers102(root, archives=archives, image_px=32, checksums=checksums(archives))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library
+def test_hugging_face_reads_the_folder(archives, tmp_path, hugging_face):
+    convert(archives, tmp_path / "flowers")
+    assert set(hugging_face(tmp_path / "flowers")["split"]) == {"train", "unlabeled", "val", "test"}
+
+
 def test_archives_become_a_dataset_folder(archives, tmp_path):
     convert(archives, tmp_path / "flowers")
     assert check_dataset(tmp_path / "flowers") == []

@@ -1,8 +1,11 @@
+from typing import get_args
+
 import pytest
 import torch
 
-from stedm.config import SegmentationConfig, StainAugmentConfig
-from stedm.segmentation.augment import augment_geometry, augment_stain
+from stedm.config import Arm, RecolourConfig, SegmentationConfig, StainAugmentConfig, uses_stain
+from stedm.data.symmetry import to_signed
+from stedm.segmentation.augment import augment_colours, augment_geometry, augment_stain
 from stedm.segmentation.train import augment_batch
 
 NOTHING = StainAugmentConfig(hed_sigma=0, brightness=0, contrast=0, saturation=0, hue=0)
@@ -71,10 +74,10 @@ def test_a_batch_is_a_function_of_the_generator(arm):
     images = (_noise() * 255).round().byte().permute(0, 2, 3, 1)
     masks = torch.randint(0, 2, (8, 32, 32), dtype=torch.uint8)
     torch.manual_seed(0)
-    first = augment_batch(images, masks, _generator(3), SegmentationConfig(), arm)
+    first = augment_batch(images, masks, _generator(3), SegmentationConfig(), RecolourConfig(), arm)
     torch.manual_seed(1)
-    again = augment_batch(images, masks, _generator(3), SegmentationConfig(), arm)
-    other = augment_batch(images, masks, _generator(4), SegmentationConfig(), arm)
+    again = augment_batch(images, masks, _generator(3), SegmentationConfig(), RecolourConfig(), arm)
+    other = augment_batch(images, masks, _generator(4), SegmentationConfig(), RecolourConfig(), arm)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
@@ -86,10 +89,30 @@ def test_a_batch_is_a_function_of_the_generator(arm):
 def test_stain_arm_changes_colours_and_not_masks():
     images = (_noise() * 255).round().byte().permute(0, 2, 3, 1)
     masks = torch.randint(0, 2, (8, 32, 32), dtype=torch.uint8)
-    plain, plain_masks = augment_batch(images, masks, _generator(3), SegmentationConfig(), "real")
-    stained, stained_masks = augment_batch(images, masks, _generator(3), SegmentationConfig(), "real+stain")
+    plain, plain_masks = augment_batch(images, masks, _generator(3), SegmentationConfig(), RecolourConfig(), "real")
+    stained, stained_masks = augment_batch(
+        images, masks, _generator(3), SegmentationConfig(), RecolourConfig(), "real+stain"
+    )
     assert torch.equal(plain_masks, stained_masks)
     assert (plain - stained).abs().mean() > 0.02
+
+
+def test_what_is_known_about_stains_reaches_every_arm_with_stain_augmentation():
+    """Prior knowledge that only one arm had would be an unfair comparison: the diffusion model has the same."""
+    brown = torch.tensor([150, 90, 50], dtype=torch.uint8).expand(4, 32, 32, 3)
+    masks = torch.zeros(4, 32, 32, dtype=torch.uint8)
+    never_dab = RecolourConfig(probability=1, haematoxylin=(1, 1), eosin=(1, 1), dab=(0, 0))
+    config = SegmentationConfig(stain=NOTHING)
+    for arm in get_args(Arm):
+        images, _ = augment_batch(brown, masks, _generator(), config, never_dab, arm)
+        changed = bool(((images - to_signed(brown.permute(0, 3, 1, 2))).abs() > 0.2).any())
+        assert changed == uses_stain(arm), arm
+
+
+def test_nothing_is_drawn_where_recolouring_is_off():
+    images = _noise()
+    off = augment_colours(images, _generator(), StainAugmentConfig(), RecolourConfig(probability=0))
+    assert torch.equal(off, augment_stain(images, _generator(), StainAugmentConfig()))
 
 
 def test_strength_zero_is_the_identity():

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stedm.config import MachineConfig, SegmentationConfig, StainAugmentConfig
+from stedm.config import MachineConfig, RecolourConfig, SegmentationConfig, StainAugmentConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.segmentation import consistency
-from stedm.segmentation.augment import augment_stain
+from stedm.segmentation.augment import augment_colours
 from stedm.segmentation.consistency import (
     Consistency,
     StudentAndTeacher,
@@ -89,7 +89,7 @@ def test_the_consistency_loss_moves_the_network(cohort, tmp_path, monkeypatch):
 def test_the_weight_rises_to_its_full_value(monkeypatch):
     monkeypatch.setattr(consistency, "WEIGHT", 2.0)
     monkeypatch.setattr(consistency, "RAMP_UP", 0.5)
-    weight = Consistency(TINY.model_copy(update={"steps": 100}), SegmentationLoss()).weight
+    weight = Consistency(TINY.model_copy(update={"steps": 100}), RecolourConfig(), SegmentationLoss()).weight
     assert weight(0) < 0.02
     assert weight(0) < weight(20) < weight(40) < weight(50) == weight(99) == 2.0
 
@@ -222,7 +222,9 @@ def _stub(learner: torch.nn.Module, seed: int) -> SimpleNamespace:
 
 
 def test_what_the_teacher_sees_is_the_truth_for_both_strong_views():
-    views, targets = Consistency(UNSTAINED, SegmentationLoss()).strong_views(_stub(None, 0), _Red(), _red_and_blue())
+    views, targets = Consistency(UNSTAINED, RecolourConfig(probability=0), SegmentationLoss()).strong_views(
+        _stub(None, 0), _Red(), _red_and_blue()
+    )
     assert views.shape == (16, 3, PX, PX)
     # Between red and blue, where an image was zoomed, or blurred as a strong view, the colours are mixed.
     clear = (views[:, 0] - views[:, 2]).abs() > 1
@@ -234,7 +236,7 @@ def test_a_student_without_annotated_pixels_learns_what_its_teacher_sees():
     torch.manual_seed(0)
     learner = StudentAndTeacher(torch.nn.Conv2d(3, 2, 1))
     learner.teacher = _Red()
-    consistency_of = Consistency(UNSTAINED, SegmentationLoss())
+    consistency_of = Consistency(UNSTAINED, RecolourConfig(probability=0), SegmentationLoss())
     optimizer = torch.optim.Adam(learner.student.parameters(), lr=0.1)
     unlabeled = _red_and_blue()
     ignored = torch.zeros(2, 3, PX, PX), torch.full((2, PX, PX), 255, dtype=torch.uint8)
@@ -295,9 +297,9 @@ def test_strong_views_are_augmented_more_strongly(cohort, monkeypatch, tmp_path)
 
     def note(*arguments, factor=1.0):
         factors.append(factor)
-        return augment_stain(*arguments, factor=factor)
+        return augment_colours(*arguments, factor=factor)
 
-    monkeypatch.setattr(consistency, "augment_stain", note)
+    monkeypatch.setattr(consistency, "augment_colours", note)
     _train(cohort, tmp_path / "run", steps=1)
     assert factors == [1.5, 1.5]
 

@@ -106,7 +106,7 @@ def test_save_and_load_give_equal_logits(tmp_path, architecture):
     loaded, info = load_segmenter(folder)
     assert torch.equal(loaded(images), network(images))
     assert (info.classes, info.image_px, info.ignore_index) == (["a", "b", "c"], 32, 9)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
 
 
 def test_broken_model_folders_are_one_clear_line(tmp_path):
@@ -114,6 +114,7 @@ def test_broken_model_folders_are_one_clear_line(tmp_path):
         load_segmenter(tmp_path)
     folder = save_segmenter(tmp_path / "m", build_segmenter(TINY, 2), TINY, DatasetInfo("x", ["a", "b"]), image_px=32)
     values = json.loads((folder / "config.json").read_text())
+    (folder / "manifest.json").unlink()
     (folder / "config.json").write_text(json.dumps({**values, "classes": ["a", "b", "c"]}))
     with pytest.raises(StedmError, match=r"model\.safetensors: not "):
         load_segmenter(folder)
@@ -202,6 +203,7 @@ def test_a_mirroring_segmenter_follows_a_mirrored_image(tmp_path):
     # Folders of before say nothing of mirrors, and predict as they did.
     values = json.loads((folder / "config.json").read_text())
     del values["mirror"]
+    (folder / "manifest.json").unlink()
     (folder / "config.json").write_text(json.dumps(values))
     with torch.no_grad():
         torch.testing.assert_close(load_segmenter(folder)[0](images), plain(images))

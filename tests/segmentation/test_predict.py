@@ -64,9 +64,24 @@ def test_a_folder_of_images_becomes_a_folder_of_masks(tmp_path, model, network):
     for path in written:
         with Image.open(path) as mask:
             masks.append(mask.copy())
-    assert [mask.mode for mask in masks] == ["L", "L"]
+    assert [mask.mode for mask in masks] == ["P", "P"]
+    colour, n_pixels = masks[0].getpalette()[3:6], np.array(masks[0])
+    assert (np.array(masks[0].convert("RGB"))[n_pixels == 1] == colour).all()
+    assert len({tuple(masks[0].getpalette()[3 * index : 3 * index + 3]) for index in (0, 1, 2)}) == 3
     assert [mask.size for mask in masks] == [(32, 32), (70, 50)]
     assert np.array_equal(np.array(masks[0]), predict_masks(network, small[None])[0])
+
+
+def test_hidden_files_are_no_images(tmp_path, model):
+    source = tmp_path / ".cohort" / "images"  # a hidden folder above is the user's own choice
+    (source / ".ipynb_checkpoints").mkdir(parents=True)
+    (source / "sub").mkdir()
+    for name in ("a.png", "sub/b.bmp", ".ipynb_checkpoints/a-checkpoint.png"):
+        Image.fromarray(_images(1, 32, 32)[0]).save(source / name)
+    for name in ("._a.png", "sub/._b.bmp", "Thumbs.db", ".DS_Store"):
+        (source / name).write_bytes(b"\x00\x05\x16\x07")
+    written = segment_folder(model, source, tmp_path / "masks")
+    assert [path.relative_to(tmp_path / "masks").as_posix() for path in written] == ["a.png", "sub/b.png"]
 
 
 def test_a_single_image_file(tmp_path, model):

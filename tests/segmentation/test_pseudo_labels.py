@@ -47,6 +47,14 @@ def test_labels_are_the_winning_class_where_the_vote_is_sure(tmp_path, unlabeled
     assert every.table["source_image_file_name"].tolist() == unlabeled.table["image_file_name"].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library
+def test_hugging_face_reads_them(tmp_path, unlabeled, segmenters, hugging_face):
+    write_pseudo_labels(segmenters[:1], unlabeled, tmp_path / "labels", image_px=32, confidence=0.0)
+    read = hugging_face(tmp_path / "labels")
+    assert read["source_of"] == unlabeled.table["image_file_name"].tolist()
+    assert read[0]["mask"].size == (32, 32)
+
+
 def test_patients_who_are_to_stay_unknown_have_no_labels(tmp_path, unlabeled, segmenters):
     hidden, *others = unlabeled.patients()
     labels = write_pseudo_labels(segmenters, unlabeled, tmp_path / "out", image_px=32, confidence=0, unknown=[hidden])
@@ -66,6 +74,7 @@ def test_the_vote_follows_a_mirrored_image(unlabeled):
 def test_a_segmenter_of_other_classes_is_refused(tmp_path, unlabeled):
     model = save_segmenter(tmp_path / "model", build_segmenter(TINY, 3), TINY, unlabeled.info, image_px=32)
     config = (model / "config.json").read_text().replace('"disc"', '"disc", "third"')
+    (model / "manifest.json").unlink()
     (model / "config.json").write_text(config)
     with pytest.raises(StedmError, match="are not those of the images"):
         write_pseudo_labels([model], unlabeled, tmp_path / "out", image_px=32, confidence=0.9)

@@ -47,6 +47,7 @@ def test_it_is_what_the_trainer_makes_of_the_annotated_images(root, segmenter, t
     model = train_segmenter(TINY, real, tmp_path / "by-hand", arm="real+stain", image_px=PX)
     assert (segmenter.folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     assert (segmenter.classes, segmenter.image_px, segmenter.mpp) == (["background", "disc"], PX, None)
+    assert segmenter.info.source_px == [32, 32]
 
 
 @pytest.mark.parametrize("arm", ["ssl", "real+synthetic", "self-training", "upper"])

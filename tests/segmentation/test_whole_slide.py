@@ -222,6 +222,7 @@ def test_a_model_knows_its_resolution_and_old_ones_still_load(model):
     assert load_segmenter(model)[1].mpp == 1.0
     values = json.loads((model / "config.json").read_text())
     del values["mpp"]
+    (model / "manifest.json").unlink()
     (model / "config.json").write_text(json.dumps(values))
     assert load_segmenter(model)[1].mpp is None
 
@@ -450,7 +451,13 @@ def test_bad_input_is_one_line(tmp_path, model, path):
 def test_options_of_slides_are_refused_for_images(tmp_path, model, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
     with pytest.raises(SystemExit) as stop:
-        main([str(value) for value in ("segment", model, tmp_path / "p.png", "-o", tmp_path / "out", "--mpp", "1")])
+        main([str(value) for value in ("segment", model, tmp_path / "p.png", "-o", tmp_path / "out", "--label-map")])
     assert stop.value.code == 1
     assert "no slides" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_hidden_files_are_no_slides(tmp_path):
+    for name in ("a.svs", "._a.svs", ".b.ndpi"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [slide.path.name for slide in slides_in(tmp_path, tmp_path / "out")] == ["a.svs"]

@@ -3,6 +3,8 @@
 import gzip
 import json
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -181,7 +183,7 @@ def test_a_mapping_to_a_class_that_is_not_there_is_refused(read, tmp_path):
     with pytest.raises(StedmError, match=r"m.yaml: unknwon"):
         read(content, mapping=tmp_path / "m.yaml")
     (tmp_path / "m.yaml").write_text("- tumour\n")
-    with pytest.raises(StedmError, match=r"m.yaml: a class mapping has lines"):
+    with pytest.raises(StedmError, match=r"m.yaml: .*; a class mapping has lines"):
         read(content, mapping=tmp_path / "m.yaml")
 
 
@@ -287,7 +289,7 @@ def test_label_images_at_their_own_scale(tmp_path, name, monkeypatch):
     assert (outside[:, :2] == 2).all()
     assert (outside[2:] == 2).all()
     # Images too large for memory are read by windows: the same values.
-    monkeypatch.setattr("stedm.slides.annotations._IN_MEMORY_PX", 10)
+    monkeypatch.setattr("stedm.slides.label_images._IN_MEMORY_PX", 10)
     by_window = read_annotation(path, CLASSES, label_downsample=16)
     assert (by_window._pixels is None) == name.endswith(".tif")
     np.testing.assert_array_equal(by_window.rasterise(160, 32, 8, 4), annotation.rasterise(160, 32, 8, 4))
@@ -395,6 +397,7 @@ BAD_LABELS = {
         "80 x 80 px, which doesn't cover",
     ),
     "no scale": (np.zeros((8, 8), np.uint8), {}, "say how large the slide is"),
+    "finer than the slide": (np.zeros((16, 16), np.uint8), {"slide_px": (8, 8)}, "larger than the slide of 8 x 8 px"),
     "scale 0": (np.zeros((8, 8), np.uint8), {"label_downsample": 0}, "it is a number above 0"),
     "value": (np.full((8, 8), 3, np.uint8), {"slide_px": (8, 8)}, "values 3 are no class"),
 }
@@ -405,6 +408,59 @@ def test_bad_label_images_are_refused_in_one_line(tmp_path, case):
     array, options, expected = BAD_LABELS[case]
     with pytest.raises(StedmError, match=f"labels.png: .*{expected}") as error:
         read_annotation(labels_file(tmp_path, array), CLASSES, **options)
+    assert "\n" not in str(error.value)
+
+
+def _png_of_size(width, height):
+    """A PNG whose header says so, and which has next to no data."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_label_images_too_large_to_read_are_told_by_their_headers(tmp_path):
+    (tmp_path / "labels.png").write_bytes(_png_of_size(40_000, 40_000))
+    with pytest.raises(StedmError, match=r"labels\.png: 40000 x 40000 px are too large for a PNG"):
+        read_annotation(tmp_path / "labels.png", CLASSES, slide_px=(40_000, 40_000))
+    tifffile = pytest.importorskip("tifffile")
+    options = {"rowsperstrip": 30_000, "compression": "zlib", "shape": (30_000, 30_000), "dtype": np.uint8}
+    tifffile.imwrite(tmp_path / "labels.tif", iter([zlib.compress(b"")]), **options)
+    with pytest.raises(StedmError, match=r"labels\.tif: 30000 x 30000 px in 1 strips are too large"):
+        read_annotation(tmp_path / "labels.tif", CLASSES, slide_px=(30_000, 30_000))
+
+
+def test_text_that_grows_without_an_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("stedm.slides.polygon_files._MOST_BYTES", 1 << 20)
+    (tmp_path / "bomb.geojson").write_bytes(gzip.compress(b" " * (1 << 21)))
+    with pytest.raises(StedmError, match=r"bomb\.geojson: more than 1 MB of text when unpacked; export"):
+        read_annotation(tmp_path / "bomb.geojson", CLASSES)
+    (tmp_path / "large.geojson").write_bytes(b" " * (1 << 21))
+    with pytest.raises(StedmError, match=r"large\.geojson: more than 1 MB of text; export"):
+        read_annotation(tmp_path / "large.geojson", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Tumor: tumour\nStroma: stroma\nTumor: stroma\n", "found duplicate key Tumor"),
+        ("mapping:\n  Tumor: tumour\n  Tumor: stroma\n", "found duplicate key Tumor"),
+        (
+            "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(9)),
+            "expansion exceeds",
+        ),
+        ("Tumor: [", "not a readable YAML"),
+    ],
+)
+def test_mapping_files_that_mean_two_things_or_explode(read, tmp_path, text, message):
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(StedmError, match=rf"m\.yaml: .*{message}") as error:
+        read(collection(feature([SQUARE])), mapping=tmp_path / "m.yaml")
     assert "\n" not in str(error.value)
 
 

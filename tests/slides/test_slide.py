@@ -12,6 +12,7 @@ from stedm.config import PhantomConfig
 from stedm.errors import StedmError
 from stedm.io.images import write_png
 from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
+from stedm.slides import readers
 from stedm.slides import slide as slides
 from stedm.slides.slide import Slide
 
@@ -99,9 +100,9 @@ def test_tiles_meet_without_a_seam(written, kind, mpp, monkeypatch):
 
 def test_coarse_tiles_come_from_coarse_levels(written, monkeypatch):
     slide, seen = _open(written, "aperio"), []
-    read = slides._OpenSlideFile.read
+    read = readers._OpenSlideFile.read
     monkeypatch.setattr(
-        slides._OpenSlideFile, "read", lambda self, level, *a: seen.append(level) or read(self, level, *a)
+        readers._OpenSlideFile, "read", lambda self, level, *a: seen.append(level) or read(self, level, *a)
     )
     # 1.97 is 2 percent finer than level 1: fine enough; 1.9 is not.
     for mpp in (0.5, 1.0, 1.9, 1.97, 2.0, 8.0):
@@ -127,7 +128,7 @@ def test_transparent_parts_are_white(tmp_path):
     tile = Slide.open(tmp_path / "a.png", mpp=1).read(0, 0, 64, 1.0)
     assert (tile[:, 32:] == 255).all()
     assert (tile[:, :32] == (90, 20, 120)).all()
-    assert (np.asarray(slides._on_white(Image.fromarray(pixels)))[:, 32:] == 255).all()
+    assert (np.asarray(readers.on_white(Image.fromarray(pixels)))[:, 32:] == 255).all()
 
 
 def test_a_given_resolution_goes_before_the_files(written):
@@ -174,9 +175,9 @@ def test_a_damaged_tile_is_an_error_and_the_rest_can_still_be_read(written, tmp_
 
 
 def test_without_readers_the_line_says_what_to_install(written, monkeypatch):
-    monkeypatch.setattr(slides, "_openslide", lambda: None)
+    monkeypatch.setattr(readers, "_openslide", lambda: None)
     assert Slide.open(written["aperio"]).reader == "tiffslide"
-    monkeypatch.setattr(slides, "_tiffslide", lambda: None)
+    monkeypatch.setattr(readers, "_tiffslide", lambda: None)
     with pytest.raises(StedmError, match=r"pip install \"stedm\[slides\]\""):
         Slide.open(written["aperio"])
     assert Slide.open(written["png"], mpp=1).reader == "image"
@@ -185,13 +186,13 @@ def test_without_readers_the_line_says_what_to_install(written, monkeypatch):
 def test_openslide_is_read_the_same_by_its_public_way(written, monkeypatch):
     slide = _open(written, "aperio")
     tile = slide.read(-30, 301, 128, 0.5)
-    monkeypatch.setattr(slides, "_argb", lambda *arguments: None)
+    monkeypatch.setattr(readers, "_argb", lambda *arguments: None)
     np.testing.assert_array_equal(slide.read(-30, 301, 128, 0.5), tile)
 
 
 def test_transparent_parts_of_openslide_are_white(written, monkeypatch):
     """As in slides of which only the tissue was scanned."""
-    slide, argb = _open(written, "aperio"), slides._argb
+    slide, argb = _open(written, "aperio"), readers._argb
     tile = slide.read(300, 300, 64, 0.5)
 
     def half(*arguments):
@@ -204,7 +205,7 @@ def test_transparent_parts_of_openslide_are_white(written, monkeypatch):
         pixels[:, 32:] = 0
         return Image.fromarray(pixels)
 
-    monkeypatch.setattr(slides, "_argb", half)
+    monkeypatch.setattr(readers, "_argb", half)
     monkeypatch.setattr("openslide.OpenSlide.read_region", region)
     shown = slide.read(300, 300, 64, 0.5)
     np.testing.assert_array_equal(shown[:, :32], tile[:, :32])
@@ -214,7 +215,7 @@ def test_transparent_parts_of_openslide_are_white(written, monkeypatch):
 def test_openslide_and_tiffslide_agree(written, monkeypatch):
     one = Slide.open(written["aperio"])
     with monkeypatch.context() as patch:
-        patch.setattr(slides, "_openslide", lambda: None)
+        patch.setattr(readers, "_openslide", lambda: None)
         other = Slide.open(written["aperio"])
     assert (one.reader, other.reader) == ("openslide", "tiffslide")
     for mpp in (0.5, 1.1, 2.5):
@@ -252,7 +253,7 @@ def test_a_pickled_slide_holds_no_file(written):
 
 
 def test_few_files_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(slides, "_MOST_OPEN", 3)
+    monkeypatch.setattr(readers, "_MOST_OPEN", 3)
     paths = [tmp_path / f"{i}.png" for i in range(8)]
     for i, path in enumerate(paths):
         write_png(path, np.full((8, 8, 3), i, np.uint8))
@@ -260,7 +261,7 @@ def test_few_files_stay_open(tmp_path, monkeypatch):
     for _ in range(2):
         for i, slide in enumerate(opened):
             assert (slide.read(0, 0, 4, 1.0) == i).all()
-            assert len(slides._files) <= 3
+            assert len(readers._files) <= 3
 
 
 def test_a_file_that_was_replaced_is_opened_again(tmp_path):
@@ -270,7 +271,7 @@ def test_a_file_that_was_replaced_is_opened_again(tmp_path):
 
 
 def test_threads_share_slides_beyond_the_limit(written, monkeypatch):
-    monkeypatch.setattr(slides, "_MOST_OPEN", 1)
+    monkeypatch.setattr(readers, "_MOST_OPEN", 1)
     jobs = [(_open(written, kind), x) for x in range(0, 600, 150) for kind in ("aperio", "ome", "png")]
     expected = [_checksum(job) for job in jobs]
     with ThreadPoolExecutor(4) as pool:

@@ -30,7 +30,7 @@ def _colour(row: int) -> tuple[int, int, int]:
 def _folder(root: Path, rows: list[dict], image_px: int = PX) -> Path:
     for row in range(len(rows)):
         write_png(root / f"images/{row}.png", np.full((image_px, image_px, 3), _colour(row), np.uint8))
-        write_png(root / f"masks/{row}.png", np.zeros((image_px, image_px), np.uint8))
+        write_png(root / f"masks/{row}.png", np.eye(image_px, dtype=np.uint8))
     table = pd.DataFrame(rows)
     table["image_file_name"] = [f"images/{row}.png" for row in range(len(rows))]
     table["mask_file_name"] = [f"masks/{row}.png" for row in range(len(rows))]

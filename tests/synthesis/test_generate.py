@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stedm import StyleDiffusion
 from stedm.config import (
@@ -85,6 +86,15 @@ def test_a_model_that_learned_from_deformed_images_gets_deformed_ones(model, pla
     assert not any(np.array_equal(view, image) for view in deformed[0] for image in whole[0])
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library
+def test_hugging_face_reads_the_set(model, plan, tmp_path, hugging_face):
+    synthesize(model, plan.iloc[:4], tmp_path / "set")
+    read = hugging_face(tmp_path / "set")
+    assert read["layout_of"] == plan["layout_image_file_name"].tolist()[:4]
+    assert {"image", "mask", "style_patient_id", "seed"} <= set(read.column_names)
+    assert read[0]["mask"].size == (16, 16)
+
+
 def test_the_set_is_a_valid_dataset_whose_masks_are_the_planned_layouts(model, plan, dataset, tmp_path):
     assert synthesize(model, plan, tmp_path / "set")
     assert check_dataset(tmp_path / "set") == []
@@ -157,14 +167,23 @@ def test_rows_with_other_guidance_are_drawn_with_it(model, dataset, tmp_path):
             assert np.abs(plain[0].astype(int) - made.read_image(row)).max() > 1
 
 
+def test_masks_are_not_black_in_viewers(model, plan, tmp_path):
+    synthesize(model, plan, tmp_path / "set")
+    for path in (tmp_path / "set" / "masks").iterdir():
+        with Image.open(path) as mask:
+            shown = np.array(mask.convert("RGB"))[np.array(mask) == 1]
+            assert mask.mode == "P"
+            assert (shown == (200, 0, 0)).all()
+
+
 def test_an_error_of_writing_ends_the_run(model, plan, tmp_path, monkeypatch):
     """Images are written in a thread, where an error could get lost; of the last batch too."""
     last = f"{plan['image_id'].iloc[-1]}.png"
 
-    def full_disk(path, array):
+    def full_disk(path, array, **options):
         if path.name == last:
             raise OSError("No space left on device")
-        write_png(path, array)
+        write_png(path, array, **options)
 
     monkeypatch.setattr("stedm.synthesis.generate.write_png", full_disk)
     with pytest.raises(OSError, match="No space left"):

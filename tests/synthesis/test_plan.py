@@ -262,3 +262,28 @@ def test_the_only_image_of_a_patient_is_its_own_style(dataset, predicted):
     sources = dataset.split("train"), alone
     plan = make_plan(SynthesisConfig(n_images=3), *sources, image_px=32, predicted=predicted, predicted_config=every)
     assert (plan["style_image_file_names"] == plan["layout_image_file_name"]).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("sampling", '{"steps": 1099511627776}', "sampling: steps"),
+        ("sampling", "{", "not valid JSON"),
+        ("layout_kind", "procedural", "layout_kind"),
+        ("layout_symmetry", 8, "layout_symmetry"),
+        ("seed", -1, "seed"),
+        ("start", 2.0, "start"),
+        ("style_patient_id", None, "style_patient_id"),
+        ("image_id", "synthetic-000000", "no image_id twice"),
+    ],
+)
+def test_a_plan_of_values_that_no_plan_has_is_one_line(dataset, tmp_path, column, value, message):
+    plan = _plan(dataset, 3)
+    write_plan(plan.assign(**{column: value}), tmp_path / "plan.parquet")
+    with pytest.raises(StedmError, match=message) as error:
+        read_plan(tmp_path / "plan.parquet")
+    assert "\n" not in str(error.value)
+    plan.attrs["batch"] = 2**40
+    write_plan(plan, tmp_path / "plan.parquet")
+    with pytest.raises(StedmError, match="batch"):
+        read_plan(tmp_path / "plan.parquet")

@@ -7,8 +7,9 @@ description in the JSON schema (`stedm config schema`), so that editors complete
 from stedm.config.base import Fraction, Part, Positive, Precision, TrainingConfig, checked
 from stedm.config.codec import AutoencoderCodecConfig, CodecConfig, PixelCodecConfig, VQF4CodecConfig
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
-from stedm.config.diffusion import DenoiserConfig, DiffusionConfig, RecolourConfig
+from stedm.config.diffusion import DenoiserConfig, DiffusionConfig
 from stedm.config.machine import MachineConfig
+from stedm.config.recolour import RecolourConfig
 from stedm.config.rounds import FineTuneConfig, PredictedConfig, PseudoLabelConfig, RoundsConfig
 from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
 from stedm.config.segmentation import (

@@ -9,18 +9,6 @@ from stedm.config.codec import CodecConfig, PixelCodecConfig
 from stedm.config.style import StyleConfig
 
 
-class RecolourConfig(Part):
-    """Training images and their style images recoloured alike (see stedm.style.recolour)."""
-
-    probability: Fraction = 0.5
-    """Part of the training samples that are recoloured; 0 = off."""
-    haematoxylin: tuple[float, float] = (0.7, 1.3)
-    """Range of the factor that scales the amount of a stain, drawn uniformly; below 0 counts as 0, so that
-    (-0.5, 1.5) takes the stain away in a quarter of the recoloured samples."""
-    eosin: tuple[float, float] = (0.7, 1.3)
-    dab: tuple[float, float] = (0.7, 1.3)
-
-
 class DenoiserConfig(Part):
     """The U-Net (diffusers' UNet2DModel; UNet2DConditionModel where the style enters by cross-attention)."""
 
@@ -37,7 +25,6 @@ class DiffusionConfig(TrainingConfig):
 
     codec: CodecConfig = PixelCodecConfig()
     style: StyleConfig = StyleConfig()
-    recolour: RecolourConfig = RecolourConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     objective: Literal["eps", "v", "flow"] = "flow"
     """What the network predicts: noise, velocity (Salimans & Ho 2022), or rectified flow (Liu et al. 2022). Training

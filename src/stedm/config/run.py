@@ -9,6 +9,7 @@ from stedm.config.base import Part, checked, read_values
 from stedm.config.data import DataConfig, EvaluationConfig, PhantomConfig
 from stedm.config.diffusion import DiffusionConfig
 from stedm.config.machine import MachineConfig
+from stedm.config.recolour import RecolourConfig
 from stedm.config.rounds import RoundsConfig
 from stedm.config.segmentation import SegmentationConfig
 from stedm.config.synthesis import SynthesisConfig
@@ -31,6 +32,7 @@ class RunConfig(Part):
     """One number repeats the whole run with other random numbers."""
     data: DataConfig
     machine: MachineConfig = MachineConfig()
+    recolour: RecolourConfig = RecolourConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     rounds: RoundsConfig = RoundsConfig()
     synthesis: SynthesisConfig = SynthesisConfig()

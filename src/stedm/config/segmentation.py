@@ -51,7 +51,7 @@ def first_teacher(arm: Arm) -> Arm:
 
 
 class StainAugmentConfig(Part):
-    """Colour augmentation of the `+stain`, `ssl` and `self-training` arms (see stedm.segmentation.augment)."""
+    """Colour augmentation of the arms with stain augmentation, after recolouring (see stedm.segmentation.augment)."""
 
     hed_sigma: Annotated[float, Field(ge=0)] = 0.2
     """Strength of the haematoxylin-eosin-DAB jitter: each stain is scaled by 1 +- sigma, and up to a tenth of sigma, in

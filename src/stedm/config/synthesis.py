@@ -28,7 +28,7 @@ class Sampling(Part):
     sampler: Sampler = "unipc"
     """Solver (see stedm.diffusion.sampler): `dpm++` of order 2, `unipc`; `ddim` for the objectives eps and v; `euler`
     for flow."""
-    steps: Positive = 8
+    steps: Annotated[int, Field(gt=0, le=1000)] = 8
     time_shift: Annotated[float, Field(gt=0)] = 4.0
     """More than 1 puts more of the steps near noise, where layout and colours are decided (Esser et al. 2024); 1 =
     evenly spaced in time."""

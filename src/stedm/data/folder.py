@@ -14,45 +14,29 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from stedm.data.info import DatasetInfo, read_info
 from stedm.data.memory import CacheBudget, common_budget
 from stedm.data.regions import SlideRegions
 from stedm.errors import StedmError
-from stedm.io.files import fingerprint, replacing, write_text
+from stedm.io.files import fingerprint, flush, replacing, write_text
 from stedm.io.images import image_size, leaves_folder, read_image_file, read_mask_file, resized, write_png
+from stedm.io.manifest import verify, verify_present, write_manifest
 from stedm.io.tables import SPLITS, patient_problems, read_csv
-from stedm.seeds import numpy_generator
 
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
+_IN_FILE = {"layout_image_file_name": "layout_of", "source_image_file_name": "source_of"}
+"""Columns that name images of another folder, and what they are called in a file: Hugging Face's ImageFolder takes
+*_file_name for a file of this one."""
 __all__ = [
     "SPLITS",
     "DatasetFolder",
     "DatasetInfo",
-    "choose_annotated",
-    "choose_annotated_images",
     "hold_back",
     "rows_by_patient",
     "write_metadata",
     "write_png",
 ]
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """Content of `dataset.yaml`. Class index i of a mask is `classes[i]`; `ignore_index` is scored nowhere."""
-
-    name: str
-    classes: list[str]
-    ignore_index: int = 255
-    licence: str = ""
-    citation: str = ""
-
-    def mask_problem(self, mask: np.ndarray) -> str:
-        """The end of an error line if a uint8 mask has values other than class indices and `ignore_index`; or ""."""
-        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-        bad = [str(value) for value in values if value >= len(self.classes) and value != self.ignore_index]
-        allowed = f"allowed are 0 to {len(self.classes) - 1} and ignore_index {self.ignore_index}"
-        return f"class indices {', '.join(bad)} are out of range; {allowed}" if bad else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +75,7 @@ class DatasetFolder:
         Raises `StedmError` with the first problem of the table, and for a category that isn't there.
         """
         root = Path(root)
+        verify_present(root, "dataset.yaml", "metadata.csv")
         info, table = read_info(root), read_table(root)
         problems = table_problems(table)
         if problems:
@@ -174,6 +159,7 @@ class DatasetFolder:
     def read_image(self, row: int, image_px: int | None = None) -> np.ndarray:
         """uint8 RGB (H, W, 3); with `image_px` resized to that square by area averaging."""
         if self.regions is None:
+            verify(self.root, self.table["image_file_name"].iloc[row])
             return read_image_file(self.root, self.table["image_file_name"].iloc[row], image_px)
         return resized(self.regions.image(*self._place(row)), image_px)
 
@@ -217,6 +203,7 @@ class DatasetFolder:
         if not row_of["mask_file_name"]:
             raise StedmError(f"{row_of['image_file_name']}: this image has no mask; select annotated rows")
         if self.regions is None:
+            verify(self.root, row_of["mask_file_name"])
             mask = read_mask_file(self.root, row_of["mask_file_name"])
         else:
             mask = self.regions.mask(*self._place(row))
@@ -233,69 +220,6 @@ class DatasetFolder:
     def fingerprint(self) -> str:
         """Names the content of `dataset.yaml` and of the table (the rows at hand, in order), not of the images."""
         return fingerprint({"info": asdict(self.info), "table": self.table.to_csv(index=False)})
-
-
-# ---- dataset.yaml -------------------------------------------------------------------------------------------------
-
-
-def read_info(root: Path) -> DatasetInfo:
-    """Read `dataset.yaml`; `StedmError` with one line for each problem."""
-    info, problems = info_and_problems(root)
-    if problems or info is None:
-        raise StedmError.of(problems, f"`stedm check {root}` lists all")
-    return info
-
-
-def info_and_problems(root: Path) -> tuple[DatasetInfo | None, list[str]]:
-    """What `dataset.yaml` says and all that is wrong with it; with a wrong key the classes may still be usable."""
-    path = root / "dataset.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None, [f"{path}: missing; write name and classes into it"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        return None, [f"{path}: not readable as YAML ({' '.join(str(error).split())}); correct it"]
-    if not isinstance(values, dict):
-        return None, [f"{path}: must be a mapping with the keys name and classes"]
-    key_problems, class_problems = _key_problems(values), _class_problems(values)
-    problems = [f"{path}: {problem}" for problem in key_problems + class_problems]
-    if class_problems:
-        return None, problems
-    text = {key: str(values.get(key) or "") for key in ("name", "licence", "license", "citation")}
-    info = DatasetInfo(
-        name=text["name"],
-        classes=list(values["classes"]),
-        ignore_index=values.get("ignore_index", 255),
-        licence=text["licence"] or text["license"],
-        citation=text["citation"],
-    )
-    return info, problems
-
-
-def _key_problems(values: dict[Any, Any]) -> list[str]:
-    known = ("name", "classes", "ignore_index", "licence", "license", "citation")
-    problems = [f"unknown key {key!r}; known are {', '.join(known)}" for key in values if key not in known]
-    for key in ("name", "licence", "license", "citation"):
-        if isinstance(values.get(key), list | dict):
-            problems.append(f"{key} must be a text")
-    if values.get("name") in (None, ""):
-        problems.append("name is missing; give the dataset a name")
-    return problems
-
-
-def _class_problems(values: dict[Any, Any]) -> list[str]:
-    problems = []
-    classes, ignore_index = values.get("classes"), values.get("ignore_index", 255)
-    if not isinstance(classes, list) or not classes:
-        problems.append("classes is missing; list the class names in the order of the mask indices")
-        classes = []
-    elif not all(isinstance(name, str) and name for name in classes):
-        problems.append("classes must be texts; put numbers, yes and no in quotes")
-    elif len(set(classes)) < len(classes):
-        problems.append("classes has a name twice; name each class once")
-    if type(ignore_index) is not int or not len(classes) <= ignore_index <= 255:
-        problems.append(f"ignore_index must be a whole number from {len(classes)} (no class) to 255")
-    return problems
 
 
 # ---- metadata.csv or metadata.parquet -----------------------------------------------------------------------------
@@ -320,15 +244,21 @@ def read_table(root: Path) -> pd.DataFrame:
 
 def _with_text_columns(table: pd.DataFrame) -> pd.DataFrame:
     """All optional columns present, ids and file names as text, rows numbered from 0."""
-    table = table.reset_index(drop=True).rename(columns=str)
+    table = table.reset_index(drop=True).rename(columns=str).rename(columns={new: old for old, new in _IN_FILE.items()})
     for column in OPTIONAL_COLUMNS:
         if column not in table:
             table[column] = ""
     for column in filter(_is_text, table.columns):
-        # Stripped, because "P1" and "P1 " in two splits would be one patient in two splits.
-        table[column] = [("" if pd.isna(value) else str(value).strip()) for value in table[column]]
+        table[column] = [_text(value) for value in table[column]]
         table[column] = table[column].astype(str)
     return table
+
+
+def _text(value: Any) -> str:
+    # Whole numbers with gaps are floats in parquet: patient 7, not 7.0.
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return "" if pd.isna(value) else str(value).strip()
 
 
 def _is_text(column: str) -> bool:
@@ -364,8 +294,11 @@ def rows_by_patient(table: pd.DataFrame) -> dict[str, np.ndarray]:
     return {str(patient): np.asarray(rows) for patient, rows in table.groupby("patient_id", sort=True).indices.items()}
 
 
-def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> None:
-    """Write `dataset.yaml` and, last, `metadata.csv`; `StedmError` if the table breaks the rules of the folder."""
+def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame, *, sealed: bool = False) -> None:
+    """Write `dataset.yaml` and, last, `metadata.csv`; `StedmError` if the table breaks the rules of the folder.
+
+    sealed: with a manifest of tables, images and masks (stedm.io.manifest), for folders that nobody edits.
+    """
     root = Path(root)
     table = _with_text_columns(table)
     problems = table_problems(table)
@@ -381,11 +314,15 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame) -> 
     write_text(
         root / "dataset.yaml", yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, default_flow_style=None)
     )
+    flush(root)  # images are on the disk before the table that says so
     with replacing(root / "metadata.csv") as temporary:
-        table.to_csv(temporary, index=False)
+        table.rename(columns=_IN_FILE).to_csv(temporary, index=False)
+        if sealed:
+            names = ["dataset.yaml", *table["image_file_name"], *table["mask_file_name"]]
+            write_manifest(root, {name: root / name for name in names if name} | {"metadata.csv": temporary})
 
 
-# ---- label budget -------------------------------------------------------------------------------------------------
+# ---- categories that nobody annotated -----------------------------------------------------------------------------
 
 
 def hold_back(table: pd.DataFrame, unseen_categories: Sequence[str]) -> pd.DataFrame:
@@ -396,48 +333,3 @@ def hold_back(table: pd.DataFrame, unseen_categories: Sequence[str]) -> pd.DataF
     train = table["split"] == "train"
     unseen = set(table.loc[train & table["category"].isin(list(unseen_categories)), "patient_id"])
     return table.assign(split=table["split"].mask(train & table["patient_id"].isin(unseen), "unlabeled"))
-
-
-def choose_annotated(dataset: DatasetFolder, n_patients: int | None, draw: int) -> list[str]:
-    """Patients of split train that count as annotated: in turn one of each category, in random order.
-
-    A patient of several categories counts under its most frequent one. A pure function of `draw`, and nested: the
-    choice for n patients is the beginning of the choice for n + 1. `None` = all patients that have a mask.
-    Raises `StedmError` if there are fewer than `n_patients`.
-    """
-    train = dataset.split("train").table
-    annotated = train[train["mask_file_name"] != ""]
-    # mode() is sorted, so equal counts go to the alphabetically first category.
-    category_of = annotated.groupby("patient_id")["category"].agg(lambda values: values.mode().iloc[0])
-    if n_patients is not None and not 1 <= n_patients <= len(category_of):
-        raise StedmError(
-            f"{dataset.root}: {n_patients} annotated patients asked for, split train has {len(category_of)}; "
-            "change annotated_patients"
-        )
-    generator = numpy_generator(draw, "annotated")
-    categories = generator.permutation(sorted(set(category_of))).tolist()
-    queues = [generator.permutation(sorted(category_of.index[category_of == name])).tolist() for name in categories]
-    turns = max((len(queue) for queue in queues), default=0)
-    order = [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)]
-    return order[:n_patients]
-
-
-def choose_annotated_images(dataset: DatasetFolder, n_per_category: int, draw: int) -> np.ndarray:
-    """Rows of the images of split train that count as annotated: `n_per_category` of each category, at random.
-
-    The k-shot budget of the paper's natural-image experiment, where an image is a patient of its own. A pure function
-    of `draw`, and nested: the choice for k images is part of the choice for k + 1.
-    Raises `StedmError` where a category has fewer annotated images.
-    """
-    table = dataset.table
-    candidates = table[(table["split"] == "train") & (table["mask_file_name"] != "")].sort_values("image_file_name")
-    chosen = []
-    for category, rows in candidates.groupby("category"):
-        if len(rows) < n_per_category:
-            raise StedmError(
-                f"{dataset.root}: {n_per_category} annotated images a category asked for, {category!r} has "
-                f"{len(rows)}; lower annotated_per_category"
-            )
-        order = numpy_generator(draw, "annotated pictures", category).permutation(rows.index.to_numpy())
-        chosen.append(order[:n_per_category])
-    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.intp)

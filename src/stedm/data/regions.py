@@ -8,7 +8,7 @@ for example.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from stedm.slides.slide import Slide
 from stedm.slides.table import read_slides
 
 REGION_COLUMNS = ("slide_id", "x", "y", "tile_px", "mpp", "slide_mpp")
+_BOUNDS = ("bounds_x", "bounds_y")
 _MOST_ANNOTATIONS = 16
 
 
@@ -110,6 +111,13 @@ class SlideRegions:
         """uint8 `(tile_px, tile_px)` of class indices and `ignore_index`. `DatasetFolder` guards it."""
         return self.annotation(slide_id).rasterise(x, y, int(tile_px), mpp / self.slide(slide_id).mpp)
 
+    def files(self, slide_ids: Iterable[str], annotated: Iterable[str]) -> dict[str, Path]:
+        """Of slides their files, and of `annotated` ones the annotations, by names that stay when the files move."""
+        rows = self._rows
+        images = {f"slide {i}": Path(rows.loc[i, "image"]) for i in slide_ids if i in rows.index}
+        names = {i: rows.loc[i, "annotation"] for i in annotated if i in rows.index}
+        return images | {f"annotation of slide {i}": Path(name) for i, name in names.items() if name}
+
     def _clear(self) -> None:
         self._slides: dict[str, Slide] = {}
         self._annotations: OrderedDict[str, Annotation] = OrderedDict()
@@ -174,6 +182,11 @@ def region_problems(root: Path, classes: list[str], ignore_index: int, table: pd
         side = rows["tile_px"] * rows["mpp"] / slide.mpp
         outside = (rows["x"] + side <= 0) | (rows["y"] + side <= 0)
         outside |= (rows["x"] >= slide.size_px[0]) | (rows["y"] >= slide.size_px[1])
+        begins = [pd.to_numeric(rows[name], errors="coerce").fillna(0) if name in rows else 0 for name in _BOUNDS]
+        if any(np.any(begin != origin) for begin, origin in zip(begins, slide.origin_px, strict=True)):
+            problems.append(
+                f"metadata: slide {slide_id} has bounds at {slide.origin_px}, its tiles count from elsewhere; tile anew"
+            )
         if outside.any():
             problems.append(f"metadata: {outside.sum()} tiles of slide {slide_id} lie outside of it; tile it again")
         if (abs(rows["slide_mpp"] / slide.mpp - 1) > 1e-6).any():

@@ -6,9 +6,10 @@ appear whole, and the same call goes on with what is missing. `metadata.csv` com
 """
 
 import contextlib
+import math
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +18,16 @@ import pandas as pd
 import yaml
 
 from stedm.config import TilingConfig
+from stedm.data.check import tile_warnings
+from stedm.data.duplicates import slide_findings
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
-from stedm.errors import StedmError
+from stedm.errors import DiskError, StedmError
 from stedm.io.files import claim, fingerprint, replacing, write_text
+from stedm.io.names import without_split_words
+from stedm.io.tables import patient_warnings
 from stedm.progress import Reporter
+from stedm.slides.placement import misses_tissue
 from stedm.slides.slide import Slide
 from stedm.slides.table import read_slides
 from stedm.slides.tissue import TissueMask
@@ -43,6 +49,10 @@ class TilingResult:
     """Slide ids."""
     failures: list[str]
     """A line for each slide that could not be read."""
+    notes: list[str]
+    """Lines about slides that were read otherwise than their files say at first sight: objects left out, bounds."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd about the tiles as a whole: the classes that occur, ids that look alike."""
     complete: bool = True
     """False while other shards have work left; the numbers are then those of the slides that are done."""
 
@@ -50,17 +60,22 @@ class TilingResult:
 def tile_grid(slide: Slide, tissue: TissueMask, config: TilingConfig) -> pd.DataFrame:
     """The tiles of a slide that hold enough tissue, row by row.
 
-    Columns: x, y (upper left corner, whole pixels of level 0), tile_px, mpp, slide_mpp, tissue_fraction. The grid
-    begins at the slide's corner; its last tiles may hang over the edge.
+    Columns: x, y (upper left corner, whole pixels of level 0), tile_px, mpp, slide_mpp, tissue_fraction; for a slide
+    with bounds also bounds_x, bounds_y, where on level 0 x and y begin. The grid begins at the slide's corner. Its last
+    tiles may hang over the edge of a slide, where there is glass; those of a plain image, which is tissue to its edge,
+    are moved inside.
     """
     scale = config.mpp / slide.mpp
     stride = (config.stride_px or config.tile_px) * scale
     x, y = (np.round(np.arange(0, side, stride)).astype(np.int64) for side in slide.size_px)
+    if slide.reader == "image":
+        last = (max(0, math.floor(side - config.tile_px * scale)) for side in slide.size_px)
+        x, y = (np.unique(np.minimum(at, most)) for at, most in zip((x, y), last, strict=True))
     x, y = (values.ravel() for values in np.meshgrid(x, y))
     fraction = tissue.fractions(x, y, config.tile_px * scale)
     # With min_tissue 0 a tile still needs some tissue.
     enough = (fraction >= config.min_tissue) & (fraction > 0)
-    return pd.DataFrame(
+    tiles = pd.DataFrame(
         {
             "x": x[enough],
             "y": y[enough],
@@ -70,6 +85,9 @@ def tile_grid(slide: Slide, tissue: TissueMask, config: TilingConfig) -> pd.Data
             "tissue_fraction": fraction[enough].round(4),
         }
     )
+    if slide.origin_px != (0, 0):
+        tiles["bounds_x"], tiles["bounds_y"] = slide.origin_px
+    return tiles
 
 
 def class_fractions(tiles: pd.DataFrame, annotation: Annotation, classes: list[str]) -> pd.DataFrame:
@@ -89,24 +107,39 @@ def slide_rows(
 
     The annotation of an `unlabeled` slide is not read, so its tiles have no class fractions. A tile of another slide
     has a mask if enough of it is annotated (`config.min_annotated`); without one it stays in split `train` as a source
-    of styles, and is left out of `val` and `test`, where it could not be scored.
+    of styles, and is left out of `val` and `test`, where it could not be scored. `attrs["notes"]` has the lines about
+    the annotation that a user should see.
     """
     slide = Slide.open(row["image"], None if np.isnan(row["mpp"]) else row["mpp"])
-    tiles = tile_grid(slide, TissueMask.of(slide, config.tissue), config)
+    tissue = TissueMask.of(slide, config.tissue)
+    tiles, notes = tile_grid(slide, tissue, config), []
     has_mask = np.full(len(tiles), bool(row["annotation"]))
     if row["annotation"] and row["split"] != "unlabeled":
         read = read_annotation or annotation_reader(config.classes, config.ignore_index, config.class_mapping)
-        fractions = class_fractions(tiles, read(Path(row["annotation"]), slide), config.classes)
+        annotation = read(Path(row["annotation"]), slide)
+        if misses_tissue(annotation, tissue):
+            raise StedmError(
+                f"{row['annotation']}: no region touches tissue; correct it if it is of another slide or resolution"
+            )
+        notes += getattr(annotation, "notes", ())
+        fractions = class_fractions(tiles, annotation, config.classes)
         has_mask = fractions.sum(axis=1).to_numpy() >= max(config.min_annotated, 1e-4)
         tiles = tiles.join(fractions)
-    names = [f"{row['slide_id']}/{x}_{y}.png" for x, y in zip(tiles["x"], tiles["y"], strict=True)]
+    names = [f"{_folder_name(row['slide_id'])}/{x}_{y}.png" for x, y in zip(tiles["x"], tiles["y"], strict=True)]
     kept = has_mask | (row["split"] in ("train", "unlabeled")) | (not row["annotation"])
     first = {
         "image_file_name": [f"images/{name}" for name in names],
         "mask_file_name": [f"masks/{name}" if has else "" for name, has in zip(names, has_mask, strict=True)],
     }
     of_slide = {key: value for key, value in row.items() if key not in ("image", "annotation") and key not in tiles}
-    return pd.DataFrame(first).assign(**of_slide).join(tiles)[kept].reset_index(drop=True)
+    table = pd.DataFrame(first).assign(**of_slide).join(tiles)[kept].reset_index(drop=True)
+    table.attrs["notes"] = list(notes)
+    return table
+
+
+def _folder_name(slide_id: str) -> str:
+    # Slides are called train_1, and Hugging Face's ImageFolder reads these folders too.
+    return without_split_words(slide_id)
 
 
 def write_tiles(
@@ -160,6 +193,9 @@ def tile_slides(
     slides = read_slides(slides_csv)
     if (slides["annotation"] != "").any() and not config.classes:
         raise StedmError(f"{slides_csv}: there are annotations; name the classes in the tiling configuration (classes)")
+    problems, warnings = slide_findings(slides)
+    if problems:
+        raise StedmError.of([f"{slides_csv}: {problem}" for problem in problems])
     _claim(root, config, table_only)
     rows = slides.to_dict("records")
     with contextlib.nullcontext(pool) if pool else LocalPool(workers) as running:
@@ -177,14 +213,24 @@ def tile_slides(
     if complete:
         if not sum(map(len, tables.values())):
             raise StedmError("\n".join(failures.values()) or f"{slides_csv}: no slide has a tile with enough tissue")
-        _finish(root, config, slides, tables, table_only)
+        warnings += patient_warnings(slides, "slides") + _finish(root, config, slides, tables, table_only)
     return TilingResult(
         tiles=sum(map(len, tables.values())),
         slides=sum(len(table) > 0 for table in tables.values()),
         without_tissue=[slide_id for slide_id, table in tables.items() if len(table) == 0],
         failures=list(failures.values()),
+        notes=_notes(tables),
+        warnings=warnings if complete else [],
         complete=complete,
     )
+
+
+def _notes(tables: dict[str, pd.DataFrame]) -> list[str]:
+    lines = [f"slide {slide_id}: {note}" for slide_id, table in tables.items() for note in table.attrs.get("notes", [])]
+    if bounded := [slide_id for slide_id, table in tables.items() if "bounds_x" in table]:
+        named = ", ".join(bounded[:3]) + (f" and {len(bounded) - 3} more" if bounded[3:] else "")
+        lines.append(f"slides with bounds: {named}; x, y and annotations count from their corner, as QuPath's do")
+    return lines
 
 
 def _claim(root: Path, config: TilingConfig, table_only: bool) -> None:
@@ -206,7 +252,8 @@ def _claim(root: Path, config: TilingConfig, table_only: bool) -> None:
     )
 
 
-def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict, table_only: bool) -> None:
+def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict, table_only: bool) -> list[str]:
+    """Write the tables of the folder; returns what is odd about the classes of its tiles."""
     info = DatasetInfo(
         name=config.name,
         classes=config.classes or ["background"],
@@ -220,7 +267,9 @@ def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict
         # The resolution that the positions were computed with, also where the file said it.
         kept = kept.assign(mpp=[used[slide_id]["slide_mpp"].iloc[0] for slide_id in kept["slide_id"]])
         write_text(root / "slides.csv", kept.to_csv(index=False))
-    write_metadata(root, info, pd.concat(used.values(), ignore_index=True))
+    table = pd.concat(used.values(), ignore_index=True)
+    write_metadata(root, info, table)
+    return tile_warnings(info, table) if config.classes else []
 
 
 def _of_all_shards(
@@ -287,6 +336,8 @@ class _WriteTiles:
         row, tiles = piece
         try:
             return write_tiles(row, tiles, self.config, self.root)
+        except DiskError:  # not the slide's fault: it isn't given up
+            raise
         except StedmError as error:
             return _failure(row, error)
 
@@ -317,7 +368,7 @@ class _Tiling:
                 # Tiles of another image or annotation under the same name are not those of this one. Not removed by
                 # the worker: one that is taken for dead and goes on must not remove what another wrote.
                 for kind in ("images", "masks"):
-                    shutil.rmtree(self.root / kind / slide_id, ignore_errors=True)
+                    shutil.rmtree(self.root / kind / _folder_name(slide_id), ignore_errors=True)
         failures: dict[str, str] = {}
         tick(len(tables), len(self.rows))
         job = _FindTiles(self.root, self.config)

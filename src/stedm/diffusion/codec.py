@@ -4,23 +4,35 @@ Latents are normalised by measured per-channel mean and standard deviation.
 """
 
 import hashlib
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import diffusers
 import torch
 from diffusers import ConfigMixin, ModelMixin, VQModel
 from diffusers.configuration_utils import register_to_config
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from stedm.config import CodecConfig, PixelCodecConfig, VQF4CodecConfig
 from stedm.diffusion.ldm_checkpoint import VQ_F4, load_ldm_vq
+from stedm.diffusion.parts import read_part, read_part_config
 from stedm.errors import StedmError
+from stedm.io.artefacts import read_json
 from stedm.io.files import write_json
 
 _AT_ONCE = 16
+_TRAIN_AGAIN = "train the model again"
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """What `latents.json` says, by channel of the latents; None = not measured."""
+
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
 
 
 class Codec(Protocol):
@@ -179,28 +191,36 @@ class AutoencoderCodec(torch.nn.Module):
             StedmError: no autoencoder there, or its weights are missing, damaged or not safetensors.
         """
         folder = Path(folder)
-        config_path = folder / "config.json"
-        if not config_path.is_file():
+        if not (folder / "config.json").is_file():
             raise StedmError(f"{folder}: no autoencoder here (config.json is missing); give a diffusers folder")
-        name = json.loads(config_path.read_text(encoding="utf-8")).get("_class_name")
+        name = read_part_config(folder).get("_class_name")
         kind = getattr(diffusers, str(name), None)
         if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
-            raise StedmError(f"{config_path}: _class_name {name!r} is not an autoencoder of diffusers")
-        statistics = folder / "latents.json"
-        values = json.loads(statistics.read_text(encoding="utf-8")) if statistics.is_file() else {}
+            raise StedmError(f"{folder / 'config.json'}: _class_name {name!r} is not an autoencoder of diffusers")
+        path = folder / "latents.json"
+        statistics = read_json(path, LatentStatistics, hint=_TRAIN_AGAIN) if path.is_file() else LatentStatistics()
+        autoencoder = read_part(kind, folder)
         try:
-            autoencoder = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise StedmError(f"{folder}: the autoencoder can't be read ({' '.join(str(error).split())})") from error
-        return cls(autoencoder, **values)
+            codec = cls(autoencoder)
+        except (TypeError, ValueError, StopIteration) as error:
+            raise StedmError(f"{folder}: this kind of autoencoder can't be a first stage here ({error})") from error
+        if statistics.mean is None or statistics.std is None:
+            return codec
+        if not len(statistics.mean) == len(statistics.std) == codec.latent_channels:
+            raise StedmError(f"{path}: {codec.latent_channels} means and deviations expected; {_TRAIN_AGAIN}")
+        return cls(autoencoder, statistics.mean, statistics.std)
 
 
 def load_codec(folder: Path) -> PixelCodec | AutoencoderCodec:
     """Read the codec of a model folder."""
     if not (folder / "config.json").is_file():
         raise StedmError(f"{folder}: no codec here (config.json is missing)")
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    return PixelCodec.from_pretrained(str(folder)) if name == "PixelCodec" else AutoencoderCodec.from_pretrained(folder)
+    if read_part_config(folder).get("_class_name") != "PixelCodec":
+        return AutoencoderCodec.from_pretrained(folder)
+    codec = read_part(PixelCodec, folder)
+    if codec.factor < 1 or not (codec.pixel_std > 0).all():
+        raise StedmError(f"{folder}: a standard deviation or space_to_depth that isn't above 0; {_TRAIN_AGAIN}")
+    return codec
 
 
 def open_codec(config: CodecConfig, images: Tensor) -> PixelCodec | AutoencoderCodec:

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from stedm.config import DenoiserConfig, StyleConfig
+from stedm.diffusion.parts import read_part, read_part_config
 from stedm.diffusion.unet import make_unet
 from stedm.errors import StedmError
 from stedm.io.weights import load_weights, read_weights
@@ -153,14 +154,11 @@ def load_denoiser(folder: Path, style_encoder: nn.Module | None = None) -> Style
     Raises:
         StedmError: the folder can't be read, or the style encoder is missing or another one.
     """
-    try:
-        if style_encoder is None:
-            return StyleDenoiser.from_pretrained(str(folder))
-        config = {key: value for key, value in StyleDenoiser.load_config(str(folder)).items() if key[0] != "_"}
-    except OSError as error:
-        raise StedmError(f"{folder}: can't be read ({' '.join(str(error).split())})") from error
-    if config["style"]["encoder"] != OWN:
-        raise StedmError(f"{folder}: has style encoder {config['style']['encoder']}; leave style_encoder out")
+    if style_encoder is None:
+        return read_part(StyleDenoiser, folder)
+    config = {key: value for key, value in read_part_config(folder).items() if key[0] != "_"}
+    if (encoder := (config.get("style") or {}).get("encoder")) != OWN:
+        raise StedmError(f"{folder}: has style encoder {encoder}; leave style_encoder out")
     # Layers draw their initial weights from the global generator; fork it so that nobody else notices.
     with torch.random.fork_rng(devices=[]):
         denoiser = StyleDenoiser(**config, style_encoder=style_encoder)

@@ -1,7 +1,7 @@
 """Latents of the training images, encoded once instead of in every step.
 
 RUN/latents/moments.npy   float16 (images, 8 symmetries, C, h, w), memory-mapped; C as in `AutoencoderCodec.moments`
-RUN/latents/encoded.npy   bool (images, 8): which of them have been encoded
+RUN/latents/sums.npy      uint32 (images, 8): CRC-32 of each, 0 = not encoded yet
 RUN/latents/index.json    fingerprint of the autoencoder, side of the images, file names in order of the rows
 
 An autoencoder doesn't commute with turning the image, so each of the 8 symmetries is encoded by itself, when it is
@@ -9,8 +9,8 @@ first drawn. The file is sparse until then. For a distribution mean and standard
 still draws from it.
 """
 
-import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from torch import Tensor
 
 from stedm.data.symmetry import N_SYMMETRIES
 from stedm.diffusion.codec import AutoencoderCodec
-from stedm.io.files import replacing, write_json
+from stedm.errors import StedmError
+from stedm.io.artefacts import read_json
+from stedm.io.files import replacing, write_json, writing
 
 
 class LatentCache:
@@ -39,35 +41,65 @@ class LatentCache:
         index = {"autoencoder": codec.fingerprint, "image_px": image_px, "images": names}
         if not _holds(folder, index):
             _make(folder, index, codec, image_px)
-        self._moments = np.load(folder / "moments.npy", mmap_mode="r+")
-        self._encoded = np.load(folder / "encoded.npy", mmap_mode="r+")
+        self._moments, self._sums = _open(folder)
 
     def __call__(self, images: Tensor, row: Tensor, symmetry_index: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents as `codec.encode(images, noise)` gives them, of images `(b, 3, H, W)` in [-1, 1], which are the rows
         `row (b,)` of the data under the symmetries `symmetry_index (b,)`. Rounded to float16 the first time too, so
         that a resumed run sees equal numbers."""
         rows, indices = row.cpu().numpy(), symmetry_index.cpu().numpy()
-        missing = np.flatnonzero(~self._encoded[rows, indices])
+        there = zip(self._moments[rows, indices], self._sums[rows, indices], strict=True)
+        # One that is damaged, or whose process was killed before all of it was on the disk, is encoded again.
+        missing = np.flatnonzero([not known or _sum_of(latent) != known for latent, known in there])
         if len(missing):
             encoded = self.codec.moments(images[torch.from_numpy(missing).to(images.device)])
-            self._moments[rows[missing], indices[missing]] = encoded.cpu().numpy().astype(np.float16)
-            # After the numbers themselves: a process killed in between encodes again.
-            self._encoded[rows[missing], indices[missing]] = True
+            latents = encoded.cpu().numpy().astype(np.float16)
+            places = rows[missing] * N_SYMMETRIES + indices[missing]
+            _put(self._moments, places, latents)
+            _put(self._sums, places, np.array([_sum_of(latent) for latent in latents], np.uint32))
         return self.codec.sample(torch.from_numpy(self._moments[rows, indices]).to(images.device), noise)
 
 
+def _put(array: np.memmap, places: np.ndarray, values: np.ndarray) -> None:
+    """Write to the file behind an array of (images, symmetries, ...), seen as (images x symmetries, ...).
+
+    Not through the mapped memory: on a full disk that kills the process without a word.
+    """
+    path = Path(array.filename)
+    with writing(path), path.open("r+b") as file:
+        for place, value in zip(places, values, strict=True):
+            file.seek(array.offset + int(place) * value.nbytes)
+            file.write(value.tobytes())
+
+
+def _sum_of(latent: np.ndarray) -> int:
+    """CRC-32, never 0."""
+    return zlib.crc32(np.ascontiguousarray(latent).tobytes()) or 1
+
+
+def _open(folder: Path) -> tuple[np.memmap, np.memmap]:
+    return np.load(folder / "moments.npy", mmap_mode="r"), np.load(folder / "sums.npy", mmap_mode="r")
+
+
 def _holds(folder: Path, index: dict) -> bool:
-    path = folder / "index.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == index
+    """Whether a cache of these images is there, whole; one that is damaged is made anew."""
+    try:
+        found = read_json(folder / "index.json", dict)
+        shape = found.pop("shape", None)
+        moments, sums = _open(folder)
+    except (StedmError, OSError, ValueError, EOFError, SyntaxError):
+        return False
+    is_whole = [list(moments.shape), list(sums.shape), moments.dtype, sums.dtype]
+    return found == index and shape is not None and is_whole == [shape, shape[:2], np.float16, np.uint32]
 
 
 def _make(folder: Path, index: dict, codec: AutoencoderCodec, image_px: int) -> None:
     """An empty cache."""
     shutil.rmtree(folder, ignore_errors=True)
-    shape = codec.moments(torch.zeros(1, 3, image_px, image_px, device=codec.mean.device)).shape[1:]
-    size = (len(index["images"]), N_SYMMETRIES)
+    latent = codec.moments(torch.zeros(1, 3, image_px, image_px, device=codec.mean.device)).shape[1:]
+    shape = (len(index["images"]), N_SYMMETRIES, *latent)
     with replacing(folder) as temporary:
         temporary.mkdir()
-        np.lib.format.open_memmap(temporary / "moments.npy", "w+", np.float16, (*size, *shape)).flush()
-        np.save(temporary / "encoded.npy", np.zeros(size, bool))
-        write_json(temporary / "index.json", index)
+        np.lib.format.open_memmap(temporary / "moments.npy", "w+", np.float16, shape).flush()
+        np.save(temporary / "sums.npy", np.zeros(shape[:2], np.uint32))
+        write_json(temporary / "index.json", {**index, "shape": list(shape)})

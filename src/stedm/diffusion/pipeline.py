@@ -1,7 +1,6 @@
 """`StyleDiffusion`: a trained model that paints a layout in the style of given images."""
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec, load_codec, place
 from stedm.diffusion.denoiser import StyleDenoiser, load_denoiser
 from stedm.diffusion.guidance import Guidance, as_guidance
+from stedm.diffusion.model_index import read_model_index
 from stedm.diffusion.sampler import guided_trajectory
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
+from stedm.io.manifest import verify_folder, write_manifest
+from stedm.io.ownership import check_folder
+from stedm.io.weights import require_finite
 from stedm.seeds import torch_generator
 from stedm.training.precision import autocast
 from stedm.version import __version__
@@ -241,6 +244,8 @@ class StyleDiffusion:
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Write the model folder: model_index.json and, per part, config.json + safetensors. Atomic."""
+        require_finite(self.denoiser.state_dict(), str(folder))
+        check_folder(folder, "model_index.json")
         with replacing(folder) as temporary:
             temporary.mkdir()
             self.denoiser.save_pretrained(temporary / "denoiser")
@@ -258,6 +263,7 @@ class StyleDiffusion:
                 "provenance": provenance or {},
             }
             write_json(temporary / "model_index.json", index)
+            write_manifest(temporary)
 
     @classmethod
     def from_pretrained(
@@ -277,20 +283,27 @@ class StyleDiffusion:
         index_path = folder / "model_index.json"
         if not index_path.is_file():
             raise StedmError(f"{folder}: no model here (model_index.json is missing); give the model/ folder of a run")
-        try:
-            index = json.loads(index_path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise StedmError(f"{index_path}: not valid JSON ({error})") from error
-        if index.get("_class_name") != "StyleDiffusion":
-            raise StedmError(f"{index_path}: this is a {index.get('_class_name')}, not a StyleDiffusion model")
-        if (own := index.get("own_codec")) and codec is None:
-            raise StedmError(f"{folder}: was trained with a codec of your own ({own}); give it as codec=...")
-        if not own and codec is not None:
+        verify_folder(folder)
+        index = read_model_index(index_path)
+        if index.own_codec and codec is None:
+            raise StedmError(
+                f"{folder}: was trained with a codec of your own ({index.own_codec}); give it as codec=..."
+            )
+        if not index.own_codec and codec is not None:
             raise StedmError(f"{folder}: has a codec; leave codec out")
         denoiser = load_denoiser(folder / "denoiser", style_encoder)
-        keys = ("objective", "classes", "image_px", "style_sampling")
         codec = load_codec(folder / "codec") if codec is None else codec
-        return cls(denoiser, codec, **{key: index[key] for key in keys})
+        told = (denoiser.unknown, denoiser.config.latent_channels, denoiser.config.layout_factor)
+        if told != (len(index.classes), codec.latent_channels, codec.factor):
+            raise StedmError(f"{folder}: its parts are not of one model (classes, latents); train it again")
+        return cls(
+            denoiser,
+            codec,
+            objective=index.objective,
+            classes=index.classes,
+            image_px=index.image_px,
+            style_sampling=index.style_sampling,
+        )
 
     @classmethod
     def train(
@@ -311,7 +324,7 @@ class StyleDiffusion:
             unlabeled: `DatasetFolder` of images whose masks are never read; None = annotated ones alone.
             config: `stedm.config.DiffusionConfig`; None = the defaults.
             image_px: side of the square images; others are resized to it.
-            options: of `stedm.diffusion.train.train_diffusion`: pseudo_labels, style_sources, on_progress.
+            options: of `stedm.diffusion.train.train_diffusion`: pseudo_labels, style_sources, recolour, on_progress.
         """
         from stedm.config import DiffusionConfig
         from stedm.diffusion.train import train_diffusion

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from stedm.config import DiffusionConfig, MachineConfig
+from stedm.colour.recolour import recolour_together, stain_factors
+from stedm.config import DiffusionConfig, MachineConfig, RecolourConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES, channels_first, symmetry, to_signed
@@ -22,7 +23,6 @@ from stedm.diffusion.objective import Objective
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
-from stedm.style.recolour import recoloured, stain_factors
 from stedm.style.sampling import StyleSampler, refuse_impossible_sampling
 from stedm.training.trainer import Progress, Trainer
 
@@ -41,6 +41,7 @@ def train_diffusion(
     style_sources: DatasetFolder | None = None,
     init_from: StyleDiffusion | None = None,
     machine: MachineConfig | None = None,
+    recolour: RecolourConfig | None = None,
     style_encoder: nn.Module | None = None,
     codec: Codec | None = None,
     on_progress: Progress | None = None,
@@ -58,10 +59,11 @@ def train_diffusion(
             stedm.style.sampling.unannotated_tissue).
         init_from: a model of the same configuration, whose weights are the initial ones; None = random ones.
         machine: how it is computed.
+        recolour: how far stains may differ; None = the defaults.
         style_encoder: a module of your own in place of `config.style.encoder` (see `StyleDenoiser`).
         codec: a first stage of your own in place of `config.codec`. `StyleDiffusion.from_pretrained` wants both again.
     """
-    machine = machine or MachineConfig()
+    machine, recolour = machine or MachineConfig(), recolour or RecolourConfig()
     samples = DiffusionSamples(config, annotated, unlabeled, image_px, seed, pseudo_labels, style_sources)
     some_images = to_signed(samples.some_images(_IMAGES_TO_MEASURE))
     first_stage = open_codec(config.codec, some_images) if codec is None else codec
@@ -83,11 +85,11 @@ def train_diffusion(
     )
     place(first_stage, trainer.device)
     cache = None
-    if machine.cache_latents and config.recolour.probability == 0:
+    if machine.cache_latents and recolour.probability == 0:
         cache = open_cache(trainer, first_stage, samples, image_px)
-    for batch in trainer.batches(DrawnSamples(samples, objective, first_stage, image_px)):
-        if config.recolour.probability > 0:
-            image, style = recoloured(batch["image"], batch["style"], batch["stain_factors"])
+    for batch in trainer.batches(DrawnSamples(samples, recolour, objective, first_stage, image_px)):
+        if recolour.probability > 0:
+            image, style = recolour_together(batch["image"], batch["style"], batch["stain_factors"])
         else:
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
         with torch.no_grad():
@@ -202,8 +204,15 @@ class DrawnSamples(Dataset):
     latter is for codecs that give distributions.
     """
 
-    def __init__(self, samples: DiffusionSamples, objective: Objective, codec: Codec, image_px: int):
-        self.samples, self.objective = samples, objective
+    def __init__(
+        self,
+        samples: DiffusionSamples,
+        recolour: RecolourConfig,
+        objective: Objective,
+        codec: Codec,
+        image_px: int,
+    ):
+        self.samples, self.recolour, self.objective = samples, recolour, objective
         side = image_px // codec.factor
         self.latent_shape = (codec.latent_channels, side, side)
 
@@ -214,7 +223,7 @@ class DrawnSamples(Dataset):
         generator = torch_generator(self.samples.seed, "diffusion-draws", index)
         return {
             **self.samples[index],
-            "stain_factors": stain_factors(1, self.samples.config.recolour, generator)[0],
+            "stain_factors": stain_factors(1, self.recolour, generator)[0],
             "time": self.objective.sample_times(1, generator)[0],
             "noise": torch.randn(self.latent_shape, generator=generator),
             "codec_noise": torch.randn(self.latent_shape, generator=generator),

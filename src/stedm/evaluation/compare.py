@@ -1,8 +1,9 @@
 """Reports of several runs joined into one, on the patients that they share."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -10,16 +11,29 @@ from stedm.config import EvaluationConfig
 from stedm.errors import StedmError
 from stedm.evaluation.counts import class_names, read_counts
 from stedm.evaluation.metrics import per_patient
-from stedm.evaluation.report import render
+from stedm.evaluation.report import REPORT_MARKS, render
 from stedm.evaluation.stats import default_pairs, ordered_arms, summarise
+from stedm.io.artefacts import read_json
 from stedm.io.files import write_json, write_text
+from stedm.io.manifest import verify_present
+from stedm.io.ownership import check_outputs
 
 
-def compare_reports(reports: Sequence[Path], out: Path, evaluation: EvaluationConfig | None = None) -> dict:
+@dataclass(frozen=True)
+class _Summary:
+    """What of a summary.json counts here."""
+
+    unit: Literal["patient", "category"] = "patient"
+
+
+def compare_reports(
+    reports: Sequence[Path], out: Path, evaluation: EvaluationConfig | None = None, *, overwrite: bool = False
+) -> dict:
     """Join report folders on their common patients; write the HTML `out` and summary.json beside it.
 
     Arms that several reports have are named REPORT/ARM and compared with those of the first report. Raises
-    `StedmError` for fewer than two reports, other classes, no common patient, or an `out` inside one of the folders.
+    `StedmError` for fewer than two reports, other classes, no common patient, an `out` inside one of the folders, or
+    without `overwrite` one of the two files that is there and not of stedm.
     """
     out = Path(out)
     folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in reports]
@@ -27,6 +41,8 @@ def compare_reports(reports: Sequence[Path], out: Path, evaluation: EvaluationCo
         raise StedmError("give at least two report folders to compare")
     if any(folder.resolve() == out.resolve().parent for folder in folders):
         raise StedmError(f"{out}: lies in one of the reports and would replace its files; choose another folder")
+    marks = {out: REPORT_MARKS["report.html"], out.parent / "summary.json": REPORT_MARKS["summary.json"]}
+    check_outputs(marks, [file for folder in folders for file in folder.iterdir()], overwrite=overwrite)
     names = _report_names(folders)
     tables = {name: read_counts(folder / "counts.parquet") for name, folder in zip(names, folders, strict=True)}
     evaluation = evaluation or EvaluationConfig(unit=_common_unit(folders))
@@ -79,8 +95,11 @@ def _join(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, str]
 
 def _common_unit(folders: list[Path]) -> str:
     """The unit of the reports' statistics where they agree, else the patient."""
-    files = [folder / "summary.json" for folder in folders]
-    found = {json.loads(path.read_text(encoding="utf-8")).get("unit", "patient") for path in files if path.is_file()}
+    found = set()
+    for folder in folders:
+        verify_present(folder, "summary.json")
+        if (path := folder / "summary.json").is_file():
+            found.add(read_json(path, _Summary, hint="make the report again").unit)
     return found.pop() if len(found) == 1 else "patient"
 
 

@@ -10,16 +10,27 @@ column `group` tells annotated from unseen ones.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from stedm.errors import StedmError
-from stedm.io.files import replacing
+from stedm.io.artefacts import Column, read_parquet, write_parquet
 
 KEYS = ["arm", "seed", "patient_id", "category", "class"]
 CELLS = ["tp", "fp", "fn", "tn"]
+_CELL = Column("int", low=0, high=2**53)
+_COLUMNS = {
+    **{name: Column("text") for name in KEYS},
+    "class": Column("text"),
+    "seed": Column("int", low=-(2**63), high=2**63),
+    **dict.fromkeys(CELLS, _CELL),
+    "n_pictures": replace(_CELL, optional=True),
+    "group": Column("text", optional=True),
+}
+_COUNT_AGAIN = "remove it and run the same command again"
 SEEN, UNSEEN = "annotated categories", "unseen categories"
 
 
@@ -105,20 +116,16 @@ def class_names(counts: pd.DataFrame) -> list[str]:
 
 def write_counts(path: str | Path, counts: pd.DataFrame) -> None:
     """Write the table as parquet, atomically."""
-    with replacing(path) as temporary:
-        counts.to_parquet(temporary, index=False)
+    write_parquet(counts, path)
 
 
 def read_counts(path: str | Path) -> pd.DataFrame:
-    """Read `counts.parquet`; raises `StedmError` where it is missing, unreadable or lacks a column."""
+    """Read `counts.parquet`; raises `StedmError` where it is missing, damaged or no such table."""
     path = Path(path)
     if not path.is_file():
         raise StedmError(f"{path}: no such file; a report folder holds counts.parquet")
-    try:
-        counts = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-        raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
-    missing = [name for name in [*KEYS, *CELLS] if name not in counts]
-    if missing:
-        raise StedmError(f"{path}: columns missing: {', '.join(missing)}")
-    return counts.astype({"class": pd.CategoricalDtype(class_names(counts), ordered=True)})
+    counts = read_parquet(path, _COLUMNS, what="a table of counts", hint=_COUNT_AGAIN)
+    counts = counts.astype({"class": pd.CategoricalDtype(class_names(counts), ordered=True)})
+    if counts.duplicated(KEYS).any():
+        raise StedmError(f"{path}: counts a patient twice; {_COUNT_AGAIN}")
+    return counts

@@ -21,6 +21,7 @@ from stedm.evaluation.numbers import interval, p_value, percent, shown, signed
 from stedm.evaluation.stats import summarise
 from stedm.evaluation.verdict import LIKE_FOR_LIKE, Verdict, find, judge
 from stedm.io.files import replacing, write_json, write_text
+from stedm.io.manifest import write_manifest
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class ReportPanels:
     patient_examples: list[PatientExamples] = field(default_factory=list)
     overlays: list[Overlay] = field(default_factory=list)
     style_strips: list[StyleStrip] = field(default_factory=list)
+
+
+REPORT_MARKS = {
+    "counts.parquet": "n_pictures",
+    "per_patient.csv": "iou_seed_sd",
+    "summary.json": '"iou_worst_decile"',
+    "report.html": "stedm report",
+}
+"""The files of a report, and by what each is known to be one of stedm (see stedm.io.ownership)."""
 
 
 def write_report(
@@ -64,6 +74,7 @@ def write_report(
     with replacing(folder / "per_patient.csv") as temporary:
         patients.to_csv(temporary, index=False)
     write_json(folder / "summary.json", summary)
+    write_manifest(folder, {name: folder / name for name in ("counts.parquet", "per_patient.csv", "summary.json")})
     facts = {"Split": evaluation.split} | (notes or {})
     html = render(counts, summary, evaluation, title, facts, config_yaml, provenance, panels, patients)
     write_text(folder / "report.html", html)

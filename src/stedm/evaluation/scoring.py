@@ -11,7 +11,9 @@ from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
-from stedm.evaluation.report import write_report
+from stedm.evaluation.report import REPORT_MARKS, write_report
+from stedm.io.files import alone_in
+from stedm.io.ownership import check_outputs
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 
@@ -41,10 +43,16 @@ def count_dataset(segmenter: Path, images: ImageCache, *, arm: str, seed: int) -
     )
 
 
-def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) -> dict[str, Any]:
-    """Score a segmenter folder on a split of a dataset and write a report; the arm is named after the folder."""
+def evaluate_segmenter(
+    segmenter: Path, root: Path, split: str, report: Path, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Score a segmenter folder on a split of a dataset and write a report; the arm is named after the folder.
+
+    Raises `StedmError` where the report would replace files that stedm did not write, unless `overwrite`.
+    """
     if split not in ("val", "test"):
         raise StedmError(f"--split {split}: use val or test")
+    check_outputs({report / name: mark for name, mark in REPORT_MARKS.items()}, overwrite=overwrite)
     _, info = load_segmenter(segmenter)
     dataset = DatasetFolder.open(root)
     held_out = dataset.split(split)
@@ -53,9 +61,9 @@ def evaluate_segmenter(segmenter: Path, root: Path, split: str, report: Path) ->
     name = _arm_of(segmenter)
     counts = count_dataset(segmenter, ImageCache(held_out, info.image_px), arm=name, seed=0)
     notes = {"Data": f"{dataset.info.name}, split {split}, {held_out.size}", "Segmenter": str(segmenter)}
-    return write_report(
-        report, counts, title=f"{name} on {dataset.info.name}", notes=notes, provenance=provenance(dataset)
-    )
+    title = f"{name} on {dataset.info.name}"
+    with alone_in(report):
+        return write_report(report, counts, title=title, notes=notes, provenance=provenance(dataset))
 
 
 def _arm_of(segmenter: Path) -> str:

@@ -11,6 +11,7 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 from scipy.stats import wilcoxon
 
 from stedm.config import Arm, EvaluationConfig
@@ -21,6 +22,9 @@ from stedm.seeds import numpy_generator
 ARM_ORDER = list(get_args(Arm))
 BASELINES = ["real", "real+stain", "ssl", "self-training"]
 Interval = list[float | None]
+NOTED_LOSS = 0.01
+"""Patients who lose more are named, the `MOST_NAMED` who lose most."""
+MOST_NAMED = 5
 
 
 def worst_decile(values: np.ndarray) -> np.ndarray:
@@ -65,6 +69,22 @@ def wilcoxon_p(differences: np.ndarray) -> float | None:
     return float(wilcoxon(different).pvalue) if len(different) else 1.0
 
 
+def false_claim(differences: np.ndarray) -> float | None:
+    """Probability that the sign of the mean difference is a false claim about patients like these.
+
+    Posterior of the mean under a flat prior: Student's t with n - 1 degrees of freedom about the observed mean, as in
+    Christodoulou et al. 2025 (arXiv 2505.04720). At most 0.5; None with fewer than 2 pairs.
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    error = differences.std(ddof=1) / math.sqrt(n)
+    mean = abs(differences.mean())
+    if error < 1e-12:
+        return 0.0 if mean > 1e-12 else 0.5
+    return float(student_t.sf(mean / error, n - 1))
+
+
 def holm(p_values: list[float | None]) -> list[float | None]:
     """Holm's step-down adjustment (1979) over the p values that are not None."""
     order = sorted((i for i, p in enumerate(p_values) if p is not None), key=lambda i: p_values[i])
@@ -94,7 +114,8 @@ def compare(a: pd.Series, b: pd.Series, config: EvaluationConfig | None = None) 
 
     a, b: IoU indexed by patient_id; `a` is the new arm and `b` the baseline, so that `delta_mean` = mean(a - b) > 0
     means that `a` is better, and `sd_ratio` = SD(a) / SD(b) < 1 that its patients are closer together.
-    `delta_leave_one_out`: lowest and highest `delta_mean` that is left when one patient is left out.
+    `delta_leave_one_out`: lowest and highest `delta_mean` that is left when one patient is left out. `p_false_claim`:
+    of `false_claim`. `lost`: [patient_id, difference] of those who lose most.
     """
     config = config or EvaluationConfig()
     pairs = pd.concat({"a": a, "b": b}, axis=1, join="inner").sort_index()
@@ -109,6 +130,7 @@ def compare(a: pd.Series, b: pd.Series, config: EvaluationConfig | None = None) 
         "delta_median": _number(np.median(x - y)) if n else None,
         "delta_leave_one_out": _leave_one_out(x - y),
         "p_wilcoxon": wilcoxon_p(difference),
+        "p_false_claim": false_claim(x - y),
         "sd_ratio": _number(sd_ratio(x, y)) if n > 1 else None,
         "sd_ratio_ci": bootstrap_interval(sd_ratio, x, y, config=config),
         "delta_worst_decile": _number(worst_decile(x) - worst_decile(y)) if n else None,
@@ -117,7 +139,13 @@ def compare(a: pd.Series, b: pd.Series, config: EvaluationConfig | None = None) 
         "n_patients": n,
         "n_improved": int((difference > 0).sum()),
         "n_worsened": int((difference < 0).sum()),
+        "lost": [[str(kept.index[i]), float(difference[i])] for i in _losers(difference)],
     }
+
+
+def _losers(difference: np.ndarray) -> list[int]:
+    order = np.argsort(difference, kind="stable")[:MOST_NAMED]
+    return [int(i) for i in order if difference[i] < -NOTED_LOSS]
 
 
 def _leave_one_out(difference: np.ndarray) -> list[float | None]:

@@ -17,13 +17,14 @@ def summary_text(summary: dict[str, Any]) -> str:
             groups.append([name, *(_shown(arm["iou_mean"]) for arm in group["arms"].values())])
         tables.append(_table(groups))
     if summary["comparisons"]:
-        rows = [["comparison", "gain", "95 % interval", "p", "SD ratio", "95 % interval"]]
+        rows = [["comparison", "gain", "95 % interval", "false claim", "p", "SD ratio", "95 % interval"]]
         for entry in summary["comparisons"]:
             rows.append(
                 [
                     f"{entry['a']} - {entry['b']}",
                     _shown(entry["delta_mean"], "+.3f"),
                     _interval(entry["delta_ci"], "+.3f"),
+                    _shown(entry["p_false_claim"], ".4f"),
                     _shown(entry["p_wilcoxon"], ".4f"),
                     _shown(entry["sd_ratio"]),
                     _interval(entry["sd_ratio_ci"]),

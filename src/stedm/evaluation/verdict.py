@@ -67,7 +67,7 @@ def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
     return Verdict(
         _tone(main, evaluation),
         sentences[0],
-        sentences[1:] + _caveats(main, summary, evaluation),
+        [*_groups(main, summary), *sentences[1:], *_caveats(main, summary, evaluation)],
         (main["a"], main["b"]),
     )
 
@@ -87,6 +87,19 @@ def _sentence(entry: dict, evaluation: EvaluationConfig) -> str:
     return text + (_spread(entry, evaluation.units) if n >= _patients_needed(evaluation) else "") + "."
 
 
+def _groups(main: dict, summary: dict) -> list[str]:
+    """Of patients whose categories nobody annotated and of the others: the mean of one hides what each of them has."""
+    told = []
+    for name, group in summary.get("groups", {}).items():
+        entry = find(group, main["a"], main["b"])
+        if entry is None or entry["delta_mean"] is None:
+            continue
+        before, after = (shown(group["arms"][arm]["iou_mean"]) for arm in (main["b"], main["a"]))
+        size = f"{signed(entry['delta_mean'])}, {interval(entry['delta_ci'])}"
+        told.append(f"{entry['n_patients']} of {name}: from {before} to {after} ({size}).")
+    return told
+
+
 def _spread(entry: dict, units: str) -> str:
     low, high = entry["sd_ratio_ci"]
     if entry["sd_ratio"] is None or low is None:
@@ -101,6 +114,9 @@ def _spread(entry: dict, units: str) -> str:
 
 def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[str]:
     caveats = []
+    if main["lost"]:
+        lost = ", ".join(f"{patient} ({signed(loss)})" for patient, loss in main["lost"])
+        caveats.append(f"Who loses most: {lost}.")
     tone, needed = _tone(main, evaluation), _patients_needed(evaluation)
     p, k = main["p_holm"], sum(entry["p_wilcoxon"] is not None for entry in summary["comparisons"])
     if tone != "unclear" and p is not None and p > 1 - evaluation.confidence:

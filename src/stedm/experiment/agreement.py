@@ -5,14 +5,27 @@ others that have learned from synthetic images as well see something else, at le
 patient, and painting to either's layouts would teach the error (results/agreement).
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
 
 from stedm.data.folder import DatasetFolder
+from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
 from stedm.evaluation.metrics import per_patient_and_seed
+from stedm.io.artefacts import Column, check_table, read_csv_table
 from stedm.io.files import replacing
+from stedm.io.manifest import verify_sum, write_sum
+
+_SCORE = Column("float", low=0.0, high=1.0, may_be_nan=True)
+_COLUMNS = {
+    "patient_id": Column("text"),
+    "category": Column("text"),
+    "agreement": _SCORE,
+    "sure_fraction": Column("float", low=0.0, high=1.0),
+}
+_AGAIN = "remove it and run again"
 
 
 def agreement(sure: DatasetFolder, seen: DatasetFolder) -> pd.DataFrame:
@@ -37,16 +50,24 @@ def agreement(sure: DatasetFolder, seen: DatasetFolder) -> pd.DataFrame:
 
 
 def write_agreement(table: pd.DataFrame, path: Path) -> None:
-    """Write `agreement.csv` atomically."""
+    """Write `agreement.csv` atomically, and its sum before it."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.4f")
+        write_sum(path, temporary)
 
 
-def read_agreement(path: Path) -> pd.DataFrame:
-    """The table of `agreement` from a file."""
-    table = pd.read_csv(path, dtype={"patient_id": str, "category": str}, keep_default_na=False)
-    scores = [name for name in table if name not in ("patient_id", "category")]
-    return table.assign(**{name: pd.to_numeric(table[name]) for name in scores})
+def read_agreement(path: Path, patients: Collection[str]) -> pd.DataFrame:
+    """The table of `agreement` from a file.
+
+    Raises:
+        StedmError: it is damaged, or isn't about `patients`.
+    """
+    verify_sum(path)
+    table = read_csv_table(path, _COLUMNS, hint=_AGAIN)
+    check_table(table, {name: _SCORE for name in table if name.startswith("iou_")}, str(path), _AGAIN)
+    if sorted(table["patient_id"]) != sorted(patients):
+        raise StedmError(f"{path}: has other patients than the unannotated ones; {_AGAIN}")
+    return table
 
 
 def contradicted(table: pd.DataFrame, least: float) -> list[str]:

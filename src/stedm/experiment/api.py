@@ -1,6 +1,7 @@
 """`stedm.run` and `stedm.check`: the command line's verbs of the same name, from Python."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def run(
         StedmError: wrong configuration or data, or a run folder of another run.
     """
     experiment = Experiment(_config(dataset_or_config, preset, overrides), output)
+    if not os.access(output, os.W_OK) and (summary := experiment.finished()) is not None:
+        return summary  # to be read only, as an archive is
     with alone_in(output), make_pool(engine, workers, patient=False) as pool:
         return experiment.run() if pool.is_here else run_side_by_side(experiment, pool)
 

@@ -1,13 +1,12 @@
 """What all stages of a run have in common: configuration, folder, data, progress."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 
 from stedm.config import RunConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.memory import CacheBudget
-from stedm.experiment.folder import check_unchanged
+from stedm.experiment.folder import check_unchanged, read_provenance
 from stedm.experiment.resolve import annotated_part
 from stedm.io.files import write_json
 from stedm.phantom.cohort import make_phantom
@@ -72,7 +71,6 @@ class RunContext:
         if not self.writes_provenance:
             return
         check_unchanged(self.folder, self.dataset)
-        path = self.folder / "provenance.json"
-        provenance = json.loads(path.read_text(encoding="utf-8"))
+        provenance = read_provenance(self.folder)
         provenance.setdefault("seconds", {}).update(self.reporter.seconds)
-        write_json(path, provenance)
+        write_json(self.folder / "provenance.json", provenance)

@@ -1,10 +1,12 @@
 """`stedm run`: the stages in order, each skipped when its artefact is complete.
 
 RUN/config.yaml provenance.json     what ran, with which versions, on which data
+RUN/data_files.parquet              the files of the data and their sums
 RUN/data/                           the phantom, where the configuration asks for one
 RUN/teachers/seed-K/                the segmenters of annotated images that label in the first round
 RUN/rounds/R/                       what the rounds before the last made, with the same names as in RUN:
-    checkpoints/ metrics.jsonl model/   training of the diffusion model; its averaged weights
+    metrics.jsonl model/                training of the diffusion model; its averaged weights
+    checkpoints/                        beside any network until it is complete
     pseudo_labels/                      layouts of unannotated images as segmenters are sure of them
     predictors/seed-K/                  segmenters that have learned from the images of the round before
     predicted_layouts/ agreement.csv    what they see, sure or not; whether they contradict the first ones, by patient
@@ -16,7 +18,6 @@ RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its count
 RUN/report/                         counts, per_patient.csv, summary.json, report.html
 """
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,21 @@ import pandas as pd
 
 from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, uses_synthetic
 from stedm.data.cache import ImageCache
-from stedm.data.check import check_dataset
+from stedm.data.check import examine
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
 from stedm.evaluation.panels import report_panels
 from stedm.evaluation.report import write_report
 from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stain_distance import stain_distance
+from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.context import RunContext
-from stedm.experiment.folder import check_unchanged, claim
+from stedm.experiment.folder import check_unchanged, claim, read_provenance
+from stedm.experiment.inputs import check_files
 from stedm.experiment.resolve import resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
 from stedm.experiment.segmenters import fit_segmenter, is_trained
+from stedm.io.artefacts import read_json
 from stedm.progress import Reporter
 from stedm.segmentation.model import build_segmenter
 
@@ -67,6 +71,17 @@ class Experiment:
         self.train_segmenters()
         return self.report()
 
+    def finished(self) -> dict[str, Any] | None:
+        """The summary that is there, where the run is complete; None = not."""
+        report = self.folder / "report"
+        if not (report / "report.html").is_file() or self.missing_segmenters():
+            return None
+        try:
+            summary = read_json(report / "summary.json", dict[str, Any])
+            return summary if list(summary["arms"]) == ordered_arms(self.arms) else None
+        except (StedmError, KeyError, TypeError):
+            return None
+
     @cached_property
     def arms(self) -> list[Arm]:
         """The arms of the configuration, without `upper` where there are no masks but the annotated ones: it would be
@@ -83,13 +98,17 @@ class Experiment:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
         context = self.context
         root = context.dataset.root
-        problems = check_dataset(
+        found = examine(
             root,
             read_unlabeled_masks="upper" in self.arms,
             unseen_categories=self.config.data.unseen_categories,
+            annotated=set(context.annotated.table["image_file_name"]),
+            scored_split=self.config.evaluation.split,
         )
-        if problems:
-            raise StedmError.of(problems, f"`stedm check {root}` lists all")
+        for line in found.warnings:
+            self.reporter.say(f"warning: {line}")
+        if found.problems:
+            raise StedmError.of(found.problems, f"`stedm check {root}` lists all")
         if len(context.unlabeled) == 0:
             for arm in self.arms:
                 if uses_ssl(arm) or uses_self_training(arm) or uses_synthetic(arm):
@@ -97,6 +116,7 @@ class Experiment:
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(context.dataset.info.classes))
         check_unchanged(self.folder, context.dataset)
+        check_files(self.folder, context.dataset, unlabeled_masks="upper" in self.arms)
         split, held_out = self.config.evaluation.split, context.held_out
         if len(held_out) == 0:
             raise StedmError(f"{root}: no image in split {split}; set evaluation.split to one that has some")
@@ -186,7 +206,7 @@ class Experiment:
                 title=self.config.name,
                 notes=self._notes(),
                 config_yaml=to_yaml(self.config),
-                provenance=json.loads((self.folder / "provenance.json").read_text(encoding="utf-8")),
+                provenance=read_provenance(self.folder),
                 panels=panels,
                 evaluation=self.config.evaluation,
                 distances=stain_distance(annotated, self._held_out),
@@ -200,6 +220,11 @@ class Experiment:
             "Unannotated": context.unlabeled.size,
             "Segmenters": f"{config.segmentation.steps} steps of {config.segmentation.batch} in every arm",
         }
+        categories = context.held_out.table.groupby("patient_id")["category"].nunique()
+        if (categories > 1).any():
+            notes["Patients of several categories"] = (
+                f"{', '.join(categories.index[categories > 1])}: each counts under the most frequent one of its images"
+            )
         if self.last_round.is_drawn:
             diffusion, fine_tune = config.diffusion, config.rounds.fine_tune
             notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"

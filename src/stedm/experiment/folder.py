@@ -1,29 +1,37 @@
 """The run folder: what it was begun with, and whether a later call may go on in it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from stedm.config import RunConfig, to_yaml
 from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
-from stedm.io.files import write_json, write_text
+from stedm.io.artefacts import read_json
+from stedm.io.files import is_temporary, write_json, write_text
+from stedm.io.ownership import is_marked
 
-MAY_CHANGE = ("name", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
+MAY_CHANGE = ("name", "data.path", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
 """Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
-added; where a run is computed doesn't matter."""
+added; where a run is computed and where its data lie doesn't matter (whether they are the same data is looked at)."""
+_MARK = "# The whole configuration of this run, written by stedm."
 
 
 def claim(folder: Path, config: RunConfig) -> None:
     """Write config.yaml, or compare with the one that is there but for `MAY_CHANGE`."""
     path = folder / "config.yaml"
-    begun = folder.is_dir() and any(file.name not in ("config.yaml", ".lock") for file in folder.iterdir())
+    if folder.exists() and not folder.is_dir():
+        raise StedmError(f"{folder}: is a file and a run is a folder; give another -o")
+    if path.is_file() and not is_marked(path, _MARK) and not (folder / "provenance.json").is_file():
+        raise StedmError(f"{path}: is there and stedm did not write it; give another -o")
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    begun = any(name not in ("config.yaml", ".lock") and not is_temporary(name) for name in names)
     # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
     if path.is_file() and begun:
-        there = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        there = _flat(_read_config(path))
         asked = _flat(yaml.safe_load(to_yaml(config)))
         differing = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
@@ -36,18 +44,60 @@ def claim(folder: Path, config: RunConfig) -> None:
             )
     elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
-    write_text(path, to_yaml(config))
+    text = f"{_MARK}\n{to_yaml(config)}"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # a complete run may lie in a read-only folder
+        write_text(path, text)
 
 
 def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:
-    """Write provenance.json, or refuse to go on with data that are not those of the run's beginning."""
+    """Write provenance.json, or refuse to go on with a table that is not that of the run's beginning."""
     path = folder / "provenance.json"
     if not path.is_file():
         write_json(path, provenance(dataset))
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))["data"]["fingerprint"]
-    if before != dataset.fingerprint:
-        raise StedmError(f"{dataset.root}: its table has changed since {folder} was begun; give another -o")
+    elif read_provenance(folder)["data"]["fingerprint"] != dataset.fingerprint:
+        raise StedmError(
+            f"{dataset.root}: its table is another, or has changed since {folder} was begun; give another -o"
+        )
+
+
+class _Data(BaseModel):
+    root: str
+    fingerprint: str
+
+
+class _Provenance(BaseModel):
+    """What provenance.json says at least."""
+
+    data: _Data
+    seconds: dict[str, float] = {}
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """RUN/provenance.json; `StedmError` with one line if it is damaged."""
+    path = folder / "provenance.json"
+    read_json(path, _Provenance, hint="remove it and run again")
+    return read_json(path, dict[str, Any])
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    hint = f"restore it from {path.parent / 'report' / 'report.html'}, or give another -o"
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.load(text, _WithoutAliases)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise StedmError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); {hint}") from error
+    if not isinstance(values, dict):
+        raise StedmError(f"{path}: damaged (no mapping); {hint}")
+    return values
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """For what stedm wrote: it never uses them, and a few lines of them are gigabytes when they are followed."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias, which stedm doesn't write")
+        return super().compose_node(parent, index)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

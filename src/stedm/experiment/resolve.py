@@ -6,7 +6,8 @@ import numpy as np
 
 from stedm.config import RunConfig
 from stedm.config.run import LARGEST_IMAGE_PX
-from stedm.data.folder import DatasetFolder, choose_annotated, choose_annotated_images
+from stedm.data.budget import choose_annotated, choose_annotated_images
+from stedm.data.folder import DatasetFolder
 
 FEW_PATIENTS = 3
 """Up to so many annotated patients, self-trained segmenters label better than those of annotated images alone

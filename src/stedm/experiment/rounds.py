@@ -24,6 +24,7 @@ from stedm.style.sampling import unannotated_tissue
 from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.style_bank import StyleBank
+from stedm.training.checkpoint import discard_checkpoints
 
 FIRST_VOTER_STEPS = 400
 """Most steps of the segmenters that label in the first round."""
@@ -94,7 +95,7 @@ class Round:
         path = self.folder / "agreement.csv"
         if not path.is_file():
             write_agreement(agreement(self.first.first_labels(), self.predicted_layouts()), path)
-        return read_agreement(path)
+        return read_agreement(path, self.context.unlabeled.patients())
 
     @property
     def first(self) -> "Round":
@@ -135,6 +136,7 @@ class Round:
                     context.unlabeled,
                     folder,
                     machine=self.config.machine,
+                    recolour=self.config.recolour,
                     image_px=self.config.data.side,
                     seed=seed_for(self.config.seed, *role),
                     pseudo_labels=labels,
@@ -143,6 +145,7 @@ class Round:
                     on_progress=tick,
                 )
             context.note_seconds()
+        discard_checkpoints(folder)
         return StyleDiffusion.from_pretrained(folder / "model")
 
     def style_bank(self) -> StyleBank:
@@ -172,7 +175,12 @@ class Round:
                 ),
                 path,
             )
-        return read_plan(path)
+        plan = read_plan(path)
+        # Run folder and data may have moved since.
+        plan.attrs["dataset"] = str(self.context.dataset.root.resolve())
+        if "predicted_layouts" in plan.attrs:
+            plan.attrs["predicted_layouts"] = str((self.folder / "predicted_layouts").resolve())
+        return plan
 
     @property
     def style_source(self) -> DatasetFolder:

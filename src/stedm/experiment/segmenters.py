@@ -7,6 +7,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.experiment.context import RunContext
 from stedm.seeds import seed_for
 from stedm.segmentation.train import train_segmenter
+from stedm.training.checkpoint import discard_checkpoints
 
 
 def is_trained(folder: Path) -> bool:
@@ -45,8 +46,10 @@ def fit_segmenter(
                 pseudo_labeled=pseudo_labeled,
                 seed=seed_for(context.config.seed, *role),
                 image_px=context.config.data.side,
+                recolour=context.config.recolour,
                 machine=context.config.machine,
                 on_progress=tick,
             )
         context.note_seconds()
+    discard_checkpoints(folder)
     return folder / "model"

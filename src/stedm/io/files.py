@@ -1,56 +1,204 @@
 """Artefacts are written under a temporary name and renamed, so that a killed process leaves whole files or none."""
 
 import contextlib
+import ctypes
+import errno
+import functools
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from stedm.errors import StedmError
+from stedm.errors import StedmError, disk_problem
+
+_HOLDER = re.compile(r"\.stedm-([0-9a-f]{8})-(\d+)-[a-z0-9_]{8}")
+"""Folders of temporary files: machine, process and something random."""
+_WAIT_FOR_LOCK_SECONDS = 5.0
+"""Not 0: children of a process that was just killed may hold its lock for a moment."""
+_NO_ROOM = 1 << 12
+"""Bytes."""
+_LEFT_AFTER_DAYS = 7
+"""Of another machine nobody can tell whether the process is gone: what wasn't touched for so long is left over."""
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it replaces `path` when the block ends without an error.
 
     The block may create a file or a folder at the temporary path. An existing folder at `path` is removed first.
+
+    durable: also a loss of power leaves whole files or none. What other files rely on is so: markers, tables,
+    manifests, checkpoints, models. Single images, of which there are thousands, are not; the disk is flushed once
+    (`flush`) before the table that says they are there.
+
+    Raises:
+        StedmError: the disk is full or read-only.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers such as Pillow choose the format by it.
-    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary = holder / path.name
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = _new_holder(path.parent)
+        # The suffix stays last: writers such as Pillow choose the format by it.
+        temporary = holder / path.name
+        try:
+            with writing(path, full_if_no_room_in=path.parent):
+                yield temporary
+            if durable:
+                _sync_all(temporary)
+            if temporary.is_dir() and path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            if durable:
+                _sync(path.parent)
+        finally:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path, full_if_no_room_in: Path | None = None) -> Iterator[None]:
+    """Turn errors of a disk into one line that names `path`.
+
+    Some writers don't say what went wrong; `full_if_no_room_in` is where to look for room then.
+    """
     try:
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        yield
+    except StedmError:
+        raise
+    except Exception as error:
+        path = Path(*(part for part in path.parts if not is_temporary(part)))
+        if full_if_no_room_in is not None and shutil.disk_usage(full_if_no_room_in).free < _NO_ROOM:
+            raise disk_problem(OSError(errno.ENOSPC, ""), path) from error
+        if problem := disk_problem(error, path):
+            raise problem from error
+        raise
+
+
+def flush(folder: str | os.PathLike) -> None:
+    """Have the disk of `folder` write what it holds back, all of it at once."""
+    if os.name != "posix":
+        return
+    if not hasattr(libc := ctypes.CDLL(None), "syncfs"):
+        os.sync()  # every other disk too
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        libc.syncfs(descriptor)
     finally:
-        shutil.rmtree(holder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _sync_all(path: Path) -> None:
+    for file in path.rglob("*") if path.is_dir() else ():
+        if not file.is_symlink():
+            _sync(file)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk; some file systems can't, which is no error."""
+    if os.name != "posix":  # Windows opens no folders, and syncs only files open for writing
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# ---- temporary folders ----------------------------------------------------------------------------------------------
+
+
+def _new_holder(folder: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".stedm-{_machine()}-{os.getpid()}-", dir=folder))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is that of a folder for files that are being written."""
+    return _HOLDER.fullmatch(name) is not None
+
+
+@functools.cache
+def _machine() -> str:
+    """Where process numbers mean the same: a host, or a container on it."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(f"{platform.node()} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def sweep(folder: str | os.PathLike) -> None:
+    """Remove temporary folders that killed processes have left in `folder` and below it.
+
+    Those of processes that are still there stay, and of other machines those that were touched in the last days.
+    """
+    for root, names, _ in os.walk(folder):
+        for name in filter(is_temporary, list(names)):
+            names.remove(name)
+            if _is_left(Path(root, name)):
+                shutil.rmtree(Path(root, name), ignore_errors=True)
+
+
+def _is_left(holder: Path) -> bool:
+    machine, process = _HOLDER.fullmatch(holder.name).groups()
+    if machine == _machine() and os.name == "posix":
+        try:
+            os.kill(int(process), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except OSError:
+            pass
+        return False
+    try:
+        touched = max(path.lstat().st_mtime for path in (holder, *holder.rglob("*")))
+    except OSError:  # it is being written or removed
+        return False
+    return time.time() - touched > _LEFT_AFTER_DAYS * 86_400
+
+
+# ---- one process in a folder, one claim for it ----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def alone_in(folder: str | os.PathLike) -> Iterator[None]:
-    """Work in `folder` as the only process that asks for it, by FOLDER/.lock; a killed process keeps no lock.
+    """Work in `folder` as the only process that asks for it, by FOLDER/.lock; a killed process keeps no lock, and what
+    it left half-written is removed.
 
     Raises:
         StedmError: another process is at work there.
     """
     with contextlib.ExitStack() as held:
         try:
-            # Not 0: children of a process that was just killed may hold its lock for a moment.
-            held.enter_context(FileLock(Path(folder) / ".lock").acquire(timeout=5))
+            held.enter_context(FileLock(Path(folder) / ".lock").acquire(timeout=_WAIT_FOR_LOCK_SECONDS))
         except Timeout as error:
             raise StedmError(f"{folder}: another process is at work here; wait for it, or give another -o") from error
         except (OSError, NotImplementedError):
             pass  # a file system without locks
+        sweep(folder)
         yield
+
+
+def visible_files(folder: Path, *, deep: bool = True) -> list[Path]:
+    """Files of a folder, sorted, with `deep` those of its folders too; nothing that is hidden or lies in what is.
+
+    Names that begin with a dot are put there by systems and editors: `._a.png` by macOS, `.ipynb_checkpoints`.
+    """
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
+    )
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -66,18 +214,28 @@ def write_once(path: str | os.PathLike, text: str) -> str:
     """
     path = Path(path)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as holder:
-            temporary = Path(holder, path.name)
-            temporary.write_text(text, encoding="utf-8")
-            try:
-                os.link(temporary, path)  # unlike a rename it fails where the file is there already
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without hard links
-                if not path.exists():
-                    os.replace(temporary, path)
+        with writing(path):
+            _write_if_absent(path, text)
     return path.read_text(encoding="utf-8")
+
+
+def _write_if_absent(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = _new_holder(path.parent)
+    try:
+        temporary = holder / path.name
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        try:
+            os.link(temporary, path)  # unlike a rename it fails where the file is there already
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not path.exists():
+                os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def claim(path: Path, text: str, is_mine: Callable[[str], bool], *, another: Callable[[], str], not_empty: str) -> None:
@@ -87,13 +245,12 @@ def claim(path: Path, text: str, is_mine: Callable[[str], bool], *, another: Cal
     it holds files and no claim.
     """
     # Looked at before the claim: what others write after theirs is no surprise.
-    strangers = path.parent.is_dir() and any(
-        not file.name.startswith(f".{path.name}.") for file in path.parent.iterdir()
-    )
+    strangers = path.parent.is_dir() and not all(is_temporary(file.name) for file in path.parent.iterdir())
     if strangers and not path.is_file():
         raise StedmError(not_empty)
     if not is_mine(write_once(path, text)):
         raise StedmError(another())
+    sweep(path.parent)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -1,5 +1,7 @@
 """What the tables of the package have in common: CSV files read as text, and patients that stay in one split."""
 
+import re
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -23,7 +25,10 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def patient_problems(table: pd.DataFrame, where: str) -> list[str]:
-    """Rows without a patient, unknown splits, patients in several splits; `where` starts each line."""
+    """Rows without a patient, unknown splits, patients in several splits; `where` starts each line.
+
+    Ids that look alike (see `alike`) count as one patient.
+    """
     problems: list[str] = []
     if "patient_id" in table:
         empty = np.flatnonzero(table["patient_id"] == "")
@@ -35,9 +40,68 @@ def patient_problems(table: pd.DataFrame, where: str) -> list[str]:
                 f"use one of {', '.join(SPLITS)}"
             )
     if {"patient_id", "split"} <= set(table):
-        named = (table["patient_id"] != "") & table["split"].isin(SPLITS)
-        for patient, splits in table[named].groupby("patient_id")["split"]:
-            if splits.nunique() > 1:
-                where = ", ".join(sorted(set(splits)))
-                problems.append(f"{where}: patient {patient} is in several splits ({where}); keep it in one")
+        for names, splits in _patients(table):
+            if len(splits) > 1 and len(names) == 1:
+                problems.append(
+                    f"{where}: patient {names[0]} is in several splits ({', '.join(splits)}); keep it in one"
+                )
+            elif len(splits) > 1:
+                problems.append(
+                    f"{where}: patients {_spelled(names)} look like one in several splits ({', '.join(splits)}); spell "
+                    "it in one way and keep it in one split, or give other ids"
+                )
     return problems
+
+
+def patient_warnings(table: pd.DataFrame, where: str) -> list[str]:
+    """Patients of one split whose ids look alike, and patients of several categories."""
+    if not {"patient_id", "split"} <= set(table):
+        return []
+    warnings = [
+        f"{where}: {_spelled(names)} look alike; one patient? they count as {len(names)}"
+        for names, splits in _patients(table)
+        if len(names) > 1 and len(splits) == 1
+    ]
+    if "category" in table:
+        categories = table[table["category"] != ""].groupby("patient_id")["category"].unique()
+        mixed = [f"{patient} ({', '.join(sorted(names))})" for patient, names in categories.items() if len(names) > 1]
+        if mixed:
+            more = f" and {len(mixed) - 5} more" if len(mixed) > 5 else ""
+            warnings.append(
+                f"{where}: patients of several categories, each counted under its most frequent one: "
+                f"{', '.join(mixed[:5])}{more}"
+            )
+    return warnings
+
+
+def alike(name: str) -> tuple[str, ...]:
+    """What is left of an id without what people spell in different ways: equal for ids that look alike.
+
+    Unicode form and width, case, spaces of all kinds and hyphens (but between digits: 1-11 is not 11-1), leading zeros
+    (007 is 7) and the .0 that spreadsheets append.
+    """
+    text = unicodedata.normalize("NFKC", name).casefold()
+    text = "".join(character for character in text if unicodedata.category(character) not in ("Cf", "Cc"))
+    text = re.sub(r"^(\d+)\.0+$", r"\1", text.strip())
+    text = "".join("-" if c.isspace() or c in "_\u2212" or unicodedata.category(c) == "Pd" else c for c in text)
+    text = re.sub("-+", "-", text)
+    text = re.sub(r"(?<=[^\d])-(?=.)|(?<=.)-(?=[^\d])", "", text)
+    parts = re.findall(r"\d+|[^\d]+", text)
+    return tuple(part.lstrip("0") or "0" if part.isdigit() else part for part in parts)
+
+
+def _patients(table: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
+    """Ids that stand for one patient, and the splits that they are in."""
+    named = table[(table["patient_id"] != "") & table["split"].isin(SPLITS)]
+    key_of = {name: alike(name) for name in named["patient_id"].unique()}
+    pairs = named[["patient_id", "split"]].drop_duplicates()
+    found: dict[tuple[str, ...], tuple[set[str], set[str]]] = {}
+    for patient, split in pairs.itertuples(index=False):
+        names, splits = found.setdefault(key_of[patient], (set(), set()))
+        names.add(patient), splits.add(split)
+    return [(sorted(names), sorted(splits)) for names, splits in found.values()]
+
+
+def _spelled(names: list[str]) -> str:
+    """Ids as they differ: what can't be told apart on a screen is written as its code."""
+    return " and ".join(map(ascii, names))

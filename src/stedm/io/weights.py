@@ -1,8 +1,9 @@
 """Reading published weights from local safetensors files: nothing is downloaded and nothing unpickled."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +27,10 @@ def _key(name: str) -> str:
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Load a whole state; StedmError with one line if it belongs to another network."""
+    for key, value in module.state_dict().items():
+        # Whole numbers under the name of a weight would be converted without a word.
+        if key in weights and weights[key].is_floating_point() != value.is_floating_point():
+            raise StedmError(f"{path}: not weights of this network ({key} is {weights[key].dtype})")
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
@@ -33,8 +38,17 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> N
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file; StedmError with one line if it can't be read."""
+    """The tensors of a .safetensors file, all finite; StedmError with one line if it can't be read."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StedmError(f"{path}: not a readable safetensors file ({error})") from error
+        weights = load_file(path)
+    except Exception as error:  # beside its own errors it raises what a damaged header makes of dtypes and shapes
+        raise StedmError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]})") from error
+    require_finite(weights, str(path))
+    return weights
+
+
+def require_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """StedmError with one line if a tensor holds NaN or infinity: such a network predicts nothing, without a word."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise StedmError(f"{source}: {name} holds values that are not finite (NaN or infinity); train it again")

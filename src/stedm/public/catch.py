@@ -95,7 +95,7 @@ def make_catch(
 
 def _find_slides(folder: Path) -> dict[str, Path]:
     slides: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.svs")):
+    for path in _visible(folder, "*.svs"):
         if path.name in slides:
             raise StedmError(f"{path}: there is another slide of this name, {slides[path.name]}; remove one")
         slides[path.name] = path
@@ -104,8 +104,14 @@ def _find_slides(folder: Path) -> dict[str, Path]:
     return slides
 
 
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Copies of macOS lay `._NAME` beside each file."""
+    files = folder.rglob(pattern)
+    return sorted(file for file in files if not any(p.startswith(".") for p in file.relative_to(folder).parts))
+
+
 def _find_coco(folder: Path) -> tuple[Path, dict[str, Any]]:
-    candidates = sorted(folder.rglob("CATCH.json")) or sorted(folder.rglob("*.json"))
+    candidates = _visible(folder, "CATCH.json") or _visible(folder, "*.json")
     for path in candidates:
         content = read_json(path)
         if is_coco(content):
@@ -114,7 +120,7 @@ def _find_coco(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _find_split(folder: Path) -> Path:
-    candidates = sorted(folder.rglob("datasets.csv")) or sorted(folder.rglob("*.csv"))
+    candidates = _visible(folder, "datasets.csv") or _visible(folder, "*.csv")
     found = [path for path in candidates if {"Slide", "Dataset"} <= set(_read_rows(path)[0])]
     if len(found) != 1:
         problem = f"{len(found)} tables" if found else "no table"

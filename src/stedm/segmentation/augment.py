@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from skimage.color.colorconv import rgb_from_yiq, yiq_from_rgb
 from torch import Tensor
 
+from stedm.colour.recolour import recolour as recoloured
 from stedm.colour.stain import scale_stains
-from stedm.config import StainAugmentConfig
+from stedm.config import RecolourConfig, StainAugmentConfig
 
 PROBABILITY = 0.9
 """Part of the samples whose colours are changed at all."""
@@ -49,6 +50,21 @@ def augment_geometry(
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     labels = F.grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
     return moved, labels[:, 0].to(masks.dtype)
+
+
+def augment_colours(
+    images: Tensor,
+    generator: torch.Generator,
+    stain: StainAugmentConfig,
+    recolour: RecolourConfig,
+    *,
+    factor: float = 1.0,
+) -> Tensor:
+    """Stain augmentation of an arm: what is known about its stains, as the diffusion model is told, and then jitter.
+
+    images (n, 3, H, W) in [0, 1]; `factor` multiplies the strengths of the jitter alone, since the other are limits.
+    """
+    return augment_stain(recoloured(images, recolour, generator), generator, stain, factor=factor)
 
 
 def augment_stain(

@@ -56,8 +56,8 @@ class Blender:
     `strip` float32 `(n_classes, overlap_px, width)` is all that is kept from row to row.
     """
 
-    def __init__(self, grid: TileGrid, n_classes: int):
-        self.grid = grid
+    def __init__(self, grid: TileGrid, n_classes: int, keep_probabilities: bool = False):
+        self.grid, self.keep_probabilities = grid, keep_probabilities
         self.window = window(grid.tile_px, grid.overlap_px)
         whole_width = (grid.columns - 1) * grid.stride_px + grid.tile_px
         self.strip = np.zeros((n_classes, grid.overlap_px, whole_width), np.float32)
@@ -67,7 +67,8 @@ class Blender:
 
         Yields uint8 `(rows, width)` of the most probable classes from top to bottom, 0 where no tile was given; a band
         for each row of tiles. They may begin in the middle, from `first_row` on: tiles of the row above that, which
-        overlap it, come first then, and their own band is not given.
+        overlap it, come first then, and their own band is not given. With `keep_probabilities` bands are float32
+        `(n_classes, rows, width)`.
         """
         tiles, grid = iter(tiles), self.grid
         if first_row:
@@ -75,12 +76,13 @@ class Blender:
         for row in range(first_row, grid.rows):
             n_rows = grid.tile_px if row == grid.rows - 1 else grid.stride_px
             band = self._row(islice(tiles, grid.columns), n_rows)
-            yield band[: grid.height - row * grid.stride_px, : grid.width]
+            yield band[..., : grid.height - row * grid.stride_px, : grid.width]
 
     def _row(self, tiles: Iterable[np.ndarray | None], n_rows: int) -> np.ndarray:
         grid, n_classes = self.grid, len(self.strip)
         overlap, stride = grid.overlap_px, grid.stride_px
-        band = np.zeros((n_rows, self.strip.shape[2]), np.uint8)
+        of_band = (n_rows, self.strip.shape[2])
+        band = np.zeros((n_classes, *of_band), np.float32) if self.keep_probabilities else np.zeros(of_band, np.uint8)
         edge = np.zeros((n_classes, grid.tile_px, overlap), np.float32)
         for column, tile in enumerate(tiles):
             last = column == grid.columns - 1
@@ -90,6 +92,6 @@ class Blender:
             done = sums if last else sums[:, :, :stride]
             x = slice(column * stride, column * stride + done.shape[2])
             done[:, :overlap] += self.strip[:, :, x]
-            band[:, x] = done[:, :n_rows].argmax(axis=0)
+            band[..., x] = done[:, :n_rows] if self.keep_probabilities else done[:, :n_rows].argmax(axis=0)
             self.strip[:, :, x] = done[:, stride:]
         return band

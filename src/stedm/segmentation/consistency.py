@@ -15,9 +15,9 @@ from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from stedm.config import SegmentationConfig
+from stedm.config import RecolourConfig, SegmentationConfig
 from stedm.data.symmetry import to_signed
-from stedm.segmentation.augment import augment_geometry, augment_stain
+from stedm.segmentation.augment import augment_colours, augment_geometry
 from stedm.segmentation.model import SegmentationLoss
 from stedm.training.trainer import Trainer
 
@@ -96,6 +96,7 @@ class Consistency:
     """The loss of an `ssl` arm; all that it draws comes from the trainer's generator of the step."""
 
     config: SegmentationConfig
+    recolour: RecolourConfig
     loss_of: SegmentationLoss
 
     def loss(self, trainer: Trainer, images: Tensor, masks: Tensor, unlabeled: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class Consistency:
         labels = confident_labels(logits.float(), CONFIDENCE, self.loss_of.ignore_index)
         views, targets = [], []
         for _ in range(2):
-            coloured = augment_stain(weak, generator, self.config.stain, factor=STRONG_FACTOR)
+            coloured = augment_colours(weak, generator, self.config.stain, self.recolour, factor=STRONG_FACTOR)
             mixed, target = cutmix(coloured, labels, CUTMIX, generator)
             views.append(_signed(mixed))
             targets.append(target)

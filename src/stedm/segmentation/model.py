@@ -4,24 +4,28 @@ A saved segmenter is a folder of `config.json` and `model.safetensors`; nothing 
 """
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 
-from stedm.config import SegmentationConfig
+from stedm.config import SegmentationConfig, checked
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
+from stedm.io.artefacts import read_json
 from stedm.io.files import replacing, write_json
-from stedm.io.weights import load_backbone_weights, load_weights, read_weights
+from stedm.io.manifest import verify_folder, write_manifest
+from stedm.io.ownership import check_folder
+from stedm.io.weights import load_backbone_weights, load_weights, read_weights, require_finite
 from stedm.seeds import seed_for
 
 Network = Callable[[int], nn.Module]
@@ -35,17 +39,21 @@ OWN_NETWORK = "own network"
 class SegmenterInfo:
     """What `config.json` of a saved segmenter says: enough to build the network and to read its masks."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     architecture: str
     """`OWN_NETWORK`, or one of segmentation_models_pytorch, with the three keys below."""
     encoder: str = ""
     encoder_depth: int = 0
-    decoder_channels: list[int] = field(default_factory=list)
-    classes: list[str]
-    image_px: int
+    decoder_channels: list[Annotated[int, Field(gt=0, le=4096)]] = field(default_factory=list)
+    classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=255)]
+    image_px: Annotated[int, Field(ge=1, le=1 << 14)]
     """Side of the square images that the network was trained on."""
-    ignore_index: int = 255
-    mpp: float | None = None
+    ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
+    mpp: Annotated[float, Field(gt=0)] | None = None
     """Microns per pixel of those images; None where they have no resolution in common or it isn't known."""
+    source_px: list[int] | None = None
+    """Smallest and largest shorter side of the images before they were reduced to `image_px`; None in older folders."""
     mirror: bool = False
     """Whether it predicts from mirror images too (see `Mirrored`)."""
 
@@ -73,8 +81,8 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
                 classes=n_classes,
                 **({"decoder_channels": config.decoder_channels} if config.takes_decoder_channels else {}),
             )
-        except (KeyError, ValueError, RuntimeError) as error:
-            text = " ".join(str(error).split())[:200]
+        except Exception as error:  # smp and timm raise whatever a bad name or number makes them raise
+            text = " ".join(str(error).split())[:200] or type(error).__name__
             raise StedmError(
                 f"segmentation: no {config.architecture} with encoder {config.encoder} ({text})"
             ) from error
@@ -165,6 +173,7 @@ def save_segmenter(
     *,
     image_px: int,
     mpp: float | None = None,
+    source_px: list[int] | None = None,
     mirror: bool = False,
 ) -> Path:
     """Write `config.json` and `model.safetensors`, the whole folder atomically.
@@ -172,6 +181,7 @@ def save_segmenter(
     Args:
         config: which network it is; None = one's own.
         dataset: what it was trained on, at `image_px` and, where that is known, `mpp` microns per pixel.
+        source_px: smallest and largest shorter side of those images as they are stored.
         mirror: whether it is to predict from mirror images too.
     """
     which = (
@@ -185,15 +195,19 @@ def save_segmenter(
         image_px=image_px,
         ignore_index=dataset.ignore_index,
         mpp=mpp,
+        source_px=source_px,
         mirror=mirror,
     )
     folder = Path(folder)
+    check_folder(folder, "config.json")
     # Cloned: a network of one's own may hold a tensor under two names, which safetensors refuses.
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+    require_finite(weights, str(folder))
     with replacing(folder) as temporary:
         temporary.mkdir()
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / "config.json", asdict(info))
+        write_manifest(temporary)
     return folder
 
 
@@ -207,14 +221,13 @@ def load_segmenter(folder: str | Path, network: Network | None = None) -> tuple[
         StedmError: the folder holds no segmenter, or an own network and nothing was given that makes it.
     """
     folder = Path(folder)
-    try:
-        info = SegmenterInfo(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        is_own = info.architecture == OWN_NETWORK
-        which = {key: getattr(info, key) for key in ("architecture", "encoder", "encoder_depth", "decoder_channels")}
-        config = None if is_own else SegmentationConfig.model_validate(which)
-    except (OSError, ValueError, TypeError) as error:
-        text = " ".join(str(error).split())
-        raise StedmError(f"{folder}: not a segmenter folder (config.json: {text})") from error
+    if not (folder / "config.json").is_file():
+        raise StedmError(f"{folder}: not a segmenter folder (config.json is missing)")
+    verify_folder(folder)
+    info = read_json(folder / "config.json", SegmenterInfo, hint="give the model/ folder of a segmenter")
+    is_own = info.architecture == OWN_NETWORK
+    which = {key: getattr(info, key) for key in ("architecture", "encoder", "encoder_depth", "decoder_channels")}
+    config = None if is_own else checked(SegmentationConfig, which, str(folder / "config.json"))
     if is_own and network is None:
         raise StedmError(
             f"{folder}: holds weights of an own network; load it in Python with the function that makes the network: "

@@ -1,6 +1,12 @@
-"""Masks from a trained segmenter: for arrays, and for image files."""
+"""Masks from a trained segmenter: for arrays, and for image files.
 
-from collections.abc import Sequence
+Images of any size, at the scale that stedm.segmentation.scale finds: an image of the training images' size in one
+piece, a larger one in overlapping tiles whose probabilities are blended, as slides are.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +15,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from stedm.config import SlideSegmentationConfig
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
-from stedm.io.images import read_image_file, resized, write_png
-from stedm.segmentation.model import load_segmenter, stride_of
+from stedm.io.files import visible_files
+from stedm.io.images import class_palette, image_mpp, read_image_file, write_png
+from stedm.io.ownership import SEGMENTED, check_outputs, is_marked
+from stedm.segmentation.blending import Blender, TileGrid
+from stedm.segmentation.model import SegmenterInfo, load_segmenter, stride_of
+from stedm.segmentation.scale import refuse_useless_mpp, scale_of
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _IMAGES_AT_ONCE = 64
+_TILES_AT_ONCE = 16
+_OVERLAP = SlideSegmentationConfig().overlap
 
 
 @torch.inference_mode()
@@ -47,51 +60,133 @@ def predict_logits(network: nn.Module, images: np.ndarray) -> Tensor:
     return network(part.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
 
 
-def segment_images(network: nn.Module, images: Sequence[np.ndarray], image_px: int) -> list[np.ndarray]:
+@torch.inference_mode()
+def predict_probabilities(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    """uint8 RGB (n, H, W, 3), n > 0 -> float32 (n, classes, H, W), in one batch."""
+    return predict_logits(network, images).float().softmax(dim=1).cpu().numpy()
+
+
+def segment_images(
+    network: nn.Module, info: SegmenterInfo, images: Sequence[np.ndarray], mpp: float | None = None
+) -> list[np.ndarray]:
     """Masks uint8 (H, W) of whole images uint8 RGB (H, W, 3) of any sizes, each at its image's own size.
 
-    An image is resized to `image_px`, the size of the training images (area averaging), and its mask back (nearest
-    neighbour).
+    `mpp` is the resolution of the images, None = unknown (see stedm.segmentation.scale). Masks come back from the
+    network's scale by nearest neighbour.
     """
-    if not images:
-        return []
-    masks = predict_masks(network, np.stack([resized(image, image_px) for image in images]))
-    return [
-        np.array(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST))
-        for image, mask in zip(images, masks, strict=True)
-    ]
+    scales = [scale_of(image.shape[1::-1], info, mpp) for image in images]
+    seen = (scale.apply(image) for scale, image in zip(scales, images, strict=True))
+    return [_sized(mask, image.shape[1::-1]) for mask, image in zip(_masks(network, info, seen), images, strict=True)]
 
 
-def segment_folder(model_folder: str | Path, images: str | Path, output: str | Path) -> list[Path]:
+def image_probabilities(
+    network: nn.Module, info: SegmenterInfo, image: np.ndarray, mpp: float | None = None
+) -> np.ndarray:
+    """float32 (classes, H, W), 1 in sum, of an image uint8 RGB (H, W, 3): what `segment_images` decides by."""
+    seen = scale_of(image.shape[1::-1], info, mpp).apply(image)
+    planes = np.concatenate(list(_bands(network, info, seen, keep_probabilities=True)), axis=1)
+    planes /= planes.sum(axis=0)  # weights fall towards the edge of the image, where no other tile makes up for it
+    return np.stack([_sized(plane, image.shape[1::-1]) for plane in planes])
+
+
+def segment_folder(
+    model_folder: str | Path,
+    images: str | Path,
+    output: str | Path,
+    mpp: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    overwrite: bool = False,
+) -> list[Path]:
     """As `segment_files`, with the network of a segmenter folder. Raises `StedmError` if it is not one."""
-    network, info = load_segmenter(model_folder)
-    return segment_files(network, images, output, image_px=info.image_px)
+    return segment_files(*load_segmenter(model_folder), images, output, mpp, say, overwrite)
 
 
-def segment_files(network: nn.Module, images: str | Path, output: str | Path, *, image_px: int) -> list[Path]:
+def segment_files(
+    network: nn.Module,
+    info: SegmenterInfo,
+    images: str | Path,
+    output: str | Path,
+    mpp: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    overwrite: bool = False,
+) -> list[Path]:
     """Write a mask for an image file, or for each image of a folder (subfolders included); returns the masks.
 
-    Masks are 8-bit PNG of class indices, as `segment_images` makes them, under the image's name.
-    Raises `StedmError` for anything that is not a readable image.
+    Masks are 8-bit PNG of class indices, as `segment_images` makes them, with a palette of the classes' colours, under
+    the image's name. `mpp` is the resolution of the images; None = as each file says, if it does. `say` is told how
+    many images were brought to the network's scale by which rule.
+
+    Raises:
+        StedmError: something that is not a readable image, or an `mpp` that is of no use; a mask would replace an image
+            that is read or, without `overwrite`, a file that isn't a mask of an earlier call.
     """
+    refuse_useless_mpp(mpp, info)
     root, names = _find_images(Path(images))
-    written = []
-    for start in range(0, len(names), _IMAGES_AT_ONCE):
-        part = names[start : start + _IMAGES_AT_ONCE]
-        masks = segment_images(network, [read_image_file(root, name) for name in part], image_px)
-        for name, mask in zip(part, masks, strict=True):
-            written.append((Path(output) / name).with_suffix(".png"))
-            write_png(written[-1], mask)
-    return written
+    masks = [(Path(output) / name).with_suffix(".png") for name in names]
+    check_outputs(dict.fromkeys(masks, SEGMENTED), [root / name for name in names], overwrite=overwrite)
+    palette, rules, sizes = class_palette(info.ignore_index), Counter(), []
+
+    def seen() -> Iterator[np.ndarray]:
+        for name in names:
+            image = read_image_file(root, name)
+            scale = scale_of(image.shape[1::-1], info, image_mpp(root, name) if mpp is None else mpp)
+            rules[scale.rule] += 1
+            sizes.append(image.shape[1::-1])
+            yield scale.apply(image)
+
+    for number, mask in enumerate(_masks(network, info, seen())):
+        write_png(masks[number], _sized(mask, sizes[number]), palette=palette, software=SEGMENTED)
+    for rule, count in rules.items():
+        say(f"{count} of {len(names)} images: {rule}")
+    return masks
+
+
+def _masks(network: nn.Module, info: SegmenterInfo, seen: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Masks of images at the network's scale, in order; those of one tile go through the network together."""
+    for is_tile, group in groupby(seen, lambda image: image.shape[:2] == (info.image_px, info.image_px)):
+        if not is_tile:
+            yield from (np.concatenate(list(_bands(network, info, image))) for image in group)
+        while is_tile and (part := list(islice(group, _IMAGES_AT_ONCE))):
+            yield from predict_masks(network, np.stack(part))
+
+
+def _bands(
+    network: nn.Module, info: SegmenterInfo, image: np.ndarray, keep_probabilities: bool = False
+) -> Iterator[np.ndarray]:
+    """Classes or probabilities of an image in tiles of `image_px` (see stedm.segmentation.blending)."""
+    height, width = image.shape[:2]
+    grid = TileGrid(width, height, info.image_px, round(_OVERLAP * info.image_px))
+    hanging = [
+        (n - 1) * grid.stride_px + grid.tile_px - side for n, side in ((grid.rows, height), (grid.columns, width))
+    ]
+    # Mirrored beyond its edges: a network that knows tissue alone isn't shown anything else.
+    padded = np.pad(image, [(0, hanging[0]), (0, hanging[1]), (0, 0)], mode="symmetric")
+
+    def tiles() -> Iterator[np.ndarray]:
+        corners = iter(grid.corners().tolist())
+        while part := list(islice(corners, _TILES_AT_ONCE)):
+            tiles = [padded[y : y + grid.tile_px, x : x + grid.tile_px] for x, y in part]
+            yield from predict_probabilities(network, np.stack(tiles))
+
+    was_training = network.training
+    network.eval()
+    yield from Blender(grid, len(info.classes), keep_probabilities).bands(tiles())
+    network.train(was_training)
+
+
+def _sized(plane: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
+    """A plane (h, w) of classes or numbers brought to (width, height) by nearest neighbour."""
+    return np.array(Image.fromarray(plane).resize(size_px, Image.Resampling.NEAREST))
 
 
 def _find_images(path: Path) -> tuple[Path, list[str]]:
-    """Root folder and the names of the images in it, sorted."""
+    """Root folder and the names of the images in it, sorted; hidden files and masks of an earlier call are none."""
     if path.is_file():
         return path.parent, [path.name]
     if not path.is_dir():
         raise StedmError(f"{path}: no such image or folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = [file for file in visible_files(path) if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = [file for file in files if file.suffix.lower() != ".png" or not is_marked(file, SEGMENTED)]
     if not files:
         raise StedmError(f"{path}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
     names = [file.relative_to(path).as_posix() for file in files]

@@ -60,7 +60,7 @@ def write_pseudo_labels(
         split="train",
     )
     # Written last: a folder with a table is complete.
-    write_metadata(folder, replace(info, name=f"{info.name} (pseudo-labels)"), table)
+    write_metadata(folder, replace(info, name=f"{info.name} (pseudo-labels)"), table, sealed=True)
     return DatasetFolder.open(folder, memory=images.memory)
 
 

@@ -1,12 +1,14 @@
 """Finished rows of a long label map, on disk until the map is complete: who is killed goes on below them."""
 
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from stedm.errors import StedmError
+from stedm.errors import DiskError, StedmError
 from stedm.io.files import replacing
 
 WRITE_AFTER_PX = 1 << 22
@@ -31,8 +33,13 @@ class RowCheckpoint:
         """
         row = 0
         while (file := next(self.folder.glob(f"{self.key}-{row}-*.npz"), None)) is not None:
-            with np.load(file, allow_pickle=False) as content:
-                yield content["labels"]
+            try:
+                with np.load(file, allow_pickle=False) as content:
+                    labels = content["labels"]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+                file.unlink()  # damaged: these rows are made again
+                continue
+            yield labels
             row = int(file.stem.rsplit("-", 1)[1])
         fresh: list[np.ndarray] = []
         for band in bands_from(row):
@@ -50,6 +57,6 @@ class RowCheckpoint:
                 shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Kept after an interrupt; of no use after success, and where the slide is damaged."""
-        if kind is None or issubclass(kind, StedmError):
+        """Kept after an interrupt and on a full disk; of no use after success, and where the slide is damaged."""
+        if kind is None or (issubclass(kind, StedmError) and not issubclass(kind, DiskError)):
             shutil.rmtree(self.folder, ignore_errors=True)

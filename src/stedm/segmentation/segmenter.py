@@ -6,15 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from stedm.config import Arm, SegmentationConfig, SlideSegmentationConfig, checked, uses_self_training, uses_ssl
+from stedm.config import (
+    Arm,
+    RecolourConfig,
+    SegmentationConfig,
+    SlideSegmentationConfig,
+    checked,
+    uses_self_training,
+    uses_ssl,
+)
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.io.images import read_image_file, resized
+from stedm.io.images import image_mpp, read_image_file
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
-from stedm.segmentation.predict import predict_logits, segment_files, segment_images
+from stedm.segmentation.predict import image_probabilities, segment_files, segment_images
+from stedm.segmentation.scale import refuse_useless_mpp
 from stedm.segmentation.slide_sources import SlideSource, slides_in
 from stedm.segmentation.train import train_segmenter
 from stedm.segmentation.whole_slide import segment_slides
@@ -51,6 +59,7 @@ class Segmenter:
         seed: int = 0,
         image_px: int = 64,
         network: Network | None = None,
+        recolour: RecolourConfig | None = None,
         on_progress: Progress | None = None,
     ) -> "Segmenter":
         """Train in `folder`, or go on if it was interrupted, and write the model to `folder/model`.
@@ -66,6 +75,7 @@ class Segmenter:
             config: network, steps and the like; None = the defaults. Its `arms` and `seeds` are not used.
             image_px: side of the square images that the network sees; images are resized to it.
             network: a network of one's own: a function from the number of classes to a module.
+            recolour: how far stains may differ (`stedm.config.RecolourConfig`); None = the defaults.
             on_progress: called with (steps done, steps in all, the loss that was read last).
 
         Raises:
@@ -90,6 +100,7 @@ class Segmenter:
             unlabeled=None if unlabeled is None else _opened(unlabeled),
             pseudo_labeled=None if pseudo_labeled is None else _opened(pseudo_labeled),
             network=network,
+            recolour=recolour,
             on_progress=on_progress,
         )
         return cls.from_pretrained(model, network)
@@ -115,7 +126,7 @@ class Segmenter:
 
     @property
     def image_px(self) -> int:
-        """Side of the square images that it was trained on; images are resized to it."""
+        """Side of the square images that it was trained on, and of the tiles in which it sees larger ones."""
         return self.info.image_px
 
     @property
@@ -128,40 +139,56 @@ class Segmenter:
         self.network.to(device)
         return self
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """uint8 RGB (H, W, 3) or (n, H, W, 3) -> uint8 (H, W) or (n, H, W): the most probable class of each pixel."""
+    def predict(self, images: np.ndarray, *, mpp: float | None = None) -> np.ndarray:
+        """uint8 RGB (H, W, 3) or (n, H, W, 3) -> uint8 (H, W) or (n, H, W): the most probable class of each pixel.
+
+        Images of any size. `mpp` is their resolution in microns per pixel; where it or that of the training images is
+        unknown, images are reduced as the training images were (see stedm.segmentation.scale).
+        """
+        refuse_useless_mpp(mpp, self.info)
         batch = _batch(images)
         masks = np.empty(batch.shape[:3], np.uint8)
         for start in range(0, len(batch), _IMAGES_AT_ONCE):
             part = slice(start, start + _IMAGES_AT_ONCE)
-            masks[part] = segment_images(self.network, list(batch[part]), self.image_px)
+            masks[part] = segment_images(self.network, self.info, list(batch[part]), mpp)
         return masks if np.ndim(images) == 4 else masks[0]
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: np.ndarray, *, mpp: float | None = None) -> np.ndarray:
         """uint8 RGB (H, W, 3) or (n, H, W, 3) -> float32 (classes, H, W) or (n, classes, H, W), 1 in sum."""
+        refuse_useless_mpp(mpp, self.info)
         batch = _batch(images)
         found = np.empty((len(batch), len(self.classes), *batch.shape[1:3]), np.float32)
-        for start in range(0, len(batch), _IMAGES_AT_ONCE):
-            part = slice(start, start + _IMAGES_AT_ONCE)
-            small = np.stack([resized(image, self.image_px) for image in batch[part]])
-            values = predict_logits(self.network, small).float().softmax(dim=1).cpu().numpy()
-            found[part] = [[_sized(plane, batch.shape[1:3]) for plane in planes] for planes in values]
+        for row, image in enumerate(batch):
+            found[row] = image_probabilities(self.network, self.info, image, mpp)
         return found if np.ndim(images) == 4 else found[0]
 
-    def predict_file(self, path: str | Path) -> np.ndarray:
-        """The mask uint8 (H, W) of an image file (PNG, JPEG, TIFF), at the image's own size."""
+    def predict_file(self, path: str | Path, *, mpp: float | None = None) -> np.ndarray:
+        """The mask uint8 (H, W) of an image file (PNG, JPEG, TIFF, BMP), at the image's own size.
+
+        `mpp`: microns per pixel of the image; None = as the file says, if it does.
+        """
         path = Path(path)
-        return self.predict(read_image_file(path.parent, path.name))
+        image = read_image_file(path.parent, path.name)
+        return self.predict(image, mpp=mpp or (self.mpp and image_mpp(path.parent, path.name)))
 
-    def predict_folder(self, images: str | Path, output: str | Path) -> list[Path]:
-        """Write a mask (8-bit PNG of class indices) for each image of a folder; returns the masks."""
-        return segment_files(self.network, images, output, image_px=self.image_px)
+    def predict_folder(
+        self, images: str | Path, output: str | Path, *, mpp: float | None = None, overwrite: bool = False
+    ) -> list[Path]:
+        """Write a mask (8-bit PNG of class indices, with a palette) for each image of a folder; returns the masks.
 
-    def predict_slide(self, path: str | Path, output: str | Path, **options: Any) -> list[Path]:
+        `mpp`: microns per pixel of the images; None = as each file says, if it does. `overwrite`: replace files that
+        are no masks of an earlier call.
+        """
+        return segment_files(self.network, self.info, images, output, mpp, overwrite=overwrite)
+
+    def predict_slide(
+        self, path: str | Path, output: str | Path, *, overwrite: bool = False, **options: Any
+    ) -> list[Path]:
         """Segment a slide (a folder of slides, a slides.csv): GeoJSON for QuPath and areas as CSV; returns the GeoJSON.
 
         Args:
             output: FILE.geojson for one slide, or a folder; call it again to go on.
+            overwrite: replace files that stedm did not write.
             options: keys of `stedm.config.SlideSegmentationConfig`, such as mpp, overlap, label_map.
 
         Raises:
@@ -173,7 +200,9 @@ class Segmenter:
         slides: Sequence[SlideSource] | None = [SlideSource(path.stem, path)] if is_one else slides_in(path, output)
         if slides is None:
             raise StedmError(f"{path}: holds images, not slides; use predict_folder")
-        done = segment_slides(self.folder, slides, output, config, network=self._make)
+        done = segment_slides(
+            self.folder, slides, output, config, network=self._make, inputs=[path], overwrite=overwrite
+        )
         if done.failures:
             raise StedmError("\n".join(done.failures))
         return done.written
@@ -191,8 +220,3 @@ def _batch(images: np.ndarray) -> np.ndarray:
     if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise StedmError(f"images: uint8 RGB (H, W, 3) or (n, H, W, 3) expected, got {images.dtype} {images.shape}")
     return images if images.ndim == 4 else images[None]
-
-
-def _sized(plane: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """A plane (h, w) of floats, brought to (H, W) as masks are."""
-    return np.array(Image.fromarray(plane).resize(size[::-1], Image.Resampling.NEAREST))

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from stedm.errors import StedmError
+from stedm.io.files import visible_files
 from stedm.segmentation.predict import IMAGE_SUFFIXES
 from stedm.slides.table import read_slides
 
@@ -51,7 +52,7 @@ def slides_in(path: str | Path, output: str | Path) -> list[SlideSource] | None:
         slides = [SlideSource(path.stem, path)] if one_file or is_slide(path) else []
     else:
         known = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
+        files = [file for file in visible_files(path, deep=False) if file.suffix.lower() in known]
         slides = [SlideSource(file.stem, file) for file in files if is_slide(file)]
         if slides and len(slides) < len(files):
             image = next(file for file in files if not is_slide(file))

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from stedm.config import (
     Arm,
     MachineConfig,
+    RecolourConfig,
     SegmentationConfig,
     uses_self_training,
     uses_ssl,
@@ -16,10 +17,11 @@ from stedm.config import (
     uses_synthetic,
 )
 from stedm.data.folder import DatasetFolder
+from stedm.data.squares import shorter_sides
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
 from stedm.seeds import seed_for
-from stedm.segmentation.augment import augment_geometry, augment_stain
+from stedm.segmentation.augment import augment_colours, augment_geometry
 from stedm.segmentation.consistency import Consistency, StudentAndTeacher
 from stedm.segmentation.model import Network, SegmentationLoss, build_own, build_segmenter, save_segmenter
 from stedm.segmentation.samples import MixedSamples, UnlabeledSamples
@@ -40,6 +42,7 @@ def train_segmenter(
     unlabeled: DatasetFolder | None = None,
     pseudo_labeled: DatasetFolder | None = None,
     network: Network | None = None,
+    recolour: RecolourConfig | None = None,
     machine: MachineConfig | None = None,
     on_progress: Progress | None = None,
 ) -> Path:
@@ -55,12 +58,13 @@ def train_segmenter(
         unlabeled: images for the `ssl` arms; their masks are never read.
         pseudo_labeled: the same images with labels of teachers, for the `self-training` arms.
         network: a network of one's own (see `stedm.segmentation.model.Network`); None = that of `config`.
+        recolour: how far stains may differ, for the arms with stain augmentation; None = the defaults.
         machine: how it is computed.
 
     Raises:
         StedmError: a set without masks, sets with different classes, a set that the arm needs is missing.
     """
-    consistent = uses_ssl(arm)
+    consistent, recolour = uses_ssl(arm), recolour or RecolourConfig()
     mixed = _mixed_samples(config, annotated, arm, seed, image_px, synthetic, pseudo_labeled)
     samples = _with_unlabeled(mixed, unlabeled, arm, image_px) if consistent else mixed
     loss_of = SegmentationLoss(config.dice_weight, annotated.info.ignore_index)
@@ -75,12 +79,12 @@ def train_segmenter(
         warmup_steps=min(WARMUP_STEPS, config.steps // 10),
         on_progress=on_progress,
     )
-    consistency = Consistency(config, loss_of)
+    consistency = Consistency(config, recolour, loss_of)
     with torch.random.fork_rng():
         for batch in trainer.batches(samples):
             # Dropout and stochastic depth of some encoders draw from the global generator.
             torch.manual_seed(trainer.generator.initial_seed())
-            images, masks = augment_batch(batch["image"], batch["mask"], trainer.generator, config, arm)
+            images, masks = augment_batch(batch["image"], batch["mask"], trainer.generator, config, recolour, arm)
             if consistent:
                 loss = consistency.loss(trainer, images, masks, batch["unlabeled"])
             else:
@@ -98,6 +102,7 @@ def train_segmenter(
             annotated.info,
             image_px=image_px,
             mpp=annotated.common_mpp(image_px),
+            source_px=shorter_sides(annotated),
             mirror=config.mirror,
         )
     trainer.accelerator.wait_for_everyone()
@@ -135,7 +140,12 @@ def _with_unlabeled(mixed: MixedSamples, unlabeled: DatasetFolder | None, arm: A
 
 
 def augment_batch(
-    images: Tensor, masks: Tensor, generator: torch.Generator, config: SegmentationConfig, arm: Arm
+    images: Tensor,
+    masks: Tensor,
+    generator: torch.Generator,
+    config: SegmentationConfig,
+    recolour: RecolourConfig,
+    arm: Arm,
 ) -> tuple[Tensor, Tensor]:
     """uint8 (n, H, W, 3) and (n, H, W) -> augmented float images (n, 3, H, W) in [-1, 1] and their masks.
 
@@ -143,5 +153,5 @@ def augment_batch(
     """
     floats, masks = augment_geometry(images.permute(0, 3, 1, 2).float() / 255, masks, generator)
     if uses_stain(arm):
-        floats = augment_stain(floats, generator, config.stain)
+        floats = augment_colours(floats, generator, config.stain, recolour)
     return to_signed(floats * 255).contiguous(memory_format=torch.channels_last), masks

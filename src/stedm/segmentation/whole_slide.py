@@ -24,12 +24,13 @@ from torch import nn
 
 from stedm.config import SlideSegmentationConfig, TissueConfig, checked
 from stedm.config.base import read_values
-from stedm.errors import StedmError
+from stedm.errors import DiskError, StedmError
 from stedm.io.files import fingerprint, replacing, write_text
+from stedm.io.ownership import SEGMENTED, check_outputs
 from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
-from stedm.segmentation.predict import predict_logits
+from stedm.segmentation.predict import predict_probabilities
 from stedm.segmentation.row_checkpoint import RowCheckpoint
 from stedm.segmentation.slide_sources import SlideSource
 from stedm.slides.class_mapping import QUPATH_IGNORE
@@ -39,6 +40,8 @@ from stedm.slides.write_geojson import write_geojson
 from stedm.slides.write_label_map import LabelMapWriter, tifffile
 from stedm.workers.pool import Pool, Work, check_shared
 
+_AREAS = "class,pixels,area_mm2,fraction,mpp"
+"""In the header of every table of areas."""
 _BAND_PX = 1 << 22
 """Pixels of the map that become polygons at once."""
 _TISSUE_PX = 1 << 22
@@ -75,6 +78,8 @@ def segment_slides(
     pool: Pool | None = None,
     shard: tuple[int, int] = (0, 1),
     network: Network | None = None,
+    inputs: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> SegmentedSlides:
     """Segment slides with a saved segmenter; call it again to go on.
 
@@ -87,13 +92,19 @@ def segment_slides(
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `areas.csv`.
         network: what makes the network, where it is one's own; pools send it to their processes by pickle.
+        inputs: what else was read, such as a slides.csv.
+        overwrite: replace files that are there and that stedm did not write.
 
-    Raises `StedmError` for anything wrong with model or configuration.
+    Raises `StedmError` for anything wrong with model or configuration, and where a file would be lost.
     """
     loaded, info = load_segmenter(model_folder, network)
     config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
     targets = _targets(slides, Path(output), config, Path(model_folder))
     mine = targets[shard[0] :: shard[1]]
+    marks = {path: mark for target in mine if not target.is_done(config) for path, mark in target.marks(config).items()}
+    if targets and targets[0].mark is not None:
+        marks[Path(output) / "areas.csv"] = _AREAS
+    check_outputs(marks, [*(slide.path for slide in slides), *inputs], overwrite=overwrite)
     for target in mine:
         target.failed.unlink(missing_ok=True)
     missing = [target for target in mine if not target.is_done(config)]
@@ -132,7 +143,12 @@ class _Target:
     @property
     def failed(self) -> Path:
         """Says to other shards why there is no result."""
-        return (self.mark or self.path).with_suffix(".failed")
+        return (self.mark or self.path.with_name(f".{self.path.name}")).with_suffix(".failed")
+
+    def marks(self, config: SlideSegmentationConfig) -> dict[Path, str]:
+        """What is written, and by what each file is known to be written here."""
+        marks = {self.path: SEGMENTED, self.path.with_suffix(".csv"): _AREAS}
+        return marks | ({self.path.with_suffix(".ome.tif"): SEGMENTED} if config.label_map else {})
 
     def is_done(self, config: SlideSegmentationConfig) -> bool:
         files = [self.path, *([self.path.with_suffix(".ome.tif")] if config.label_map else [])]
@@ -174,6 +190,8 @@ class _Segmentation:
             slide = Slide.open(target.source.path, target.source.mpp)
             with self.reporter.stage(f"segment {target.source.name}") as tick:
                 table = segment_slide(self.network, self.info, slide, target.path, self.config, tick, key=target.key)
+        except DiskError:  # not the slide's fault: it isn't given up
+            raise
         except StedmError as error:
             return str(error)
         table.insert(0, "slide_id", target.source.name)
@@ -296,11 +314,6 @@ def map_bands(
             yield band
 
 
-@torch.inference_mode()
-def _probabilities(network: nn.Module, tiles: np.ndarray) -> np.ndarray:
-    return predict_logits(network, tiles).float().softmax(dim=1).cpu().numpy()
-
-
 def _predicted(
     network: nn.Module,
     slide: Slide,
@@ -328,7 +341,7 @@ def _predicted(
                     waiting.append([readers.submit(read, *place) for place in batch.tolist()])
                 tiles = [future.result() for future in waiting[0]]
                 waiting.popleft()
-                yield from _probabilities(network, np.stack(tiles))
+                yield from predict_probabilities(network, np.stack(tiles))
                 tick(done := done + len(tiles))
         finally:
             for future in (future for futures in waiting for future in futures):

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import model_validator
 
-from stedm.config.base import Part, checked
+from stedm.config.base import Part, checked, read_values
 from stedm.errors import StedmError
 
 IGNORE = "ignore"
@@ -64,13 +63,11 @@ class ClassMapping(Part):
 
 def read_mapping(path: str | Path) -> ClassMapping:
     """Read a mapping file; `StedmError` with one line a problem."""
-    path = Path(path)
+    # The reader of configurations refuses keys that are there twice, and aliases that grow without an end.
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StedmError(f"{path}: not a readable class mapping ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise StedmError(f"{path}: a class mapping has lines such as `Tumor: tumour`")
+        values = read_values(Path(path), None)
+    except StedmError as error:
+        raise StedmError(f"{error}; a class mapping has lines such as `Tumor: tumour`") from error
     return as_mapping(values, str(path))
 
 

@@ -6,7 +6,9 @@ feature; geometry begins in `stedm.slides.annotations`.
 
 import gzip
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +18,15 @@ import numpy as np
 
 from stedm.errors import StedmError
 
-# Containers of other objects in QuPath, not regions that somebody drew.
-_CONTAINERS = ("root", "tma_core", "tma core", "PathRootObject", "TMACoreObject")
+# What QuPath calls a region that somebody drew; all else is measured (cells, detections, tiles) or a container.
+_ANNOTATION = ("annotation", "PathAnnotationObject")
+_OLD_OBJECT = re.compile(r"(Path|TMA)[A-Za-z]*Object")
 # Objects without an area, which QuPath keeps beside polygons.
 _WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 # Slides have about 10^5 pixels a side; numbers far beyond are damage and stop rasterisers.
 _LARGEST_COORDINATE = 1e8
+# Ten million points take about 170.
+_MOST_BYTES = 512 << 20
 
 Rings = list[np.ndarray]
 
@@ -41,7 +46,20 @@ class Region:
     label: str | None = None
 
 
-def read_regions(path: str | Path, image_name: str | None = None) -> list[Region]:
+@dataclass(frozen=True)
+class PolygonFile:
+    """What a file has for one slide.
+
+    `left_out`: objects that are not read as regions, by what they are; `size_px`: width and height of the image that
+    the polygons were drawn on, where the file says it.
+    """
+
+    regions: list[Region]
+    left_out: Counter[str]
+    size_px: tuple[int, int] | None = None
+
+
+def read_polygons(path: str | Path, image_name: str | None = None) -> PolygonFile:
     """Regions of a GeoJSON or COCO file, in the order of the file; gzip is recognised by its content.
 
     Args:
@@ -54,15 +72,25 @@ def read_regions(path: str | Path, image_name: str | None = None) -> list[Region
     content = read_json(path)
     if is_coco(content):
         return _coco_regions(path, content, image_name)
-    return [region for region in _geojson_regions(path, content) if region is not None]
+    read = list(_geojson_regions(path, content))
+    return PolygonFile(
+        [region for region in read if isinstance(region, Region)],
+        Counter(kind for kind in read if isinstance(kind, str)),
+    )
 
 
 def read_json(path: Path) -> Any:
     """Parsed JSON (UTF-8 with or without BOM, UTF-16, UTF-32), gzipped or not; `StedmError` with one line."""
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise StedmError(
+                f"{path}: more than {_MOST_BYTES >> 20} MB of text{' when unpacked' if zipped else ''}; export the "
+                "annotations alone (without cells and detections), a file a slide"
+            )
         return json.loads(data)
     except FileNotFoundError as error:
         raise StedmError(f"{path}: missing; correct the path of the annotation") from error
@@ -88,7 +116,7 @@ def is_coco(content: Any) -> bool:
 # ---- QuPath GeoJSON -----------------------------------------------------------------------------------------------
 
 
-def _geojson_regions(path: Path, content: Any) -> Iterator[Region | None]:
+def _geojson_regions(path: Path, content: Any) -> Iterator[Region | str]:
     kind = content.get("type") if isinstance(content, dict) else None
     if isinstance(content, list):
         features = content
@@ -109,18 +137,40 @@ def _geojson_regions(path: Path, content: Any) -> Iterator[Region | None]:
         yield _geojson_region(path, f"feature {index}", feature)
 
 
-def _geojson_region(path: Path, where: str, feature: Any) -> Region | None:
-    """None for containers, which hold other objects."""
+def _geojson_region(path: Path, where: str, feature: Any) -> Region | str:
+    """A region; of an object that is none, what it is."""
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         raise StedmError(f"{path}: {where}: not a GeoJSON Feature; export the file again")
     properties = feature.get("properties")
     properties = {} if properties is None else properties
     if not isinstance(properties, dict):
         raise StedmError(f"{path}: {where}: properties are not a mapping; export the file again")
-    if any(kind in _CONTAINERS for kind in (properties.get("objectType"), feature.get("id")) if isinstance(kind, str)):
-        return None
+    kind = _object_kind(feature, properties)
+    if kind not in _ANNOTATION:
+        return f"of type {kind}"
+    if _lies_on_another_plane(feature):
+        return "on another plane (z, t or c)"
     polygons = list(_geometry_polygons(path, where, feature.get("geometry")))
     return Region(where, polygons, *_geojson_names(path, where, properties))
+
+
+def _object_kind(feature: dict[str, Any], properties: dict[str, Any]) -> str:
+    """QuPath's type of an object; other tools say none, and mean a region. Versions before 0.3 write it as the id."""
+    if "nucleusGeometry" in feature:
+        return "cell"
+    for kind in (properties.get("objectType"), properties.get("object_type")):
+        if kind is not None:
+            return str(kind).strip().lower()
+    old = feature.get("id")
+    return old if isinstance(old, str) and _OLD_OBJECT.fullmatch(old) else "annotation"
+
+
+def _lies_on_another_plane(feature: dict[str, Any]) -> bool:
+    """Whether QuPath drew it in another depth, time or channel than the first; channel -1 is all of them."""
+    planes = [holder.get("plane") for holder in (feature, feature.get("geometry")) if isinstance(holder, dict)]
+    return any(
+        isinstance(plane, dict) and any(plane.get(axis) not in (None, 0, -1) for axis in "ztc") for plane in planes
+    )
 
 
 def _geojson_names(path: Path, where: str, properties: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -181,35 +231,58 @@ def _ring(path: Path, where: str, points: Any) -> np.ndarray:
 # ---- MS COCO JSON -------------------------------------------------------------------------------------------------
 
 
-def _coco_regions(path: Path, content: dict[str, Any], image_name: str | None) -> list[Region]:
-    names = coco_categories(path, content)
-    image_id = _coco_image_id(path, content, image_name)
-    return [
-        _coco_region(path, index, annotation, names)
-        for index, annotation in enumerate(_coco_list(path, content, "annotations"))
-        if annotation.get("image_id") == image_id
-    ]
+def _coco_regions(path: Path, content: dict[str, Any], image_name: str | None) -> PolygonFile:
+    names, images = coco_categories(path, content), _coco_images(path, content)
+    image = _coco_image(path, list(images.values()), image_name)
+    regions = []
+    for index, annotation in enumerate(_coco_list(path, content, "annotations")):
+        if annotation.get("image_id") not in images:
+            raise StedmError(f"{path}: annotation {index}: image_id {annotation.get('image_id')!r} is not in images")
+        if annotation["image_id"] == image["id"]:
+            regions.append(_coco_region(path, index, annotation, names))
+    sides = [image.get(side) for side in ("width", "height")]
+    said = all(isinstance(side, int | float) and side > 0 for side in sides)
+    return PolygonFile(regions, Counter(), (int(sides[0]), int(sides[1])) if said else None)
 
 
 def coco_regions_by_image(path: Path, content: dict[str, Any]) -> dict[str, list[Region]]:
     """All regions of a COCO file by the `file_name` of their image, images without any included."""
-    names = coco_categories(path, content)
-    file_of = {image.get("id"): image.get("file_name") for image in _coco_list(path, content, "images")}
-    regions: dict[str, list[Region]] = {name: [] for name in file_of.values()}
+    names, images = coco_categories(path, content), _coco_images(path, content)
+    regions: dict[str, list[Region]] = {str(image.get("file_name")): [] for image in images.values()}
+    if len(regions) < len(images):
+        raise StedmError(f"{path}: several images have one file_name; keep one")
     for index, annotation in enumerate(_coco_list(path, content, "annotations")):
-        if annotation.get("image_id") not in file_of:
+        if annotation.get("image_id") not in images:
             raise StedmError(f"{path}: annotation {index}: image_id {annotation.get('image_id')!r} is not in images")
-        regions[file_of[annotation["image_id"]]].append(_coco_region(path, index, annotation, names))
+        name = str(images[annotation["image_id"]].get("file_name"))
+        regions[name].append(_coco_region(path, index, annotation, names))
     return regions
 
 
 def coco_categories(path: Path, content: dict[str, Any]) -> dict[Any, str]:
     """Names of the categories by id."""
-    categories = _coco_list(path, content, "categories")
-    for index, category in enumerate(categories):
-        if "id" not in category or not isinstance(category.get("name"), str):
-            raise StedmError(f"{path}: category {index}: needs an id and a name")
-    return {category["id"]: category["name"].strip() for category in categories}
+    categories = _by_id(path, "categories", _coco_list(path, content, "categories"))
+    for number, category in categories.items():
+        if not isinstance(category.get("name"), str):
+            raise StedmError(f"{path}: category {number}: needs a name")
+    return {number: category["name"].strip() for number, category in categories.items()}
+
+
+def _coco_images(path: Path, content: dict[str, Any]) -> dict[Any, dict[str, Any]]:
+    return _by_id(path, "images", _coco_list(path, content, "images"))
+
+
+def _by_id(path: Path, key: str, entries: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Entries by their id; with an id twice nobody knows which one is meant."""
+    found: dict[Any, dict[str, Any]] = {}
+    for index, entry in enumerate(entries):
+        number = entry.get("id")
+        if number is None:
+            raise StedmError(f"{path}: {key}: entry {index} has no id; give it one")
+        if number in found:
+            raise StedmError(f"{path}: {key}: id {number!r} is there twice; give each entry an id of its own")
+        found[number] = entry
+    return found
 
 
 def _coco_list(path: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -222,20 +295,19 @@ def _coco_list(path: Path, content: dict[str, Any], key: str) -> list[dict[str, 
     return entries
 
 
-def _coco_image_id(path: Path, content: dict[str, Any], image_name: str | None) -> Any:
-    images = _coco_list(path, content, "images")
+def _coco_image(path: Path, images: list[dict[str, Any]], image_name: str | None) -> dict[str, Any]:
     files = [str(image.get("file_name", "")).replace("\\", "/") for image in images]
     if image_name is None:
         if len(images) != 1:
             raise StedmError(f"{path}: has {len(images)} images; say which one by its file name (image_name)")
-        return images[0].get("id")
+        return images[0]
     wanted = str(image_name).replace("\\", "/")
     exact = [i for i, file in enumerate(files) if file == wanted]
     found = exact or [i for i, file in enumerate(files) if file.rsplit("/", 1)[-1] == wanted.rsplit("/", 1)[-1]]
     if len(found) != 1:
         problem = f"has {len(found)} images named" if found else "has no image named"
         raise StedmError(f"{path}: {problem} {image_name} among its {len(images)}; correct the name or the file")
-    return images[found[0]].get("id")
+    return images[found[0]]
 
 
 def _coco_region(path: Path, index: int, annotation: dict[str, Any], names: dict[Any, str]) -> Region:

@@ -16,20 +16,11 @@ import numpy as np
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
-from stedm.slides.annotations import geometry_libraries
+from stedm.io.images import CLASS_COLOURS
+from stedm.io.ownership import SEGMENTED
 from stedm.slides.class_mapping import QUPATH_IGNORE
+from stedm.slides.geometry import geometry_libraries
 
-# RGB on stained tissue, by class index; the first is the background, which is usually not exported.
-CLASS_COLOURS = (
-    (200, 200, 200),
-    (200, 0, 0),
-    (0, 150, 136),
-    (230, 159, 0),
-    (86, 110, 233),
-    (123, 63, 140),
-    (139, 195, 74),
-    (216, 70, 160),
-)
 _IGNORE_COLOUR = (180, 180, 180)
 # A thousandth of a level-0 pixel: far below what any rasteriser sees, and half as many characters as a double.
 _DECIMALS = 3
@@ -218,7 +209,7 @@ class _Writer:
     written: int = 0
 
     def __post_init__(self) -> None:
-        self.file.write('{"type": "FeatureCollection", "features": [')
+        self.file.write(f'{{"type": "FeatureCollection", "generator": "{SEGMENTED}", "features": [')
 
     def write(self, regions: Iterable[tuple[int, Any]]) -> None:
         _, shapely = geometry_libraries()

@@ -9,6 +9,7 @@ import numpy as np
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
+from stedm.io.ownership import SEGMENTED
 
 _TILE_PX = 512
 
@@ -54,6 +55,7 @@ class LabelMapWriter:
         with replacing(path) as temporary, tifffile().TiffWriter(temporary, bigtiff=True, ome=True) as writer:
             for scale in scales:
                 extra = {"subifds": len(scales) - 1, "metadata": pixels} if scale == 1 else {"subfiletype": 1}
+                extra["software"] = SEGMENTED
                 shape = (self.height // scale, self.width // scale)
                 writer.write(self._tiles(scale), shape=shape, **options, **extra)
 

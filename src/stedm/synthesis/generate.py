@@ -19,7 +19,9 @@ from stedm.data.memory import CacheBudget
 from stedm.data.symmetry import symmetry
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
+from stedm.io.artefacts import parse_json
 from stedm.io.files import claim
+from stedm.io.images import class_palette
 from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
@@ -161,7 +163,7 @@ class _Writer:
 
 def _write(folder: Path, image_ids: Sequence[str], images: np.ndarray, masks: np.ndarray) -> None:
     for image_id, image, mask in zip(image_ids, images, masks, strict=True):
-        write_png(folder / _mask_name(image_id), mask)
+        write_png(folder / _mask_name(image_id), mask, palette=class_palette())
         write_png(folder / _image_name(image_id), image)
 
 
@@ -228,10 +230,11 @@ class _Painter:
 def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
     """Note in the folder which plan and model its images are of; refuse another's."""
     noted = {"plan": plan_fingerprint(plan), "model": model.fingerprint}
+    again = "remove the folder and run again"
     claim(
         folder / "synthesis.json",
         json.dumps(noted, indent=2) + "\n",
-        lambda text: json.loads(text) == noted,
+        lambda text: parse_json(text, dict[str, str], str(folder / "synthesis.json"), hint=again) == noted,
         another=lambda: f"{folder}: holds images of another plan or model; give another folder or remove this one",
         not_empty=f"{folder}: not empty and not a synthetic set; give another folder",
     )
@@ -267,7 +270,7 @@ def _write_table(folder: Path, plan: pd.DataFrame, info: DatasetInfo, model_fing
     table = pd.concat([table, plan.reset_index(drop=True)], axis=1)
     table["model_fingerprint"] = model_fingerprint
     synthetic = DatasetInfo(f"{info.name} (synthetic)", info.classes, info.ignore_index, info.licence, info.citation)
-    write_metadata(folder, synthetic, table)
+    write_metadata(folder, synthetic, table, sealed=True)
 
 
 def _image_name(image_id: str) -> str:

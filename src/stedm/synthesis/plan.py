@@ -5,17 +5,21 @@ enters here: the category of a slide (diagnosis, score) is known without pixel a
 of annotated patients of its own category where there are any (paper, section 3). stedm.layout.prior decides on them.
 """
 
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from stedm.config import PredictedConfig, SynthesisConfig
+from stedm.config import PredictedConfig, Sampling, SynthesisConfig
 from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
-from stedm.io.files import fingerprint, replacing
+from stedm.io.artefacts import Column, parse_json, read_parquet, write_parquet
+from stedm.io.files import fingerprint
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe
 from stedm.seeds import numpy_generator, seed_for
@@ -37,6 +41,31 @@ COLUMNS = [
 ]
 """`layout_*` say how a layout is made (see `LayoutRecipe`), `start` where painting begins, `sampling` how it goes on
 (`stedm.config.Sampling` as JSON)."""
+
+
+_PLAN_AGAIN = "make the plan again"
+_SCHEMA = {
+    **dict.fromkeys(COLUMNS, Column("text")),
+    "layout_kind": Column("text", choices=(*KINDS, PREDICTED)),
+    "layout_symmetry": Column("int", low=0, high=N_SYMMETRIES - 1),
+    "layout_seed": Column("int", low=0, high=2**64),
+    "seed": Column("int", low=0, high=2**64),
+    "start": Column("float", low=0.0, high=1.0),
+}
+
+
+@dataclass(frozen=True)
+class PlanAttributes:
+    """What a plan's `attrs` say: the folders that its file names are in, and how synthesis goes on."""
+
+    dataset: Annotated[str, Field(min_length=1)]
+    batch: Annotated[int, Field(gt=0, le=1 << 20)]
+    unseen_categories: list[str] = field(default_factory=list)
+    predicted_layouts: str | None = None
+
+
+MARK = "style_image_file_names"
+"""A column that only plans have (see stedm.io.ownership)."""
 
 
 def make_plan(
@@ -177,8 +206,7 @@ def layout_recipe(row: Any) -> LayoutRecipe:
 
 def write_plan(plan: pd.DataFrame, path: str | Path) -> None:
     """Write `plan.parquet` atomically."""
-    with replacing(path) as temporary:
-        plan.to_parquet(temporary, index=False)
+    write_parquet(plan, path)
 
 
 def read_plan(path: str | Path) -> pd.DataFrame:
@@ -186,15 +214,10 @@ def read_plan(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise StedmError(f"{path}: no such plan; make one with `stedm plan CONFIG.yaml -n N -o plan.parquet`")
-    try:
-        plan = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
-    missing = [name for name in COLUMNS if name not in plan]
-    if missing or not {"dataset", "batch"} <= set(plan.attrs):
-        raise StedmError(
-            f"{path}: not a plan ({'columns missing: ' + ', '.join(missing) if missing else 'no dataset named'})"
-        )
+    plan = read_parquet(path, _SCHEMA, what="a plan", hint=_PLAN_AGAIN)
+    parse_json(json.dumps(plan.attrs), PlanAttributes, f"{path}: not a plan", hint=_PLAN_AGAIN)
+    for sampling in plan["sampling"].unique():
+        parse_json(sampling, Sampling, f"{path}: sampling", hint=_PLAN_AGAIN)
     if plan.empty or plan["image_id"].duplicated().any():
         raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
     return plan

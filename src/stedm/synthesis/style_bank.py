@@ -15,7 +15,7 @@ import pandas as pd
 
 from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.errors import StedmError
-from stedm.io.files import replacing
+from stedm.io.artefacts import Column, read_parquet, write_parquet
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stedm.diffusion.pipeline import StyleDiffusion
 
 COLUMNS = ["image_file_name", "patient_id", "category"]
+_SCHEMA = {**dict.fromkeys(COLUMNS, Column("text")), "vector": Column("vector")}
+_EMBED_AGAIN = "remove it and run again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +84,7 @@ class StyleBank:
         table = pd.concat([self.table, of_patients], ignore_index=True)
         table["vector"] = list(np.concatenate([self.vectors, self.patient_vectors]))
         table.attrs = {"model_fingerprint": self.model_fingerprint}
-        with replacing(path) as temporary:
-            table.to_parquet(temporary, index=False)
+        write_parquet(table, path)
 
     @classmethod
     def load(cls, path: str | Path, model: "StyleDiffusion | None" = None) -> "StyleBank":
@@ -95,12 +96,9 @@ class StyleBank:
         path = Path(path)
         if not path.is_file():
             raise StedmError(f"{path}: no such style bank")
-        try:
-            read = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise StedmError(f"{path}: not a readable parquet file ({' '.join(str(error).split())})") from error
-        if not {*COLUMNS, "vector"} <= set(read) or "model_fingerprint" not in read.attrs:
-            raise StedmError(f"{path}: not a style bank")
+        read = read_parquet(path, _SCHEMA, what="a style bank", hint=_EMBED_AGAIN)
+        if not isinstance(read.attrs.get("model_fingerprint"), str):
+            raise StedmError(f"{path}: not a style bank (no model named); {_EMBED_AGAIN}")
         of_patient = (read["image_file_name"] == "").to_numpy()
         vectors = np.stack(read["vector"].to_list()).astype(np.float32)
         bank = cls(
@@ -110,6 +108,8 @@ class StyleBank:
             vectors[of_patient],
             read.attrs["model_fingerprint"],
         )
+        if bank.patients != sorted(set(bank.table["patient_id"])) or bank.table["image_file_name"].duplicated().any():
+            raise StedmError(f"{path}: its patients are not those of its images; {_EMBED_AGAIN}")
         if model is not None:
             bank.require(model, str(path))
         return bank

@@ -3,7 +3,7 @@
 A run is a function of the images it has seen: sample i of the stream is a pure function of (seed, i), and the
 generator for noise is seeded anew before each step from (seed, images seen). A run killed at any moment and started
 again therefore ends in the same weights as an uninterrupted one (the practice of EDM2, Karras et al. 2024).
-Devices, data parallelism and the state on disk are Accelerate's; the averaged weights are diffusers' EMAModel.
+Devices and data parallelism are Accelerate's; the averaged weights are diffusers' EMAModel.
 What each choice here gains is in docs/performance.md.
 """
 
@@ -27,8 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from stedm.config import MachineConfig, TrainingConfig
 from stedm.errors import StedmError
-from stedm.io.files import replacing
+from stedm.io.files import write_text, writing
+from stedm.progress import Reporter
 from stedm.seeds import torch_generator
+from stedm.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from stedm.training.precision import autocast
 
 Progress = Callable[[int, int, float], None]
@@ -87,7 +89,6 @@ class Trainer:
         if ema_decay is not None:
             self.ema = EMAModel(self.network.parameters(), decay=ema_decay, foreach=True)
             self.ema.to(self.accelerator.device)
-            self.accelerator.register_for_checkpointing(self.ema)
         self.step_done = 0
         self.part, self._loss, self._last_loss = 0, torch.zeros((), device=self.device), math.nan
         self._resume()
@@ -212,7 +213,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
         }
-        with self._metrics_path.open("a", encoding="utf-8") as file:
+        with writing(self._metrics_path), self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     @property
@@ -227,36 +228,48 @@ class Trainer:
     def _save(self) -> None:
         target = self.folder / "checkpoints" / f"step-{self.step_done:08d}"
         if self.accelerator.is_main_process:
-            with replacing(target) as temporary:
-                self.accelerator.save_state(str(temporary), safe_serialization=True)
-            for old in self._checkpoints[:-_KEEP_CHECKPOINTS]:
+            save_checkpoint(target, self.step_done, *self._state)
+            kept = [folder for folder in self._checkpoints if folder <= target][-_KEEP_CHECKPOINTS:]
+            for old in set(self._checkpoints) - set(kept):  # those behind this one were damaged
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
+    @property
+    def _state(self) -> tuple[nn.Module, torch.optim.Optimizer, EMAModel | None]:
+        return self.accelerator.unwrap_model(self.network), self.optimizer, self.ema
+
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._checkpoints:
-            newest = self._checkpoints[-1]
-            self.accelerator.load_state(str(newest))
-            self._lay_out_moments()
-            self.step_done = int(newest.name.removeprefix("step-"))
-        rows = []
-        if self._metrics_path.is_file():
-            # What was logged after the newest checkpoint will be logged again.
-            lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
-            rows = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step_done]
+        self.step_done = self._load_newest()
+        rows = [row for row in self._logged() if row["step"] <= self.step_done]
         if self.accelerator.is_main_process:
-            with replacing(self._metrics_path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
-        self._seconds_before = json.loads(rows[-1])["seconds"] if rows else 0.0
+            # What was logged after the checkpoint will be logged again.
+            write_text(self._metrics_path, "".join(f"{json.dumps(row)}\n" for row in rows))
+        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
         self._started = time.monotonic()
 
-    def _lay_out_moments(self) -> None:
-        """Give the optimizer's moments the memory format of their weights: the checkpoint may have another."""
-        for parameter, moments in self.optimizer.state.items():
-            for name, moment in moments.items():
-                if torch.is_tensor(moment) and moment.shape == parameter.shape:
-                    moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moment)
+    def _load_newest(self) -> int:
+        """The step of the newest checkpoint that is whole, which is loaded; 0 = none, the beginning."""
+        say = Reporter(quiet=not self.accelerator.is_main_process).say
+        checkpoints = self._checkpoints
+        while checkpoints:
+            newest = checkpoints.pop()
+            try:
+                return load_checkpoint(newest, *self._state)
+            except DamagedCheckpointError as error:
+                instead = f"goes on from {checkpoints[-1].name}" if checkpoints else "training begins anew"
+                say(f"{error}; {instead}")
+        return 0
+
+    def _logged(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl; lines that a kill or a full disk has cut off are left out."""
+        if not self._metrics_path.is_file():
+            return []
+        rows = []
+        for line in self._metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict) and _is_number(row.get("step"), row.get("seconds"))]
 
     def _refuse_unequal_parts(self) -> None:
         batch, parts, processes = self.config.batch, self.machine.accumulate, self.accelerator.num_processes
@@ -265,6 +278,10 @@ class Trainer:
                 f"{self.folder}: {batch} images of a batch can't be divided into {parts} equal parts "
                 f"(machine.accumulate) of {processes} processes; change batch or accumulate"
             )
+
+
+def _is_number(*values: Any) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def resolve_workers(workers: int | None, device: torch.device, processes: int = 1) -> int:

@@ -1,0 +1,112 @@
+"""One configuration on several phantom cohorts, each with other patients and random numbers, and one report of all.
+
+    python benchmarks/cohorts.py run CONFIG.yaml -o FOLDER --seeds 5 6 7 [--set KEY=VALUE ...]
+    python benchmarks/cohorts.py table FOLDER -o results/NAME
+
+`run` makes or goes on with FOLDER/cohort-N (`seed` and `data.phantom.seed` are N); several processes may divide the
+seeds among them. `table` writes results/NAME/{counts.parquet, per_patient.csv, summary.json, arms.png} of all cohorts
+that are done, patients called N/PATIENT, and prints tables. Comparisons have `delta_by_cohort` and
+`delta_ci_cohorts`, an interval for which cohorts are drawn anew, and patients in each.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stedm.config import EvaluationConfig
+from stedm.errors import StedmError
+from stedm.evaluation.counts import read_counts
+from stedm.evaluation.figures import arms_figure, save_png
+from stedm.evaluation.metrics import per_patient
+from stedm.evaluation.report import write_report
+from stedm.experiment.api import run
+from stedm.io.files import write_json
+from stedm.seeds import numpy_generator
+from tables import tables
+
+
+def run_cohorts(config: Path, folder: Path, seeds: list[int], overrides: list[str]) -> None:
+    """Make what is missing of each cohort's run."""
+    for seed in seeds:
+        print(f"== cohort {seed}", flush=True)
+        run(config, folder / f"cohort-{seed}", overrides=[*overrides, f"seed={seed}", f"data.phantom.seed={seed}"])
+
+
+def pooled_counts(folder: Path) -> pd.DataFrame:
+    """Counts of all cohorts that are done, patients named N/PATIENT; `StedmError` where there is none."""
+    parts = []
+    for path in sorted(folder.glob("cohort-*/report/counts.parquet")):
+        counts = read_counts(path)
+        cohort = path.parents[1].name.removeprefix("cohort-")
+        parts.append(counts.assign(patient_id=cohort + "/" + counts["patient_id"].astype(str)))
+    if not parts:
+        raise StedmError(f"{folder}: no cohort is done; run `cohorts.py run` first")
+    return pd.concat(parts, ignore_index=True)
+
+
+def add_cohorts(summary: dict[str, Any], counts: pd.DataFrame, evaluation: EvaluationConfig) -> None:
+    """Add to each comparison the gain of each cohort, and an interval over cohorts and their patients."""
+    scores = per_patient(counts).pivot(index="patient_id", columns="arm", values="iou")
+    cohort = scores.index.str.split("/").str[0]
+    for entry in summary["comparisons"]:
+        gains = (scores[entry["a"]] - scores[entry["b"]]).groupby(cohort).apply(lambda part: part.dropna().to_numpy())
+        entry["delta_by_cohort"] = {name: float(part.mean()) for name, part in gains.items()}
+        if len(gains) > 1:
+            entry["delta_ci_cohorts"] = interval_over_cohorts(list(gains), evaluation)
+
+
+def interval_over_cohorts(gains: list[np.ndarray], evaluation: EvaluationConfig) -> list[float]:
+    """Percentile bootstrap of the mean over cohorts of the mean over patients; both are drawn anew."""
+    generator = numpy_generator(evaluation.seed, "bootstrap over cohorts", len(gains))
+    means = np.stack([generator.choice(part, (evaluation.bootstrap, len(gains), len(part))).mean(-1) for part in gains])
+    drawn = generator.integers(len(gains), size=(evaluation.bootstrap, len(gains)))
+    rows, places = np.arange(evaluation.bootstrap)[:, None], np.arange(len(gains))
+    tail = (1 - evaluation.confidence) / 2
+    return np.quantile(means[drawn, rows, places].mean(axis=1), [tail, 1 - tail]).tolist()
+
+
+def write_cohorts(folder: Path, target: Path) -> str:
+    """The files of results/NAME; returns tables."""
+    counts, evaluation = pooled_counts(folder), EvaluationConfig()
+    summary = write_report(target, counts, title=target.name, evaluation=evaluation)
+    add_cohorts(summary, counts, evaluation)
+    write_json(target / "summary.json", summary)
+    save_png(target / "arms.png", arms_figure(per_patient(counts)), dpi=110)
+    (target / "report.html").unlink()
+    rows = [
+        f"| {c['a']} - {c['b']} | {c['delta_mean']:+.3f} | "
+        + " to ".join(f"{bound:+.3f}" for bound in c.get("delta_ci_cohorts", c["delta_ci"]))
+        + f" | {', '.join(f'{gain:+.3f}' for gain in c['delta_by_cohort'].values())} |"
+        for c in summary["comparisons"]
+    ]
+    head = ["", "| comparison | gain | 95 % over cohorts and patients | by cohort |", "| --- | --- | --- | --- |"]
+    return "\n".join([tables(target), *head, *rows])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="One configuration on several phantom cohorts.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    made = verbs.add_parser("run", help="make what is missing")
+    made.add_argument("config", type=Path)
+    made.add_argument("-o", dest="folder", type=Path, required=True)
+    made.add_argument("--seeds", nargs="+", type=int, required=True)
+    made.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE")
+    table = verbs.add_parser("table", help="one report of all cohorts")
+    table.add_argument("folder", type=Path)
+    table.add_argument("-o", dest="target", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    try:
+        if given.verb == "run":
+            run_cohorts(given.config, given.folder, given.seeds, given.overrides)
+        else:
+            print(write_cohorts(given.folder, given.target))
+    except StedmError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
