@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Both demo and tests run on CPUs; without this, threads that spin for work slow a busy machine down.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stedm demo -o runs/demo
@@ -29,6 +29,11 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet torch torchvision
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
+
+# Kills, mutated inputs, full disks, leakage, memory: hours in all, so bounded; run it again to go on (docs/reliability.md).
+MINUTES ?= 30
+soak: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) runs
