@@ -1,7 +1,6 @@
 """`check_dataset`: each kind of problem has its line, and all are listed in one pass."""
 
 import re
-import time
 
 import numpy as np
 import pandas as pd
@@ -214,10 +213,7 @@ def test_images_without_masks_are_fine_where_unlabeled(root):
 
 @pytest.mark.parametrize("name", ["ebhi_seg", "flowers17"])
 def test_real_datasets_are_clean(shared_data, name):
-    root = shared_data(name)
-    start = time.monotonic()
-    assert check_dataset(root) == []
-    assert time.monotonic() - start < 60
+    assert check_dataset(shared_data(name)) == []
 
 
 def test_masks_of_unseen_categories_are_not_even_looked_for(tiny_dataset):

@@ -504,3 +504,14 @@ def test_the_configuration_is_complete_in_itself(tmp_path):
     for wrong, message in (("stride_px=600", "must not be larger"), ("tissue.mmp=1", "Extra inputs")):
         with pytest.raises(StedmError, match=message):
             load_tiling_config(None, [wrong])
+
+
+def test_a_damaged_table_of_tiles_is_one_line(cohort, tmp_path):
+    tile_slides(cohort / "slides.csv", tmp_path / "tiles", CONFIG, table_only=True)
+    path = next((tmp_path / "tiles" / ".tiling").glob("*.parquet"))
+    table = pd.read_parquet(path)
+    table.loc[0, "x"] += 1  # under the sum of what was there
+    table.to_parquet(path, index=False)
+    with pytest.raises(StedmError, match=rf"{path.name}: .*; remove it") as error:
+        tile_slides(cohort / "slides.csv", tmp_path / "tiles", CONFIG, table_only=True)
+    assert "\n" not in str(error.value)

@@ -47,12 +47,25 @@ def read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any
             raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
     try:
         read = OmegaConf.load(path) if path is not None else OmegaConf.create()
-        values = OmegaConf.to_container(OmegaConf.merge(read, OmegaConf.from_dotlist(overrides or [])), resolve=True)
+        merged = OmegaConf.merge(read, OmegaConf.from_dotlist(overrides or []))
+        _refuse_resolvers(OmegaConf.to_container(merged, resolve=False), str(path or "--set"))
+        values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
         raise StedmError(f"{path}: not a readable YAML configuration ({_one_line(error)})") from error
     if not isinstance(values, dict):
         raise StedmError(f"{path}: a configuration is a mapping of keys to values")
     return values
+
+
+def _refuse_resolvers(value: Any, source: str, key: str = "") -> None:
+    """Refuse `${oc.env:NAME}` and the like: a configuration of somebody else would carry secrets of the environment
+    into config.yaml and the report. `${a.b}`, the value of another key, is fine."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            _refuse_resolvers(item, source, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and ":" in value.partition("${")[2]:
+        raise StedmError(f"{source}: {key}: {value[:40]!r} would be filled in from elsewhere; write the value itself")
 
 
 def _one_line(error: BaseException) -> str:

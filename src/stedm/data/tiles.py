@@ -23,7 +23,8 @@ from stedm.data.duplicates import slide_findings
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
 from stedm.errors import DiskError, StedmError
-from stedm.io.files import claim, fingerprint, replacing, write_text
+from stedm.io.artefacts import Column, read_parquet, write_parquet
+from stedm.io.files import claim, fingerprint, write_text
 from stedm.io.names import without_split_words
 from stedm.io.tables import patient_warnings
 from stedm.progress import Reporter
@@ -239,7 +240,10 @@ def _claim(root: Path, config: TilingConfig, table_only: bool) -> None:
     changed: list[str] = []
 
     def is_mine(text: str) -> bool:
-        made = yaml.safe_load(text)
+        try:
+            made = yaml.safe_load(text)
+        except yaml.YAMLError:
+            made = None
         changed[:] = sorted(key for key in wanted if not isinstance(made, dict) or made.get(key) != wanted[key])
         return not changed
 
@@ -281,11 +285,17 @@ def _of_all_shards(
         path, slide_id = _table_path(root, config, row), row["slide_id"]
         if (note := path.with_suffix(".failed")).is_file():
             failures[slide_id] = note.read_text(encoding="utf-8").strip()
-        elif path.is_file() and (table_only or _are_written(root, table := pd.read_parquet(path))):
-            tables[slide_id] = pd.read_parquet(path) if table_only else table
+        elif path.is_file() and (table_only or _are_written(root, table := _read_tiles(path))):
+            tables[slide_id] = _read_tiles(path) if table_only else table
         else:
             complete = False
     return tables, failures, complete
+
+
+def _read_tiles(path: Path) -> pd.DataFrame:
+    """The tiles of a slide as `_FindTiles` has written them."""
+    texts = ("image_file_name", "mask_file_name", "slide_id", "patient_id", "split")
+    return read_parquet(path, dict.fromkeys(texts, Column("text")), what="a table of tiles", hint="remove it")
 
 
 def _are_written(root: Path, tiles: pd.DataFrame) -> bool:
@@ -294,8 +304,10 @@ def _are_written(root: Path, tiles: pd.DataFrame) -> bool:
 
 
 def _table_path(root: Path, config: TilingConfig, row: dict[str, Any]) -> Path:
-    # Named by all that decides its content, so that a corrected row of slides.csv is done anew.
-    return root / ".tiling" / f"{row['slide_id']}-{fingerprint([row, config.model_dump()])}.parquet"
+    # Named by all that decides its content, so that a corrected row of slides.csv, or file of it, is done anew.
+    files = [Path(row[name]) for name in ("image", "annotation") if row[name]]
+    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()]
+    return root / ".tiling" / f"{row['slide_id']}-{fingerprint([row, config.model_dump(), stamps])}.parquet"
 
 
 @dataclass(frozen=True)
@@ -315,8 +327,7 @@ class _FindTiles:
             table = slide_rows(row, self.config)
         except StedmError as error:
             return _failure(row, error)
-        with replacing(_table_path(self.root, self.config, row)) as temporary:
-            table.to_parquet(temporary)
+        write_parquet(table, _table_path(self.root, self.config, row))
         return table
 
 
@@ -362,7 +373,7 @@ class _Tiling:
             path = _table_path(self.root, self.config, row)
             path.with_suffix(".failed").unlink(missing_ok=True)
             if path.is_file():
-                tables[slide_id] = pd.read_parquet(path)
+                tables[slide_id] = _read_tiles(path)
             else:
                 missing.append(slide_id)
                 # Tiles of another image or annotation under the same name are not those of this one. Not removed by

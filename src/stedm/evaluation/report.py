@@ -39,6 +39,7 @@ REPORT_MARKS = {
     "per_patient.csv": "iou_seed_sd",
     "summary.json": '"iou_worst_decile"',
     "report.html": "stedm report",
+    "manifest.json": '"made_by": "stedm"',
 }
 """The files of a report, and by what each is known to be one of stedm (see stedm.io.ownership)."""
 

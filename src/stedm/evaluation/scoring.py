@@ -9,6 +9,7 @@ import pandas as pd
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
+from stedm.data.pseudonyms import Pseudonyms, without_paths
 from stedm.data.squares import files_of, in_squares, without_others_part
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
@@ -49,11 +50,12 @@ def count_dataset(segmenter: Path, images: ImageCache, *, arm: str, seed: int) -
 
 
 def evaluate_segmenter(
-    segmenter: Path, root: Path, split: str, report: Path, *, overwrite: bool = False
+    segmenter: Path, root: Path, split: str, report: Path, *, overwrite: bool = False, pseudonymise: bool = False
 ) -> dict[str, Any]:
     """Score a segmenter folder on a split of a dataset and write a report; the arm is named after the folder.
 
     Raises `StedmError` where the report would replace files that stedm did not write, unless `overwrite`.
+    With `pseudonymise` the report is without ids of patients and without paths.
     """
     if split not in ("val", "test"):
         raise StedmError(f"--split {split}: use val or test")
@@ -66,9 +68,12 @@ def evaluate_segmenter(
     name = _arm_of(segmenter)
     counts = count_dataset(segmenter, ImageCache(held_out, info.image_px), arm=name, seed=0)
     notes = {"Data": f"{dataset.info.name}, split {split}, {held_out.size}", "Segmenter": str(segmenter)}
-    title = f"{name} on {dataset.info.name}"
+    title, origin = f"{name} on {dataset.info.name}", provenance(dataset)
+    if pseudonymise:
+        counts = Pseudonyms(dataset).table(counts)
+        notes, origin = notes | {"Segmenter": segmenter.name}, without_paths(origin)
     with alone_in(report):
-        return write_report(report, counts, title=title, notes=notes, provenance=provenance(dataset))
+        return write_report(report, counts, title=title, notes=notes, provenance=origin)
 
 
 def _arm_of(segmenter: Path) -> str:

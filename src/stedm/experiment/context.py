@@ -7,9 +7,8 @@ from stedm.config import RunConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.memory import CacheBudget
 from stedm.data.squares import files_of, in_squares
-from stedm.experiment.folder import check_unchanged, read_provenance
+from stedm.experiment.folder import check_unchanged, read_provenance, write_provenance
 from stedm.experiment.resolve import annotated_part
-from stedm.io.files import write_json
 from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 
@@ -75,4 +74,4 @@ class RunContext:
         check_unchanged(self.folder, self.dataset)
         provenance = read_provenance(self.folder)
         provenance.setdefault("seconds", {}).update(self.reporter.seconds)
-        write_json(self.folder / "provenance.json", provenance)
+        write_provenance(self.folder, provenance)

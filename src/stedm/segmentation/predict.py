@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stedm.config import SlideSegmentationConfig
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
-from stedm.io.files import visible_files
+from stedm.io.files import sweep, visible_files
 from stedm.io.images import LARGEST_WHOLE_PX, class_palette, image_mpp, read_image_file, write_png
 from stedm.io.ownership import SEGMENTED, check_outputs, is_marked
 from stedm.segmentation.blending import Blender, TileGrid
@@ -121,6 +121,7 @@ def segment_files(
             that is read or, without `overwrite`, a file that isn't a mask of an earlier call.
     """
     refuse_useless_mpp(mpp, info)
+    sweep(output)
     root, names = _find_images(Path(images))
     masks = [(Path(output) / name).with_suffix(".png") for name in names]
     check_outputs(dict.fromkeys(masks, SEGMENTED), [root / name for name in names], overwrite=overwrite)

@@ -17,6 +17,7 @@ from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
 from stedm.data.pieces import file_name
+from stedm.data.pseudonyms import Pseudonyms
 from stedm.data.squares import with_squares
 from stedm.data.symmetry import symmetry
 from stedm.diffusion.pipeline import StyleDiffusion
@@ -40,6 +41,7 @@ def synthesize(
     pool: Pool | None = None,
     model_folder: Path | None = None,
     memory: CacheBudget | None = None,
+    pseudonymise: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Draw the images of a plan that are missing in `folder`; a killed run goes on where it was.
@@ -52,6 +54,8 @@ def synthesize(
         pool: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
             the model from `model_folder`.
         memory: what decoded style images may take in this process (None = what all other folders share).
+        pseudonymise: no id of a patient and no name of a source image in the table; the images can then not be drawn
+            again from it.
         on_progress: called with (images drawn, images of this shard); those of the last batch may still be written.
 
     Returns:
@@ -87,7 +91,8 @@ def synthesize(
     # What was drawn on other machines may not be visible here at once: only the others' shards are looked for.
     if shard[1] > 1 and not _are_drawn(folder, plan):
         return False
-    _write_table(folder, plan, dataset.info, model.fingerprint)
+    written = Pseudonyms(dataset).table(plan) if pseudonymise else plan
+    _write_table(folder, written, dataset.info, model.fingerprint)
     return True
 
 
