@@ -166,7 +166,7 @@ def test_only_seconds_may_differ():
         "c: not in the uninterrupted one",
         "a: differs",
     ]
-    assert compare.is_leftover("model/.config.json.ab12_xyz/config.json")
+    assert compare.is_leftover("model/.stedm-0123abcd-4711-ab12_xyz/config.json")
     assert not compare.is_leftover("a/.tiling/b.parquet")
 
 
