@@ -1,6 +1,8 @@
 """The command line as users meet it: verbs, flags, one clear line for every mistake, no traceback."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from stedm.data.folder import write_png
 
 FLAGS = {
     "demo": ["--output"],
-    "run": ["--output", "--preset", "--set", "--workers", "--engine"],
+    "run": ["--output", "--preset", "--set", "--workers", "--engine", "--pseudonymise"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
     "data catch": ["--annotated"],
@@ -23,10 +25,10 @@ FLAGS = {
     "train diffusion": ["--output", "--preset", "--set"],
     "train segmenter": ["--output", "--preset", "--set"],
     "plan": ["-n", "--output", "--preset", "--set", "--overwrite"],
-    "synthesize": ["--output", "--shard", "--engine"],
+    "synthesize": ["--output", "--shard", "--engine", "--pseudonymise"],
     "generate": ["--layout", "--style", "--output", "--guidance", "--steps", "--seed", "--overwrite"],
     "segment": ["--output", "--mpp", "--tolerance-um", "--label-map", "--engine", "--shard", "--set", "--overwrite"],
-    "evaluate": ["--output", "--split", "--overwrite"],
+    "evaluate": ["--output", "--split", "--overwrite", "--pseudonymise"],
     "compare": ["--output", "--overwrite"],
     "config show": ["--preset", "--set", "--cost"],
     "config schema": [],
@@ -112,6 +114,55 @@ def test_mistakes_give_one_clear_line(capsys, tmp_path, tiny_dataset):
         shown = _fails(capsys, *arguments)
         assert message in shown, (arguments, shown)
         assert len(shown.splitlines()) == 1, shown
+
+
+WAITING_VERB = """
+import sys
+from pathlib import Path
+import stedm.phantom.cohort
+from stedm.cli import main
+from stedm.io.files import replacing
+
+def make_phantom(config, output):
+    with replacing(output) as temporary:
+        temporary.mkdir()
+        print("at work", flush=True)
+        sys.stdin.read()
+
+stedm.phantom.cohort.make_phantom = make_phantom
+main(["data", "phantom", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(("by", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_says_how_to_resume_and_leaves_nothing_half_written(tmp_path, by, status):
+    command = [sys.executable, "-c", WAITING_VERB, str(tmp_path / "out")]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "at work\n"
+            process.send_signal(by)
+            shown = process.stderr.read()  # ends with the process
+        finally:
+            process.kill()
+    assert shown == "stedm: interrupted; run the same command again to resume\n"
+    assert process.returncode == status
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_a_disk_that_nobody_expected_are_one_line(monkeypatch, capsys, tmp_path):
+    """Such as in what a library writes by itself."""
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "cache"))
+    monkeypatch.setattr("stedm.phantom.cohort.make_phantom", lambda *_: _raise(error))
+    verb = ["data", "phantom", str(tmp_path / "out")]
+    assert _fails(capsys, *verb).startswith(f"stedm: {tmp_path / 'cache'}: Permission denied; give another")
+    monkeypatch.setattr("stedm.phantom.cohort.make_phantom", lambda *_: _raise(ZeroDivisionError("a fault of ours")))
+    with pytest.raises(ZeroDivisionError):
+        main(verb)
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_check_prints_every_problem_and_its_exit_status_tells(capsys, tmp_path, tiny_dataset):

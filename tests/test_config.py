@@ -133,3 +133,23 @@ def test_there_are_at_most_95_keys_and_each_is_used_by_a_committed_configuration
 
 def test_the_page_of_all_keys_is_current():
     assert (CONFIGS[0].parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize(
+    "value", ["${oc.env:STEDM_SECRET}", "a ${oc.env:${name_of}} b", "${oc.decode:${oc.env:STEDM_SECRET}}"]
+)
+@pytest.mark.parametrize("key", ["name", "data.path"])
+def test_nothing_of_the_environment_gets_into_a_configuration(config_file, monkeypatch, value, key):
+    monkeypatch.setenv("STEDM_SECRET", "hunter2")
+    there = {"name": "x", "data.path": "y", key: value}
+    in_file = f"name: '{there['name']}'\ndata: {{path: '{there['data.path']}'}}\n"
+    for text, overrides in ((in_file, []), ("name: x\ndata: {path: y}\n", [f"{key}={value}"])):
+        path = config_file(text)
+        with pytest.raises(StedmError, match=rf"{key}: .*write the value itself") as error:
+            load_config(path, overrides)
+        assert "hunter2" not in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_the_value_of_another_key_may_be_named(config_file):
+    assert load_config(config_file("name: x${seed}\nseed: 3\ndata: {path: y}\n")).name == "x3"

@@ -55,6 +55,7 @@ Preset = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that stedm did not write.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
+Pseudonymise = Annotated[bool, typer.Option("--pseudonymise", help="Numbers for ids of patients, and no paths.")]
 
 
 @app.command()
@@ -74,17 +75,19 @@ def run(
     overrides: Overrides = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train networks at the same time.")] = 1,
     engine: EngineName = "local",
+    pseudonymise: Pseudonymise = False,
 ) -> None:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Run again to resume."""
-    _run(config, output, preset, overrides, workers, engine)
+    _run(config, output, preset, overrides, workers=workers, engine=engine, pseudonymise=pseudonymise)
 
 
-def _run(config: Path, output: Path, preset=None, overrides=None, workers: int = 1, engine: str = "local") -> None:
+def _run(config: Path, output: Path, preset=None, overrides=None, **options: Any) -> None:
     from stedm.evaluation.text import summary_text
     from stedm.experiment.api import run
 
-    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, workers=workers, engine=engine)))
-    typer.echo(f"report: {output / 'report' / 'report.html'}")
+    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, **options)))
+    folder = "report_pseudonymised" if options.get("pseudonymise") else "report"
+    typer.echo(f"report: {output / folder / 'report.html'}")
 
 
 @data_app.command("phantom")
@@ -244,6 +247,7 @@ def synthesize(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DATASET", help="Dataset folder to write.")],
     shard: Shard = "1/1",
     engine: EngineName = "local",
+    pseudonymise: Pseudonymise = False,
 ) -> None:
     """Paint the images of a plan; run again to resume."""
     from stedm.progress import Reporter
@@ -254,7 +258,8 @@ def synthesize(
 
     part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
     with make_pool(engine) as pool, Reporter().stage("draw synthetic images") as tick:
-        complete = draw(painter, rows, output, shard=part, pool=pool, model_folder=model, on_progress=tick)
+        how = {"shard": part, "pool": pool, "model_folder": model, "pseudonymise": pseudonymise}
+        complete = draw(painter, rows, output, **how, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
 
@@ -339,13 +344,15 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REPORT", help="Report folder.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    pseudonymise: Pseudonymise = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Score a segmenter on a dataset, patient by patient."""
     from stedm.evaluation.scoring import evaluate_segmenter
     from stedm.evaluation.text import summary_text
 
-    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output, overwrite=overwrite)))
+    how = {"overwrite": overwrite, "pseudonymise": pseudonymise}
+    typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output, **how)))
 
 
 @app.command()

@@ -67,7 +67,7 @@ WARNED = {
         "",
         lambda m: np.where(np.eye(32), 255, m + 1),
         3,
-        "class background occurs",
+        "background occurs .* from 1",
     ),
 }
 

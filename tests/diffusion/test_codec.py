@@ -157,3 +157,9 @@ def test_other_folders_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "os.system"}')
     with pytest.raises(StedmError, match="not an autoencoder"):
         load_codec(tmp_path)
+
+
+def test_no_model_folder_says_where_its_parts_lay(tmp_path):
+    _autoencoder(AutoencoderKL).save_pretrained(tmp_path / "vae")
+    AutoencoderCodec.from_pretrained(tmp_path / "vae").save_pretrained(tmp_path / "model" / "codec")
+    assert str(tmp_path) not in (tmp_path / "model" / "codec" / "config.json").read_text()

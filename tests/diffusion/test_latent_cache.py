@@ -1,6 +1,7 @@
 """Cached latents: the same training, one encoding an image and symmetry."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from stedm.data.symmetry import N_SYMMETRIES, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.diffusion.latent_cache import LatentCache
 from stedm.diffusion.train import train_diffusion
+from stedm.errors import DiskError
 
 
 def _autoencoder(kind: type, seed: int = 0) -> torch.nn.Module:
@@ -129,3 +131,20 @@ def test_nothing_is_kept_where_pixels_change_or_nothing_is_encoded(diffusion_con
     machine = MachineConfig(cache_latents=True)
     train_diffusion(diffusion_config(steps=1), *cohort, tmp_path, image_px=16, machine=machine)
     assert not (tmp_path / "latents").exists()
+
+
+def test_a_full_disk_is_one_line_and_no_broken_bus(tmp_path):
+    """Memory that is mapped to a file for which there is no room ends the process without a word."""
+    codec = AutoencoderCodec(_autoencoder(AutoencoderKL))
+    images, row = torch.zeros(1, 3, 16, 16), torch.tensor([1])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cache = LatentCache(tmp_path / "latents", codec, ["a.png", "b.png"], 16)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        with pytest.raises(DiskError, match=r"latents/moments.npy: File too large; .* it resumes"):
+            cache(images, row, torch.tensor([3]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not np.load(tmp_path / "latents/sums.npy").any()
+    cache(images, row, torch.tensor([3]))
+    assert np.argwhere(np.load(tmp_path / "latents/sums.npy")).tolist() == [[1, 3]]

@@ -12,8 +12,10 @@ from stedm.evaluation.stats import (
     false_claim,
     holm,
     ordered_arms,
+    spearman,
     summarise,
     summarise_arm,
+    wilcoxon_p,
     worst_decile,
 )
 
@@ -199,3 +201,41 @@ def test_summary_can_be_computed_again_from_the_file(tmp_path):
     counts = counts_of({"real": rng.uniform(size=9), "real+stain": rng.uniform(size=9), "upper": rng.uniform(size=9)})
     write_counts(tmp_path / "counts.parquet", counts)
     assert summarise(read_counts(tmp_path / "counts.parquet"), CONFIG) == summarise(counts, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("gain", "rho", "p"),
+    [
+        ([4, 3, 2, 1], -1, 2 / 24),
+        ([1, 2, 3, 4], 1, 2 / 24),
+        ([1, 2, 4, 3], 0.8, 8 / 24),
+        ([1, 1, 2, 2], 0.8944, 8 / 24),  # tied: 4 of the 24 orders give the same ranks, as many their opposite
+        ([1, 2, 3, 4, 5], 1, 2 / 120),
+        ([0.1 + 0.2, 0.3, 2, 2, 9], 0.9487, 8 / 120),  # equal but for rounding
+        ([7, 7, 7, 7], None, None),
+        ([1, 2, 3], None, None),
+    ],
+)
+def test_few_patients_have_an_exact_p_of_their_rank_correlation(gain, rho, p):
+    found = spearman(np.arange(len(gain), dtype=float), np.array(gain, dtype=float))
+    if rho is None:
+        assert found is None
+    else:
+        assert found == (pytest.approx(rho, abs=1e-4), pytest.approx(p))
+
+
+def test_the_exact_p_is_that_of_scipys_permutations_and_near_to_the_approximation_above():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 6))
+    exact = scipy.stats.permutation_test(
+        (x,), lambda a: scipy.stats.spearmanr(a, y).statistic, permutation_type="pairings", n_resamples=np.inf
+    )
+    assert spearman(x, y)[1] == pytest.approx(exact.pvalue)
+    x, y = rng.normal(size=(2, 10))
+    assert spearman(x, y)[1] == pytest.approx(scipy.stats.spearmanr(x, y).pvalue)
+    assert spearman(x, x) == (pytest.approx(1), pytest.approx(2 / 3628800))
+
+
+@pytest.mark.parametrize("n", [2, 4, 6, 12])
+def test_wilcoxon_of_few_patients_with_equal_gains_is_exact_too(n):
+    assert wilcoxon_p(np.full(n, 0.1)) == pytest.approx(2 / 2**n)

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from stedm.config import MachineConfig, RunConfig, load_config, parse_config, to_yaml
 from stedm.data import cache as samples
-from stedm.data.folder import DatasetFolder, choose_annotated
+from stedm.data.budget import choose_annotated
+from stedm.data.folder import DatasetFolder
+from stedm.data.pseudonyms import Pseudonyms
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
@@ -66,6 +68,7 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     report = tmp_path / "run" / "report"
     assert sorted(path.name for path in report.iterdir()) == [
         "counts.parquet",
+        "manifest.json",
         "per_patient.csv",
         "report.html",
         "summary.json",
@@ -106,6 +109,9 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     more = tiny_config({"path": root}, arms=["real", "real+synthetic"], seeds=[0, 1])
     summary = Experiment(more, tmp_path / "run", Reporter(quiet=True)).run()
     assert summary["arms"]["real"]["seeds"] == [0, 1]
+    shared = Experiment(more, tmp_path / "run", Reporter(quiet=True), pseudonymise=True)
+    assert shared.report() == summary
+    _holds_no_ids(tmp_path / "run" / "report_pseudonymised", shared.context.dataset, tmp_path, summary)
     upper = tiny_config({"path": root}, arms=["upper"], seeds=[0])
     with pytest.raises(StedmError, match="unlabeled"):
         Experiment(upper, tmp_path / "upper", Reporter(quiet=True)).run()
@@ -199,6 +205,19 @@ def test_an_unknown_encoder_stops_a_run_before_anything_is_trained(tiny_dataset,
     assert not (tmp_path / "run" / "model").exists()
 
 
+def _holds_no_ids(report: Path, dataset: DatasetFolder, folder: Path, summary: dict) -> None:
+    """Of patients, nor where anything lies; and the same figures."""
+    text = "".join((report / name).read_text() for name in ("report.html", "per_patient.csv", "summary.json"))
+    text += read_counts(report / "counts.parquet").to_csv()
+    found = [name for name in [*dataset.patients(), *dataset.table["image_file_name"], str(folder)] if name in text]
+    assert not found, found
+    assert re.search(r"patient-\d", text)
+    renamed = json.dumps(summary)
+    for patient in dataset.patients():
+        renamed = renamed.replace(f'"{patient}"', f'"{Pseudonyms(dataset).patients([patient])[0]}"')
+    assert json.loads((report / "summary.json").read_text()) == json.loads(renamed)
+
+
 def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset()
     config = tiny_config({"path": root}, arms=["real"], seeds=[0])
@@ -206,6 +225,8 @@ def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path, tiny_config):
     model = tmp_path / "run" / "segmenters" / "real" / "seed-0" / "model"
     summary = evaluate_segmenter(model, root, "val", tmp_path / "report")
     assert summary["arms"]["real"]["n_patients"] == 2
+    evaluate_segmenter(model, root, "val", tmp_path / "shared", pseudonymise=True)
+    _holds_no_ids(tmp_path / "shared", DatasetFolder.open(root), tmp_path, summary)
     with pytest.raises(StedmError, match="use val or test"):
         evaluate_segmenter(model, root, "train", tmp_path / "other")
 
@@ -454,6 +475,8 @@ def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to
         mask = np.ones_like(seen.read_mask(row))
         write_png(seen.root / name, mask)
         write_png(first.root / name, 1 - mask if patient == disputed else mask)
+    for labels in (first, seen):
+        (labels.root / "manifest.json").unlink()  # changed on purpose
     Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
     note = f"about 1 of {1 + len(others)} unannotated patients: {disputed} (agreement.csv)"
     assert note in (run / "report/report.html").read_text()

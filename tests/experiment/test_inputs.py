@@ -121,3 +121,12 @@ def test_a_damaged_config_of_a_run_is_one_line(begin, tiny_dataset, tmp_path, te
     with pytest.raises(StedmError, match=r"config\.yaml: damaged") as error:
         begin(root)
     assert "\n" not in str(error.value)
+
+
+def test_another_value_in_provenance_is_one_line(begin, tiny_dataset, tmp_path):
+    root = tiny_dataset()
+    begin(root)
+    path = tmp_path / "run" / "provenance.json"
+    path.write_text(path.read_text().replace('"torch": "', '"torch": "9'))
+    with pytest.raises(StedmError, match=r"provenance\.json: damaged"):
+        begin(root)

@@ -19,6 +19,8 @@ from stedm.progress import Reporter
 from stedm.workers.pool import LocalPool
 
 ARMS = ["real", "ssl", "real+synthetic", "upper"]
+HANGS_SECONDS = 600
+"""What takes longer has failed: far more than a busy machine needs."""
 PHANTOM = {
     "image_px": 32,
     "patients": {"train": 2, "unlabeled": 2, "val": 1, "test": 2},
@@ -76,18 +78,20 @@ def test_a_killed_command_takes_its_workers_along(tmp_path, tiny_run, by):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "stedm", "run", "config.yaml", "-o", "run", "--workers", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    running = 0
-    while running < 2:
-        line = process.stderr.readline()
-        assert line, f"ended with {process.wait()}"
-        running += line.startswith("segmenter") and line.endswith("...\n")
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) >= 2
-    second = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    process.send_signal(by)
-    assert process.wait(timeout=30) != 0
-    process.stderr.close()
-    assert not psutil.wait_procs(workers, timeout=20)[1]
-    assert second.returncode == 1
-    assert second.stderr == "stedm: run: another process is at work here; wait for it, or give another -o\n"
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            running = 0
+            while running < 2:
+                line = process.stderr.readline()
+                assert line, f"ended with {process.wait()}"
+                running += line.startswith("segmenter") and line.endswith("...\n")
+            workers = psutil.Process(process.pid).children(recursive=True)
+            assert len(workers) >= 2
+            process.send_signal(by)
+            process.wait(HANGS_SECONDS)
+            assert not psutil.wait_procs(workers, HANGS_SECONDS)[1]
+            shown = process.stderr.read()
+        finally:
+            process.kill()
+    assert process.returncode == (130 if by == signal.SIGINT else -signal.SIGKILL)
+    assert shown.endswith("stedm: interrupted; run the same command again to resume\n") == (by == signal.SIGINT)

@@ -1,6 +1,7 @@
 """Slides of flat colours and a network that knows the class of each colour: what must come out is known exactly."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -371,9 +372,13 @@ def test_finished_slides_are_skipped(tmp_path, model, path, monkeypatch):
     first = segment_slides(model, slides, tmp_path / "out", config, QUIET)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.geojson")}
     (tmp_path / "out" / "two.geojson").unlink()
+    left = tmp_path / "out" / ".stedm-00000000-1-abcdefgh"  # by a process that was killed, long ago
+    left.mkdir()
+    os.utime(left, (0, 0))
     (tmp_path / "three.svs").write_bytes(path.read_bytes() + b" ")
     again = segment_slides(model, slides, tmp_path / "out", config, QUIET)
     assert again == first
+    assert not left.exists()
     changed = {file.stem for file, time in before.items() if file.stat().st_mtime_ns != time}
     assert changed == {"two", "three"}
     assert set(pd.read_csv(tmp_path / "out" / "areas.csv")["slide_id"]) == {"one", "two", "three"}

@@ -1,6 +1,7 @@
 """What files say of themselves: resolutions that are believed, pixels that are RGB, headers that are damaged."""
 
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from stedm.slides.tissue import TissueMask
 def test_the_resolution_of_a_print_is_none(tmp_path, write, dpi, unit):
     per_unit = dpi if unit == "INCH" else dpi / 2.54
     path = write.tiff(tmp_path / "a.tif", write.tissue(128, 128), resolution=(per_unit,) * 2, resolutionunit=unit)
-    with pytest.raises(StedmError, match=r"a\.tif: the file doesn't say its resolution but .* no scanner's; .*mpp"):
+    with pytest.raises(
+        StedmError, match=r"a\.tif: the file doesn't say its resolution \(its header says .* no scanner's\); .*mpp"
+    ):
         Slide.open(path)
     assert Slide.open(path, 0.5).mpp == 0.5
 
@@ -165,6 +168,27 @@ def test_damaged_headers_are_one_line(tmp_path, write, damage):
     with pytest.raises(StedmError, match=f"a.tif: not readable as a slide .*{message}") as error:
         Slide.open(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_reader_that_hangs_is_one_line(tmp_path, write, monkeypatch):
+    path, hold = write.tiff(tmp_path / "a.tif", write.tissue(128, 128)), threading.Event()
+
+    def hangs(path):
+        hold.wait()
+        raise ValueError
+
+    monkeypatch.setattr(readers, "_OPENING_SECONDS", 0.01)
+    for reader in ("openslide", "tiffslide"):
+        monkeypatch.setitem(readers._READERS, reader, hangs)
+    try:
+        with pytest.raises(
+            StedmError, match=r"a\.tif: not readable as a slide \(openslide: not open after 0\.01 seconds"
+        ):
+            Slide.open(path)
+    finally:
+        hold.set()
+    monkeypatch.undo()
+    assert Slide.open(path).size_px == (128, 128)
 
 
 def test_directories_below_others_are_looked_at(tmp_path, write):

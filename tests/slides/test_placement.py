@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from stedm.cli import main
@@ -106,6 +107,12 @@ def test_a_file_without_regions_says_what_the_slide_counts_as(read):
     ]
 
 
+def test_classes_that_are_ignored_unknown_are_named(read):
+    mapping = {"mapping": {"tumour": "tumour"}, "unknown": "ignore"}
+    [note] = read([box(0, 0, 9, 9, "Tumor"), box(0, 0, 9, 9, "Tumor"), box(0, 0, 9, 9)], mapping=mapping).notes
+    assert "not in the class mapping are ignored: Tumor (2)" in note
+
+
 # ---- off the slide ------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +182,7 @@ def tile(tmp_path, write):
         (tmp_path / "slides.csv").write_text(
             "slide_id,patient_id,split,image,annotation\na,p,train,a.tif,a.geojson\nb,q,train,b.tif,\n"
         )
-        (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes())
+        (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes() + b"\0")
         mapping = {"mapping": {"tumour": "tumour", "Ignore*": "ignore"}, "unannotated": unannotated}
         tissue = {"mpp": 4.0, "smallest_piece_um2": 100, "largest_hole_um2": 0}
         config = TilingConfig(tile_px=64, classes=CLASSES, class_mapping=mapping, tissue=tissue)
@@ -203,6 +210,14 @@ def test_tiling_names_what_was_left_out_also_when_it_goes_on(tile, tmp_path):
     for _ in range(2):
         assert tile(features).notes == ["slide a: a.geojson: objects left out: 1 of type cell"]
         (tmp_path / "out" / "metadata.csv").unlink()
+
+
+def test_a_corrected_annotation_is_read_again(tile, tmp_path):
+    tile([box(100, 100, 300, 300)])
+    before = pd.read_csv(tmp_path / "out" / "metadata.csv")["fraction_tumour"].sum()
+    tile([box(64, 64, 448, 320)])
+    after = pd.read_csv(tmp_path / "out" / "metadata.csv")["fraction_tumour"].sum()
+    assert after / before == pytest.approx(384 * 256 / 200**2, rel=0.01)
 
 
 def test_the_command_says_it(tile, tmp_path, capsys):

@@ -4,7 +4,6 @@ import hashlib
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +83,17 @@ def test_a_model_that_learned_from_deformed_images_gets_deformed_ones(model, pla
     assert {len(images) for images in whole} == {3}
     assert {len(images) for images in deformed} == {3}
     assert not any(np.array_equal(view, image) for view in deformed[0] for image in whole[0])
+
+
+@pytest.mark.parametrize("image_id", ["../../../x", "/tmp/x", "a/../../b", "a\\..\\b", "a\x00", ""])
+def test_a_plan_that_leads_elsewhere_is_refused_before_anything_is_written(model, plan, tmp_path, image_id):
+    plan.loc[1, "image_id"] = image_id
+    with pytest.raises(StedmError, match=r"plan row .*: image_id"):
+        synthesize(model, plan, tmp_path / "deep" / "set")
+    assert not (tmp_path / "deep").exists()
+    write_plan(plan, tmp_path / "evil.parquet")
+    with pytest.raises(StedmError, match=r"plan row .*: image_id"):
+        read_plan(tmp_path / "evil.parquet")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of the library
@@ -214,25 +224,35 @@ def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan,
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
+KILLED = """
+import os, signal, sys
+from PIL import Image
+from stedm.cli import main
+
+written, save = [], Image.Image.save
+
+def save_or_die(image, path, *arguments, **options):
+    save(image, path, *arguments, **options)
+    written.append(path)
+    if sum(path.parents[1].name == "images" for path in written) == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Image.Image.save = save_or_die
+main(sys.argv[1:])
+"""
+
+
 def test_a_killed_synthesis_resumes_to_the_same_set(model, plan, tmp_path):
-    """A real process, killed with SIGKILL while it draws."""
+    """A real process, killed with SIGKILL while it writes its seventh image."""
     model.save_pretrained(tmp_path / "model")
-    plan_path, killed = str(tmp_path / "plan.parquet"), tmp_path / "killed"
-    command = [sys.executable, "-m", "stedm.cli", "synthesize", str(tmp_path / "model"), plan_path, "-o"]
-    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
-    while len(list(killed.glob("images/*.png"))) < 5:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (killed / "metadata.csv").exists(), "it had finished before the kill: the test shows nothing"
-    subprocess.run([*command, str(killed)], check=True, capture_output=True)
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    # What the killed process was writing may lie there under a temporary name; no reader takes it for an image.
-    left = {name: digest for name, digest in _content(killed).items() if "/." not in name}
-    assert left == _content(tmp_path / "whole")
+    verb, killed = ["synthesize", str(tmp_path / "model"), str(tmp_path / "plan.parquet"), "-o"], tmp_path / "killed"
+    process = subprocess.run([sys.executable, "-c", KILLED, *verb, str(killed)], capture_output=True, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list(killed.glob("images/*.png"))) == 6
+    assert list(killed.glob("images/.*/*.png")), "it wasn't killed in the middle of a file"
+    subprocess.run([sys.executable, "-m", "stedm", *verb, str(killed)], check=True, capture_output=True)
+    synthesize(StyleDiffusion.from_pretrained(tmp_path / "model"), plan, tmp_path / "whole")
+    assert _content(killed) == _content(tmp_path / "whole"), "also nothing under temporary names"
 
 
 def test_images_of_another_model_or_plan_are_not_mixed_in(model, plan, dataset, tmp_path):
@@ -280,3 +300,34 @@ def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted
     write_metadata(tmp_path / "predicted", predicted.info, lacking)
     with pytest.raises(StedmError, match="no layout of"):
         synthesize(model, read_plan(tmp_path / "plan.parquet"), tmp_path / "fourth")
+
+
+def test_a_set_that_leaves_the_house_names_no_patient_and_no_source(model, plan, dataset, tmp_path):
+    synthesize(model, plan, tmp_path / "set")
+    synthesize(model, plan, tmp_path / "shared", pseudonymise=True)
+    files = [path for path in sorted((tmp_path / "shared").rglob("*")) if path.suffix in (".csv", ".yaml", ".json")]
+    text = "".join(path.read_text() for path in files)
+    assert not [name for name in [*dataset.patients(), *dataset.table["image_file_name"]] if name in text]
+    assert str(tmp_path) not in text
+    one, other = (DatasetFolder.open(tmp_path / name) for name in ("set", "shared"))
+    assert one.table.groupby("patient_id").size().tolist() == other.table.groupby("patient_id").size().tolist()
+    assert all((one.read_image(row) == other.read_image(row)).all() for row in range(len(one)))
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "dataset.yaml", "images/synthetic-000001.png", "manifest.json"])
+def test_a_damaged_set_is_one_line_and_no_other_result(model, plan, tmp_path, name):
+    synthesize(model, plan, tmp_path / "set")
+    path = tmp_path / "set" / name
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    lines = content.splitlines(keepends=True)
+    for damaged in (bytes(flipped), b"".join(lines[: len(lines) // 2])):
+        path.write_bytes(damaged)
+        with pytest.raises(StedmError, match="damaged") as error:  # noqa: PT012
+            folder = DatasetFolder.open(tmp_path / "set")
+            for row in range(len(folder)):
+                folder.read_image(row)
+        assert "\n" not in str(error.value)
+    path.write_bytes(content)
+    assert len(DatasetFolder.open(tmp_path / "set")) == len(plan)

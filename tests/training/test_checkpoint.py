@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_network_is_one_line(killed):
     weights["0.weight"] = weights["0.weight"][:2]
     folder = killed / "checkpoints/step-00000004"
     save_file(weights, folder / "model.safetensors")
-    index = {"step": 4, "averaged": 4, "sha256": {name: checkpoint._sha256(folder / name) for name in FILES[:3]}}
+    index = {"step": 4, "averaged": 4, "sha256": {name: checkpoint.sha256_of(folder / name) for name in FILES[:3]}}
     checkpoint.write_json(folder / "checkpoint.json", index | {"sha256_of_index": checkpoint._sha256_of(index)})
     with pytest.raises(StedmError, match="step-00000004: not a checkpoint of this network") as caught:
         _train(killed)

@@ -33,8 +33,8 @@ from stedm.workers.ray_pool import RayPool
 
 pytest.importorskip("ray")
 _NODE = {"object_store_memory": 80 << 20, "include_dashboard": False}
-# A dead node is noticed in three seconds instead of half a minute; sooner, a busy one would count as dead.
-_WATCH = {"health_check_period_ms": 500, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 0}
+# A dead node is noticed in ten seconds instead of half a minute; sooner, a busy one would count as dead.
+_WATCH = {"health_check_period_ms": 500, "health_check_failure_threshold": 20, "health_check_initial_delay_ms": 0}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ class Held:
 
         def hold_or_work(piece):
             if done and write_once(self.note, node) == node:
-                time.sleep(120)
+                time.sleep(3600)  # until its node is killed
             done.append(work(piece))
 
         return hold_or_work

@@ -41,8 +41,8 @@ class DataConfig(Part):
     phantom: PhantomConfig | None = None
     """Make a phantom cohort instead of reading a folder."""
     image_px: Positive | None = None
-    """Side of the square images that all networks see; images are resized (area), masks too (nearest). null = that of
-    the data, at most 64 px (preset `cpu`), 256 (`gpu`) or 512 (`paper`)."""
+    """Side of the square images that all networks see; images are reduced to it (area), masks too (nearest), oblong
+    ones are cut into squares. null = that of the data, at most 64 px (preset `cpu`), 256 (`gpu`), 512 (`paper`)."""
     annotated_patients: Positive | None = None
     """Label budget: how many patients of the `train` split count as annotated; null = all. The others are left out,
     so that the set of unannotated patients is the same at every budget."""

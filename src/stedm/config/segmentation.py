@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stedm.config.base import Fraction, Part, Positive, TrainingConfig
 
@@ -89,6 +89,13 @@ class SegmentationConfig(TrainingConfig):
     stain: StainAugmentConfig = StainAugmentConfig()
     arms: list[Arm] = ["real", "real+stain", "ssl", "self-training", "real+stain+synthetic"]
     seeds: list[int] = [0, 1]
+
+    @field_validator("seeds", "arms")
+    @classmethod
+    def _each_once(cls, values: list) -> list:
+        if len(set(values)) < len(values):
+            raise ValueError("names one twice: it would be the same network again")
+        return values
 
     @property
     def takes_decoder_channels(self) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import warnings as python_warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from stedm.data.duplicates import duplicate_findings, slide_findings, slide_id_findings
 from stedm.data.folder import hold_back, read_table, table_problems
@@ -19,7 +17,7 @@ from stedm.data.occurrence import class_findings, palette_problems, some
 from stedm.data.regions import holds_regions, region_problems
 from stedm.data.summary import SplitSummary, summarise
 from stedm.errors import StedmError
-from stedm.io.images import FileFacts, image_facts, mask_facts
+from stedm.io.images import FileFacts, image_facts, is_on_stored_pixels, mask_facts
 from stedm.io.names import has_split_word
 from stedm.io.tables import patient_warnings
 from stedm.slides.table import read_slides
@@ -145,14 +143,11 @@ def _files(root: Path, info: DatasetInfo | None, table: pd.DataFrame, unlabeled_
         names = names.where(table["split"] != "unlabeled", "") if "split" in table else names.where(names == "", "")
     # A pair listed twice is reported as duplicate name already; decode it once.
     pairs = list(dict.fromkeys(zip(table["image_file_name"], names, strict=True)))
-    found, images, masks = _Found(), {}, {}
+    found, images, masks, turned = _Found(), {}, {}, []
     reader = _Reader(root)
-    with python_warnings.catch_warnings():
-        # Of images near the bound; an error is a line. Here, because the filters are those of all threads.
-        python_warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # Threads suffice: Pillow's decoders release the interpreter lock.
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            read = list(pool.map(reader, pairs))
+    # Threads suffice: Pillow's decoders release the interpreter lock.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        read = list(pool.map(reader, pairs))
     for (image_name, mask_name), (image, mask, problems) in zip(pairs, read, strict=True):
         found.problems += problems
         if image is not None:
@@ -160,14 +155,23 @@ def _files(root: Path, info: DatasetInfo | None, table: pd.DataFrame, unlabeled_
         if mask is not None:
             masks[mask_name] = mask
             found.problems += _mask_problems(info, image_name, image, mask_name, mask)
+        if image is not None and mask is not None and image.orientation > 1 and image.size == mask.size[::-1]:
+            turned.append(mask_name)
+    if turned:
+        found.warnings.append(
+            f"masks of images with an EXIF orientation, drawn on the stored pixels: {some(turned)}; they are turned as "
+            "the images are"
+        )
+    if bilevel := [name for name, facts in images.items() if facts.is_bilevel]:
+        found.warnings.append(f"images of one bit a pixel, black or white: {some(bilevel)}; are they masks?")
     open_rows = table[table["split"] != "unlabeled"] if "split" in table else table.iloc[:0]
     told = {name: masks[name] for name in open_rows["mask_file_name"].unique() if name in masks}
     found.counts = {name: facts.counts for name, facts in told.items() if facts.counts is not None}
     if info is not None:
         found.problems += palette_problems(len(info.classes), told)
     if {"patient_id", "split"} <= set(table):
-        problems, found.warnings = duplicate_findings(root, table, images, told)
-        found.problems += problems
+        problems, warnings = duplicate_findings(root, table, images, told)
+        found.problems, found.warnings = found.problems + problems, found.warnings + warnings
     return found
 
 
@@ -177,7 +181,13 @@ def _mask_problems(
     problems = []
     if info is not None and (problem := info.values_problem(mask.counts)):
         problems.append(f"{mask_name}: {problem}")
-    if image is not None and image.size != mask.size:
+    if image is None:
+        return problems
+    try:
+        turned = is_on_stored_pixels(image_name, image.orientation, image.size, mask.size)
+    except StedmError as error:
+        return [*problems, str(error)]
+    if image.size != (mask.size[::-1] if turned else mask.size):
         (width, height), (mask_width, mask_height) = image.size, mask.size
         problems.append(
             f"{mask_name}: is {mask_width} x {mask_height} px but its image {image_name} is {width} x {height} px; "

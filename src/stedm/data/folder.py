@@ -16,12 +16,21 @@ from PIL import Image
 
 from stedm.data.info import DatasetInfo, read_info
 from stedm.data.memory import CacheBudget, common_budget
+from stedm.data.pieces import cut, file_name, parsed
 from stedm.data.regions import SlideRegions
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint, flush, replacing, write_text
-from stedm.io.images import image_size, leaves_folder, read_image_file, read_mask_file, resized, write_png
+from stedm.io.images import (
+    image_size,
+    leaves_folder,
+    mask_as_shown,
+    read_image_file,
+    read_mask_file,
+    resized,
+    write_png,
+)
 from stedm.io.manifest import verify, verify_present, write_manifest
-from stedm.io.tables import SPLITS, patient_problems, read_csv
+from stedm.io.tables import SPLITS, csv_text, patient_problems, read_csv
 
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
@@ -127,7 +136,7 @@ class DatasetFolder:
     @property
     def size(self) -> str:
         """In words: `6 patients (55 images)`."""
-        return f"{len(self.patients())} patients ({len(self)} images)"
+        return f"{len(self.patients())} patients ({len(set(map(file_name, self.table['image_file_name'])))} images)"
 
     @property
     def has_readable_masks(self) -> bool:
@@ -157,16 +166,22 @@ class DatasetFolder:
         return self.select(self.table["split"] == name)
 
     def read_image(self, row: int, image_px: int | None = None) -> np.ndarray:
-        """uint8 RGB (H, W, 3); with `image_px` resized to that square by area averaging."""
+        """uint8 RGB (H, W, 3); with `image_px` reduced to that square by area averaging.
+
+        Of an oblong image that is the square in its middle; `stedm.data.squares.in_squares` makes rows of all of it.
+        """
         if self.regions is None:
-            verify(self.root, self.table["image_file_name"].iloc[row])
-            return read_image_file(self.root, self.table["image_file_name"].iloc[row], image_px)
+            name = self.table["image_file_name"].iloc[row]
+            verify(self.root, file_name(name))
+            return resized(cut(read_image_file(self.root, file_name(name)), name, image_px is not None), image_px)
         return resized(self.regions.image(*self._place(row)), image_px)
 
     def image_size(self, row: int) -> tuple[int, int]:
         """(width, height) of an image as stored; of an image file only the head is read."""
         if self.regions is None:
-            return image_size(self.root, self.table["image_file_name"].iloc[row])
+            name, number, _ = parsed(self.table["image_file_name"].iloc[row])
+            size = image_size(self.root, name)
+            return (min(size),) * 2 if number else size
         return (int(self.table["tile_px"].iloc[row]),) * 2
 
     def common_mpp(self, image_px: int) -> float | None:
@@ -182,7 +197,7 @@ class DatasetFolder:
         if "tile_px" in self.table:
             sides = pd.to_numeric(self.table["tile_px"], errors="coerce").to_numpy(float)[None]
         else:
-            sides = np.asarray([self.image_size(row) for row in range(len(self))], float).T
+            sides = np.asarray([min(self.image_size(row)) for row in range(len(self))], float)
         resized_mpp = mpp * sides / image_px
         found = float(np.median(resized_mpp))
         # Not: all equal. Images of 0.2527 and 0.25 are of one resolution.
@@ -204,7 +219,9 @@ class DatasetFolder:
             raise StedmError(f"{row_of['image_file_name']}: this image has no mask; select annotated rows")
         if self.regions is None:
             verify(self.root, row_of["mask_file_name"])
-            mask = read_mask_file(self.root, row_of["mask_file_name"])
+            whole = read_mask_file(self.root, row_of["mask_file_name"])
+            whole = mask_as_shown(self.root, file_name(row_of["image_file_name"]), whole)
+            mask = cut(whole, row_of["image_file_name"], image_px is not None)
         else:
             mask = self.regions.mask(*self._place(row))
         if problem := self.info.mask_problem(mask):
@@ -316,7 +333,7 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame, *, 
     )
     flush(root)  # images are on the disk before the table that says so
     with replacing(root / "metadata.csv") as temporary:
-        table.rename(columns=_IN_FILE).to_csv(temporary, index=False)
+        temporary.write_text(csv_text(table.rename(columns=_IN_FILE)), encoding="utf-8")
         if sealed:
             names = ["dataset.yaml", *table["image_file_name"], *table["mask_file_name"]]
             write_manifest(root, {name: root / name for name in names if name} | {"metadata.csv": temporary})

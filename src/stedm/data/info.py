@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from stedm.config.base import read_yaml
 from stedm.errors import StedmError
 
 
@@ -44,10 +45,10 @@ def info_and_problems(root: Path) -> tuple[DatasetInfo | None, list[str]]:
     """What `dataset.yaml` says and all that is wrong with it; with a wrong key the classes may still be usable."""
     path = root / "dataset.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
         return None, [f"{path}: missing; write name and classes into it"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         return None, [f"{path}: not readable as YAML ({' '.join(str(error).split())}); correct it"]
     if not isinstance(values, dict):
         return None, [f"{path}: must be a mapping with the keys name and classes"]

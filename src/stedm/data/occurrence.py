@@ -88,6 +88,7 @@ def _train_findings(info: DatasetInfo, masks: pd.DataFrame, counts: np.ndarray) 
         return [], [
             f"{where}: class {info.classes[index]} occurs in none; no network learns it"
             + (", and it occurs in val or test" if elsewhere[index] else "")
+            + ("; are the indices counted from 1?" if index == 0 and not elsewhere[0] else "")
             for index in missing
         ]
     (index,) = occurring

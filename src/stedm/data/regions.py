@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from stedm.config.base import read_values
 from stedm.errors import StedmError
 from stedm.slides.slide import Slide
 from stedm.slides.table import read_slides
@@ -145,13 +145,9 @@ class _ReaderOfFolder:
 def read_class_mapping(root: Path) -> dict[str, Any] | None:
     """The class mapping in the `tiling.yaml` of a folder."""
     path = root / "tiling.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         return None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StedmError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    mapping = values.get("class_mapping") if isinstance(values, dict) else None
+    mapping = read_values(path, None).get("class_mapping")
     return mapping if isinstance(mapping, dict) else None
 
 
@@ -161,7 +157,10 @@ def region_problems(root: Path, classes: list[str], ignore_index: int, table: pd
     Annotations of `unlabeled` slides stay closed.
     """
     if missing := [column for column in REGION_COLUMNS if column not in table]:
-        return [f"metadata: column {name} is missing; a row of a slide needs it" for name in missing]
+        return [
+            f"metadata: column {name} is missing; rows of slides need it (if these are image files, remove slides.csv)"
+            for name in missing
+        ]
     bad = ~np.isfinite(table[list(REGION_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")).all(axis=1)
     problems = [
         f"metadata: row {row + 1}: x, y, tile_px, mpp and slide_mpp must be numbers" for row in np.flatnonzero(bad)

@@ -23,9 +23,10 @@ from stedm.data.duplicates import slide_findings
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
 from stedm.errors import DiskError, StedmError
-from stedm.io.files import claim, fingerprint, replacing, write_text
+from stedm.io.artefacts import Column, read_parquet, write_parquet
+from stedm.io.files import claim, fingerprint, write_text
 from stedm.io.names import without_split_words
-from stedm.io.tables import patient_warnings
+from stedm.io.tables import patient_warnings, write_csv
 from stedm.progress import Reporter
 from stedm.slides.placement import misses_tissue
 from stedm.slides.slide import Slide
@@ -193,9 +194,6 @@ def tile_slides(
     slides = read_slides(slides_csv)
     if (slides["annotation"] != "").any() and not config.classes:
         raise StedmError(f"{slides_csv}: there are annotations; name the classes in the tiling configuration (classes)")
-    problems, warnings = slide_findings(slides)
-    if problems:
-        raise StedmError.of([f"{slides_csv}: {problem}" for problem in problems])
     _claim(root, config, table_only)
     rows = slides.to_dict("records")
     with contextlib.nullcontext(pool) if pool else LocalPool(workers) as running:
@@ -205,7 +203,7 @@ def tile_slides(
         if not table_only and tables:
             with reporter.stage("write tiles") as tick:
                 failures |= work.write_tiles(tables, tick)
-    complete = True
+    complete, warnings = True, []
     if shard[1] > 1:
         work.note(failures)
         tables, failures, complete = _of_all_shards(root, config, rows, table_only)
@@ -213,14 +211,16 @@ def tile_slides(
     if complete:
         if not sum(map(len, tables.values())):
             raise StedmError("\n".join(failures.values()) or f"{slides_csv}: no slide has a tile with enough tissue")
-        warnings += patient_warnings(slides, "slides") + _finish(root, config, slides, tables, table_only)
+        warnings = [*_finish(root, config, slides, tables, table_only), *patient_warnings(slides, "slides")]
+        # `check` refuses the first of them; here the slides that aren't two are done.
+        warnings += [line for lines in slide_findings(slides) for line in lines]
     return TilingResult(
         tiles=sum(map(len, tables.values())),
         slides=sum(len(table) > 0 for table in tables.values()),
         without_tissue=[slide_id for slide_id, table in tables.items() if len(table) == 0],
         failures=list(failures.values()),
         notes=_notes(tables),
-        warnings=warnings if complete else [],
+        warnings=warnings,
         complete=complete,
     )
 
@@ -239,7 +239,10 @@ def _claim(root: Path, config: TilingConfig, table_only: bool) -> None:
     changed: list[str] = []
 
     def is_mine(text: str) -> bool:
-        made = yaml.safe_load(text)
+        try:
+            made = yaml.safe_load(text)
+        except yaml.YAMLError:
+            made = None
         changed[:] = sorted(key for key in wanted if not isinstance(made, dict) or made.get(key) != wanted[key])
         return not changed
 
@@ -266,7 +269,7 @@ def _finish(root: Path, config: TilingConfig, slides: pd.DataFrame, tables: dict
         kept = slides[slides["slide_id"].isin(used)]
         # The resolution that the positions were computed with, also where the file said it.
         kept = kept.assign(mpp=[used[slide_id]["slide_mpp"].iloc[0] for slide_id in kept["slide_id"]])
-        write_text(root / "slides.csv", kept.to_csv(index=False))
+        write_csv(root / "slides.csv", kept)
     table = pd.concat(used.values(), ignore_index=True)
     write_metadata(root, info, table)
     return tile_warnings(info, table) if config.classes else []
@@ -281,11 +284,17 @@ def _of_all_shards(
         path, slide_id = _table_path(root, config, row), row["slide_id"]
         if (note := path.with_suffix(".failed")).is_file():
             failures[slide_id] = note.read_text(encoding="utf-8").strip()
-        elif path.is_file() and (table_only or _are_written(root, table := pd.read_parquet(path))):
-            tables[slide_id] = pd.read_parquet(path) if table_only else table
+        elif path.is_file() and (table_only or _are_written(root, table := _read_tiles(path))):
+            tables[slide_id] = _read_tiles(path) if table_only else table
         else:
             complete = False
     return tables, failures, complete
+
+
+def _read_tiles(path: Path) -> pd.DataFrame:
+    """The tiles of a slide as `_FindTiles` has written them."""
+    texts = ("image_file_name", "mask_file_name", "slide_id", "patient_id", "split")
+    return read_parquet(path, dict.fromkeys(texts, Column("text")), what="a table of tiles", hint="remove it")
 
 
 def _are_written(root: Path, tiles: pd.DataFrame) -> bool:
@@ -294,8 +303,10 @@ def _are_written(root: Path, tiles: pd.DataFrame) -> bool:
 
 
 def _table_path(root: Path, config: TilingConfig, row: dict[str, Any]) -> Path:
-    # Named by all that decides its content, so that a corrected row of slides.csv is done anew.
-    return root / ".tiling" / f"{row['slide_id']}-{fingerprint([row, config.model_dump()])}.parquet"
+    # Named by all that decides its content, so that a corrected row of slides.csv, or file of it, is done anew.
+    files = [Path(row[name]) for name in ("image", "annotation") if row[name]]
+    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.exists()]
+    return root / ".tiling" / f"{row['slide_id']}-{fingerprint([row, config.model_dump(), stamps])}.parquet"
 
 
 @dataclass(frozen=True)
@@ -315,8 +326,7 @@ class _FindTiles:
             table = slide_rows(row, self.config)
         except StedmError as error:
             return _failure(row, error)
-        with replacing(_table_path(self.root, self.config, row)) as temporary:
-            table.to_parquet(temporary)
+        write_parquet(table, _table_path(self.root, self.config, row))
         return table
 
 
@@ -362,7 +372,7 @@ class _Tiling:
             path = _table_path(self.root, self.config, row)
             path.with_suffix(".failed").unlink(missing_ok=True)
             if path.is_file():
-                tables[slide_id] = pd.read_parquet(path)
+                tables[slide_id] = _read_tiles(path)
             else:
                 missing.append(slide_id)
                 # Tiles of another image or annotation under the same name are not those of this one. Not removed by

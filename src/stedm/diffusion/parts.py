@@ -43,6 +43,8 @@ def read_part(kind: type[_Part], folder: Path) -> _Part:
     if wrong:
         raise StedmError(f"{folder}: not the weights of its config.json ({' '.join(wrong[0].split())[:200]})")
     require_finite(network.state_dict(), str(folder))
+    # Diffusers would write the whole path into the config.json of every copy.
+    network.register_to_config(_name_or_path=folder.name)
     return network
 
 

@@ -323,13 +323,15 @@ class StyleDiffusion:
             annotated: `DatasetFolder` of images with masks.
             unlabeled: `DatasetFolder` of images whose masks are never read; None = annotated ones alone.
             config: `stedm.config.DiffusionConfig`; None = the defaults.
-            image_px: side of the square images; others are resized to it.
+            image_px: side of the square images; others are reduced to it, and oblong ones cut into squares.
             options: of `stedm.diffusion.train.train_diffusion`: pseudo_labels, style_sources, recolour, on_progress.
         """
         from stedm.config import DiffusionConfig
+        from stedm.data.squares import in_squares
         from stedm.diffusion.train import train_diffusion
 
-        config = config or DiffusionConfig()
+        config, annotated = config or DiffusionConfig(), in_squares(annotated)
+        unlabeled = None if unlabeled is None else in_squares(unlabeled)
         return train_diffusion(config, annotated, unlabeled, Path(folder), image_px=image_px, seed=seed, **options)
 
 

@@ -291,7 +291,8 @@ def make_denoiser(
             layout_factor=codec.factor,
             image_px=image_px,
             denoiser=config.denoiser.model_dump(mode="json"),
-            style=style.model_dump(mode="json"),
+            # A model folder goes to others: where its first weights lay is nothing to them.
+            style={**style.model_dump(mode="json"), "weights": style.weights and style.weights.name},
             style_encoder=style_encoder,
         )
     if style.weights is not None and denoiser.style_encoder is not None:

@@ -20,8 +20,9 @@ from stedm.evaluation.metrics import per_category, per_patient
 from stedm.evaluation.numbers import interval, p_value, percent, shown, signed
 from stedm.evaluation.stats import summarise
 from stedm.evaluation.verdict import LIKE_FOR_LIKE, Verdict, find, judge
-from stedm.io.files import replacing, write_json, write_text
+from stedm.io.files import write_json, write_text
 from stedm.io.manifest import write_manifest
+from stedm.io.tables import write_csv
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ REPORT_MARKS = {
     "per_patient.csv": "iou_seed_sd",
     "summary.json": '"iou_worst_decile"',
     "report.html": "stedm report",
+    "manifest.json": '"made_by": "stedm"',
 }
 """The files of a report, and by what each is known to be one of stedm (see stedm.io.ownership)."""
 
@@ -71,8 +73,7 @@ def write_report(
         pairs = [(entry["a"], entry["b"]) for entry in summary["comparisons"]]
         summary[stain_distance.COLUMN] = stain_distance.gains_by_distance(patients, pairs)
     write_counts(folder / "counts.parquet", counts)
-    with replacing(folder / "per_patient.csv") as temporary:
-        patients.to_csv(temporary, index=False)
+    write_csv(folder / "per_patient.csv", patients)
     write_json(folder / "summary.json", summary)
     write_manifest(folder, {name: folder / name for name in ("counts.parquet", "per_patient.csv", "summary.json")})
     facts = {"Split": evaluation.split} | (notes or {})

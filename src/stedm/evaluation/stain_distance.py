@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from stedm.data.cache import ImageCache
 from stedm.data.folder import rows_by_patient
 from stedm.evaluation.quality import ImageSet, colour_statistics
+from stedm.evaluation.stats import spearman
 
 COLUMN = "stain_distance"
 """Of `per_patient.csv`."""
@@ -48,14 +48,14 @@ def gains_by_distance(patients: pd.DataFrame, pairs: Iterable[tuple[str, str]]) 
     for a, b in pairs:
         pair = pd.DataFrame({"gain": scores[a] - scores[b], "distance": distances}).dropna().sort_values("distance")
         half = len(pair) // 2
-        rank = spearmanr(pair["distance"], pair["gain"]) if len(pair) >= 4 and pair["gain"].nunique() > 1 else None
+        rank = spearman(pair["distance"].to_numpy(dtype=float), pair["gain"].to_numpy(dtype=float))
         results.append(
             {
                 "a": a,
                 "b": b,
                 "n_patients": len(pair),
-                "spearman": float(rank.statistic) if rank else None,
-                "p_spearman": float(rank.pvalue) if rank else None,
+                "spearman": rank[0] if rank else None,
+                "p_spearman": rank[1] if rank else None,
                 "delta_near": float(pair["gain"].iloc[:half].mean()) if half else None,
                 "delta_far": float(pair["gain"].iloc[len(pair) - half :].mean()) if half else None,
             }

@@ -5,14 +5,16 @@ never count as more patients. The intervals therefore speak of other patients, n
 between trainings is given beside them (`seed_sd`, `delta_seed_sd`).
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import get_args
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata, spearmanr, wilcoxon
 from scipy.stats import t as student_t
-from scipy.stats import wilcoxon
 
 from stedm.config import Arm, EvaluationConfig
 from stedm.evaluation.counts import SEEN, UNSEEN, pool_units
@@ -22,6 +24,8 @@ from stedm.seeds import numpy_generator
 ARM_ORDER = list(get_args(Arm))
 BASELINES = ["real", "real+stain", "ssl", "self-training"]
 Interval = list[float | None]
+EXACT_UP_TO = 9
+"""Pairs of which all orders are looked at: 362,880 of nine."""
 NOTED_LOSS = 0.01
 """Patients who lose more are named, the `MOST_NAMED` who lose most."""
 MOST_NAMED = 5
@@ -67,6 +71,30 @@ def wilcoxon_p(differences: np.ndarray) -> float | None:
         return None
     different = differences[differences != 0]
     return float(wilcoxon(different).pvalue) if len(different) else 1.0
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
+    """Spearman's rank correlation and its two-sided p value; None with fewer than 4 pairs or where one is constant.
+
+    The p value is exact, over all orders of the given ranks with their ties, up to `EXACT_UP_TO` pairs: the usual
+    approximation gives 0.0 where four pairs agree in all, and two of the 24 orders are as extreme.
+    """
+    x, y = np.round(x, 12), np.round(y, 12)  # rounding dust would break ties
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    result = spearmanr(x, y)
+    if len(x) > EXACT_UP_TO:
+        # Even so nothing is rarer than the two orders that agree in all.
+        return float(result.statistic), max(float(result.pvalue), 2 / math.factorial(len(x)))
+    ranks = rankdata(y) - (len(y) + 1) / 2
+    extreme = np.abs(ranks[_orders(len(x))] @ (rankdata(x) - (len(x) + 1) / 2))
+    return float(result.statistic), float((extreme >= extreme[0] - 1e-9).mean())
+
+
+@functools.cache
+def _orders(n: int) -> np.ndarray:
+    """Every order of n things, uint8 (n!, n); the first is 0, 1, ..."""
+    return np.array(list(itertools.permutations(range(n))), np.uint8)
 
 
 def false_claim(differences: np.ndarray) -> float | None:

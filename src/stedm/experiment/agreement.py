@@ -17,6 +17,7 @@ from stedm.evaluation.metrics import per_patient_and_seed
 from stedm.io.artefacts import Column, check_table, read_csv_table
 from stedm.io.files import replacing
 from stedm.io.manifest import verify_sum, write_sum
+from stedm.io.tables import csv_text
 
 _SCORE = Column("float", low=0.0, high=1.0, may_be_nan=True)
 _COLUMNS = {
@@ -52,7 +53,7 @@ def agreement(sure: DatasetFolder, seen: DatasetFolder) -> pd.DataFrame:
 def write_agreement(table: pd.DataFrame, path: Path) -> None:
     """Write `agreement.csv` atomically, and its sum before it."""
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.4f")
+        temporary.write_text(csv_text(table, float_format="%.4f"), encoding="utf-8")
         write_sum(path, temporary)
 
 

@@ -26,6 +26,7 @@ def run(
     overrides: Overrides | None = None,
     workers: int = 1,
     engine: str = "local",
+    pseudonymise: bool = False,
 ) -> dict[str, Any]:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Call it again to resume.
 
@@ -35,6 +36,7 @@ def run(
         preset: `cpu`, `gpu` or `paper`: sizes that follow from the machine.
         overrides: `{"diffusion.steps": 500}` or `["diffusion.steps=500"]`, over file and preset.
         workers: processes that train networks at the same time; engine: `local` or `ray`.
+        pseudonymise: write `output/report_pseudonymised` too, a report without ids of patients and without paths.
 
     Returns:
         The summary: arms with their scores over patients, and their comparisons; as `output/report/summary.json`.
@@ -42,7 +44,7 @@ def run(
     Raises:
         StedmError: wrong configuration or data, or a run folder of another run.
     """
-    experiment = Experiment(_config(dataset_or_config, preset, overrides), output)
+    experiment = Experiment(_config(dataset_or_config, preset, overrides), output, pseudonymise=pseudonymise)
     if not os.access(output, os.W_OK) and (summary := experiment.finished()) is not None:
         return summary  # to be read only, as an archive is
     with alone_in(output), make_pool(engine, workers, patient=False) as pool:

@@ -6,9 +6,9 @@ from pathlib import Path
 from stedm.config import RunConfig
 from stedm.data.folder import DatasetFolder
 from stedm.data.memory import CacheBudget
-from stedm.experiment.folder import check_unchanged, read_provenance
+from stedm.data.squares import files_of, in_squares
+from stedm.experiment.folder import check_unchanged, read_provenance, write_provenance
 from stedm.experiment.resolve import annotated_part
-from stedm.io.files import write_json
 from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 
@@ -48,23 +48,24 @@ class RunContext:
 
     @cached_property
     def annotated(self) -> DatasetFolder:
-        return annotated_part(self.dataset, self.config)
+        return in_squares(annotated_part(self.dataset, self.config))
 
     @cached_property
     def unlabeled(self) -> DatasetFolder:
-        return self.dataset.split("unlabeled")
+        return in_squares(self.dataset.split("unlabeled"))
 
     @cached_property
     def held_out(self) -> DatasetFolder:
-        return self.dataset.split(self.config.evaluation.split)
+        return in_squares(self.dataset.split(self.config.evaluation.split))
 
     @cached_property
     def with_all_masks(self) -> DatasetFolder:
         """Annotated images and those of the unlabeled patients with their masks: for the arm `upper` alone."""
         every = DatasetFolder.open(self.dataset.root, allow_unlabeled_masks=True, memory=self.memory)
-        chosen = set(self.annotated.table["image_file_name"]) | set(self.unlabeled.table["image_file_name"])
+        chosen = set(files_of(self.annotated)) | set(files_of(self.unlabeled))
         table = every.table
-        return every.select((table["image_file_name"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
+        has_mask = table["mask_file_name"] != ""
+        return in_squares(every.select((table["image_file_name"].isin(chosen) & has_mask).to_numpy()))
 
     def note_seconds(self) -> None:
         """Add the wall times of the stages that ran to the provenance."""
@@ -73,4 +74,4 @@ class RunContext:
         check_unchanged(self.folder, self.dataset)
         provenance = read_provenance(self.folder)
         provenance.setdefault("seconds", {}).update(self.reporter.seconds)
-        write_json(self.folder / "provenance.json", provenance)
+        write_provenance(self.folder, provenance)

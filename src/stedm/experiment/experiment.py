@@ -16,6 +16,7 @@ RUN/latents/                        cached latents of the training images, where
 RUN/self_training/ARM/round-R/      teachers of the self-training arms and their labels
 RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts
 RUN/report/                         counts, per_patient.csv, summary.json, report.html
+RUN/report_pseudonymised/           the same without ids and paths, where asked for
 """
 
 from functools import cached_property
@@ -27,6 +28,8 @@ import pandas as pd
 from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, uses_synthetic
 from stedm.data.cache import ImageCache
 from stedm.data.check import examine
+from stedm.data.pseudonyms import Pseudonyms, without_paths, yaml_without_paths
+from stedm.data.squares import files_of, squares_text
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
 from stedm.evaluation.panels import report_panels
@@ -41,6 +44,7 @@ from stedm.experiment.resolve import resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
 from stedm.experiment.segmenters import fit_segmenter, is_trained
 from stedm.io.artefacts import read_json
+from stedm.io.manifest import verify
 from stedm.progress import Reporter
 from stedm.segmentation.model import build_segmenter
 
@@ -48,13 +52,24 @@ from stedm.segmentation.model import build_segmenter
 class Experiment:
     """One run folder. Every stage may be called at any time and does only what is missing.
 
+    Args:
+        pseudonymise: write RUN/report_pseudonymised too, for readers who must not learn ids of patients, nor paths.
+
     Raises:
         StedmError: the folder holds a run of another configuration, or of data that have changed since.
     """
 
     round_type: type[Round] = Round
 
-    def __init__(self, config: RunConfig, folder: str | Path, reporter: Reporter | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: str | Path,
+        reporter: Reporter | None = None,
+        *,
+        pseudonymise: bool = False,
+    ):
+        self.pseudonymise = pseudonymise
         self.config, self.folder, self.reporter = resolve(config), Path(folder), reporter or Reporter()
         claim(self.folder, self.config)
         self.context = RunContext(self.config, self.folder, self.reporter)
@@ -77,6 +92,7 @@ class Experiment:
         if not (report / "report.html").is_file() or self.missing_segmenters():
             return None
         try:
+            verify(report, "summary.json")
             summary = read_json(report / "summary.json", dict[str, Any])
             return summary if list(summary["arms"]) == ordered_arms(self.arms) else None
         except (StedmError, KeyError, TypeError):
@@ -102,7 +118,7 @@ class Experiment:
             root,
             read_unlabeled_masks="upper" in self.arms,
             unseen_categories=self.config.data.unseen_categories,
-            annotated=set(context.annotated.table["image_file_name"]),
+            annotated=set(files_of(context.annotated)),
             scored_split=self.config.evaluation.split,
         )
         for line in found.warnings:
@@ -125,6 +141,8 @@ class Experiment:
             f"{held_out.size} {split}"
         )
         self.reporter.say(sizes_text(self.config))
+        parts = [context.annotated, context.unlabeled, held_out]
+        self.reporter.say(squares_text(parts, self.config.data.side))
 
     # ---- segmentation ---------------------------------------------------------------------------------------------
 
@@ -183,36 +201,50 @@ class Experiment:
 
     def report(self) -> dict[str, Any]:
         """Score, compare and write the report; returns the summary."""
-        has_model, context, last = (self.folder / "model").is_dir(), self.context, self.last_round
-        bank = last.style_bank() if has_model else None
         with self.reporter.stage("score and report"):
-            counts = self.counts()
-            first_seed = self.config.segmentation.seeds[0]
-            annotated = ImageCache(context.annotated, self.config.data.side)
-            panels = report_panels(
-                annotated=annotated,
-                unlabeled=ImageCache(context.unlabeled, self.config.data.side),
-                held_out=self._held_out,
-                model=last.model() if has_model else None,
-                bank=bank,
-                synthetic=last.synthetic() if last.is_drawn else None,
-                segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.arms},
-                counts=counts,
-                synthesis=self.config.synthesis,
-            )
-            return write_report(
-                self.folder / "report",
-                counts,
-                title=self.config.name,
-                notes=self._notes(),
-                config_yaml=to_yaml(self.config),
-                provenance=read_provenance(self.folder),
-                panels=panels,
-                evaluation=self.config.evaluation,
-                distances=stain_distance(annotated, self._held_out),
-            )
+            summary = self._report(self.folder / "report")
+            if self.pseudonymise:
+                self._report(self.folder / "report_pseudonymised", Pseudonyms(self.context.dataset))
+        return summary
 
-    def _notes(self) -> dict[str, str]:
+    def _report(self, folder: Path, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
+        """With `pseudonyms` no id of a patient and no path is in it."""
+        has_model, context, last = (self.folder / "model").is_dir(), self.context, self.last_round
+        sets = (context.annotated, context.unlabeled, context.held_out)
+        bank, synthetic = last.style_bank() if has_model else None, last.synthetic() if last.is_drawn else None
+        counts, notes, config = self.counts(), self._notes(pseudonyms), to_yaml(self.config)
+        provenance = read_provenance(self.folder)
+        if pseudonyms is not None:
+            sets, counts = [pseudonyms.dataset(part) for part in sets], pseudonyms.table(counts)
+            synthetic = synthetic and pseudonyms.dataset(synthetic)
+            bank = bank and bank.renamed(pseudonyms.patients)
+            provenance, config = without_paths(provenance), yaml_without_paths(config)
+        annotated, unlabeled, held_out = (ImageCache(part, self.config.data.side) for part in sets)
+        first_seed = self.config.segmentation.seeds[0]
+        panels = report_panels(
+            annotated=annotated,
+            unlabeled=unlabeled,
+            held_out=held_out,
+            model=last.model() if has_model else None,
+            bank=bank,
+            synthetic=synthetic,
+            segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.arms},
+            counts=counts,
+            synthesis=self.config.synthesis,
+        )
+        return write_report(
+            folder,
+            counts,
+            title=self.config.name,
+            notes=notes,
+            config_yaml=config,
+            provenance=provenance,
+            panels=panels,
+            evaluation=self.config.evaluation,
+            distances=stain_distance(annotated, held_out),
+        )
+
+    def _notes(self, pseudonyms: Pseudonyms | None) -> dict[str, str]:
         config, context = self.config, self.context
         notes = {
             "Data": f"{context.dataset.info.name}, {config.data.side} px",
@@ -220,11 +252,11 @@ class Experiment:
             "Unannotated": context.unlabeled.size,
             "Segmenters": f"{config.segmentation.steps} steps of {config.segmentation.batch} in every arm",
         }
+        shown = list if pseudonyms is None else pseudonyms.patients
         categories = context.held_out.table.groupby("patient_id")["category"].nunique()
         if (categories > 1).any():
-            notes["Patients of several categories"] = (
-                f"{', '.join(categories.index[categories > 1])}: each counts under the most frequent one of its images"
-            )
+            mixed = ", ".join(shown(categories.index[categories > 1]))
+            notes["Patients of several categories"] = f"{mixed}: each counts under the most frequent one of its images"
         if self.last_round.is_drawn:
             diffusion, fine_tune = config.diffusion, config.rounds.fine_tune
             notes["Diffusion model"] = f"{diffusion.steps} steps of {diffusion.batch}, trained in this run"
@@ -235,7 +267,7 @@ class Experiment:
             sampling = config.synthesis.sampling
             notes["Synthetic"] = f"{config.synthesis.n_images} images, {sampling.nfe} network evaluations each"
         if (self.folder / "agreement.csv").is_file():
-            doubted, n = self.last_round.contradicted(), len(context.unlabeled.patients())
+            doubted, n = shown(self.last_round.contradicted()), len(context.unlabeled.patients())
             names = f": {', '.join(doubted[:10])}{' ...' if len(doubted) > 10 else ''}" if doubted else ""
             notes["Segmenters contradict each other"] = (
                 f"before and after synthetic images, about {len(doubted)} of {n} unannotated patients{names} "

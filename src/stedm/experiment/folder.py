@@ -11,7 +11,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
-from stedm.io.files import is_temporary, write_json, write_text
+from stedm.io.files import fingerprint, is_temporary, write_json, write_text
 from stedm.io.ownership import is_marked
 
 MAY_CHANGE = ("name", "data.path", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
@@ -45,7 +45,7 @@ def claim(folder: Path, config: RunConfig) -> None:
     elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
     text = f"{_MARK}\n{to_yaml(config)}"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # a complete run may lie in a read-only folder
+    if not path.is_file() or path.read_bytes() != text.encode():  # a complete run may lie in a read-only folder
         write_text(path, text)
 
 
@@ -53,11 +53,14 @@ def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:
     """Write provenance.json, or refuse to go on with a table that is not that of the run's beginning."""
     path = folder / "provenance.json"
     if not path.is_file():
-        write_json(path, provenance(dataset))
+        write_provenance(folder, provenance(dataset))
     elif read_provenance(folder)["data"]["fingerprint"] != dataset.fingerprint:
         raise StedmError(
             f"{dataset.root}: its table is another, or has changed since {folder} was begun; give another -o"
         )
+
+
+_SUM = "sum"
 
 
 class _Data(BaseModel):
@@ -74,9 +77,18 @@ class _Provenance(BaseModel):
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """RUN/provenance.json; `StedmError` with one line if it is damaged."""
-    path = folder / "provenance.json"
-    read_json(path, _Provenance, hint="remove it and run again")
-    return read_json(path, dict[str, Any])
+    path, hint = folder / "provenance.json", "remove it and run again"
+    read_json(path, _Provenance, hint=hint)
+    values = read_json(path, dict[str, Any])
+    wanted = values.pop(_SUM, None)
+    if wanted not in (None, fingerprint(values)):
+        raise StedmError(f"{path}: damaged or changed since it was written (its sum is another); {hint}")
+    return values
+
+
+def write_provenance(folder: Path, values: dict[str, Any]) -> None:
+    """Write RUN/provenance.json with the sum of its content."""
+    write_json(folder / "provenance.json", {**values, _SUM: fingerprint(values)})
 
 
 def _read_config(path: Path) -> dict[str, Any]:

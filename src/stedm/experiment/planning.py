@@ -3,6 +3,7 @@
 import pandas as pd
 
 from stedm.config import RunConfig
+from stedm.data.squares import in_squares
 from stedm.errors import StedmError
 from stedm.experiment.resolve import annotated_part, open_dataset, resolve
 from stedm.synthesis.plan import make_plan
@@ -21,8 +22,8 @@ def plan_images(config: RunConfig, n: int) -> pd.DataFrame:
     config, dataset = resolve(config), open_dataset(config)
     return make_plan(
         config.synthesis.model_copy(update={"n_images": n}),
-        annotated_part(dataset, config),
-        dataset.split("unlabeled"),
+        in_squares(annotated_part(dataset, config)),
+        in_squares(dataset.split("unlabeled")),
         seed=config.seed,
         image_px=config.data.side,
     )

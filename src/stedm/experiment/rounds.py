@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from stedm.config import Arm, PseudoLabelConfig, first_teacher, uses_synthetic
 from stedm.data.folder import DatasetFolder
+from stedm.data.squares import in_squares
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.train import train_diffusion
 from stedm.experiment.agreement import agreement, contradicted, read_agreement, write_agreement
@@ -140,7 +141,7 @@ class Round:
                     image_px=self.config.data.side,
                     seed=seed_for(self.config.seed, *role),
                     pseudo_labels=labels,
-                    style_sources=unannotated_tissue(context.dataset, context.annotated),
+                    style_sources=in_squares(unannotated_tissue(context.dataset, context.annotated)),
                     init_from=before,
                     on_progress=tick,
                 )

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
+from stedm.io.tables import plain
 
 MOST_JSON_BYTES = 64 << 20
 MOST_ROWS = 20_000_000
@@ -197,6 +198,7 @@ def read_csv_table(path: str | Path, columns: Mapping[str, Column], *, hint: str
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        table = plain(table)
         numbers = {name: pd.to_numeric(table[name].mask(table[name] == "")) for name in table if name not in texts}
         table = table.assign(**numbers)
     except FileNotFoundError as error:

@@ -5,12 +5,12 @@ import re
 import struct
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
@@ -27,15 +27,32 @@ CLASS_COLOURS = (
     (216, 70, 160),
 )
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _ON_ITS_SIDE, _SUBFILE_TYPE = 0x0112, (5, 6, 7, 8), 254
 # A print of 4,800 dots per inch has 5.3 microns per pixel.
 _PLAUSIBLE_MPP = (0.05, 5.0)
 # What Pillow's decoders raise on damaged files.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _LARGE_PX = 4_000_000
-_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 LARGEST_PX = 50_000_000
 """Pixels of an image file of a dataset; what is larger is a slide. Decoding such an image takes 0.4 GB."""
+LARGEST_WHOLE_PX = 1 << 27
+"""Pixels of an image file that is tiled or segmented by itself."""
+_TURNS = dict(
+    zip(
+        range(2, 9),
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)
+"""What brings an image of an EXIF orientation upright."""
 
 
 def leaves_folder(name: str) -> str:
@@ -72,39 +89,67 @@ def file_inside(root: Path, name: str) -> Path:
     return path
 
 
+def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """`Image.open` without its warning of large images: these are read, or refused in a line."""
+    if not set(FORMATS) <= set(Image.OPEN):
+        Image.init()
+    with path.open("rb") as file:
+        head = file.read(16)
+    for factory, accepts in (Image.OPEN[name] for name in formats):
+        if accepts is None or accepts(head):
+            try:
+                return factory(path, str(path))
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                raise UnidentifiedImageError(str(error)) from error
+    raise UnidentifiedImageError("another format")
+
+
 @contextlib.contextmanager
-def _opened_image(root: Path, name: str) -> Iterator[Image.Image]:
+def _opened_image(root: Path, name: str, largest_px: int = LARGEST_PX) -> Iterator[Image.Image]:
     """An image file of the folder before it is decoded; what can't be taken is a `StedmError`, also while it is."""
     path = file_inside(root, name)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _refuse_large(name, image)
+        with open_image(path) as image:
+            _refuse_large(name, image, largest_px)
             # Pillow would cut RGB of 16 bits to 8 silently; the raw mode of the file tells.
             deep = image.mode in ("I", "F") or ";16" in image.mode or any(";16" in str(tile) for tile in image.tile)
             if deep:
                 raise StedmError(f"{name}: has more than 8 bits a channel; convert it to 8 bits")
+            if (n_images := _n_images(image)) > 1:
+                raise StedmError(f"{name}: holds {n_images} images, and which is meant isn't known; write one a file")
             yield image
-    except _TOO_LARGE as error:
-        raise _too_large(name) from error
     except UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG, JPEG, TIFF or BMP image ({error}); replace the file") from error
 
 
-def _refuse_large(name: str, image: Image.Image) -> None:
-    if image.width * image.height > LARGEST_PX:
-        raise _too_large(name)
+def _n_images(image: Image.Image) -> int:
+    """Images in a file; the smaller copies of a pyramid are none of their own, nor what cameras put into a JPEG."""
+    if image.format not in ("PNG", "TIFF") or (n_frames := getattr(image, "n_frames", 1)) == 1:
+        return 1
+    if image.format == "PNG":
+        return n_frames
+    copies = 0
+    for number in range(1, n_frames):
+        image.seek(number)
+        copies += bool(image.tag_v2.get(_SUBFILE_TYPE, 0) & 1)
+    image.seek(0)
+    return n_frames - copies
 
 
-def _too_large(name: str) -> StedmError:
-    return StedmError(
-        f"{name}: has more than {LARGEST_PX // 10**6} million pixels; cut it into tiles with `stedm tile`"
-    )
+def _refuse_large(name: str, image: Image.Image, largest_px: int = LARGEST_PX) -> None:
+    if image.width * image.height > largest_px:
+        raise StedmError(
+            f"{name}: has more than {largest_px // 10**6} million pixels; save it as a tiled TIFF and cut that, "
+            "which is a slide, with `stedm tile`"
+        )
 
 
-def read_image_file(root: Path, name: str, image_px: int | None = None) -> np.ndarray:
+def read_image_file(root: Path, name: str, image_px: int | None = None, largest_px: int = LARGEST_PX) -> np.ndarray:
     """Decode a PNG, JPEG, TIFF or BMP file of the folder to uint8 RGB (H, W, 3); transparent parts become white."""
-    with _opened_image(root, name) as image:
-        image = ImageOps.exif_transpose(image)
+    with _opened_image(root, name, largest_px) as image:
+        orientation = _orientation(image)
+        if orientation in _TURNS and image.format != "TIFF":  # which Pillow turns itself
+            image = image.transpose(_TURNS[orientation])
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -113,7 +158,7 @@ def read_image_file(root: Path, name: str, image_px: int | None = None) -> np.nd
 
 
 def resized(image: np.ndarray, image_px: int | None) -> np.ndarray:
-    """uint8 RGB (H, W, 3) brought to a square of `image_px` by area averaging; None = as it is."""
+    """A square uint8 RGB (H, H, 3) brought to `image_px` by area averaging; None = as it is, of any shape."""
     if image_px is None or image.shape[:2] == (image_px, image_px):
         return image
     return np.array(Image.fromarray(image).resize((image_px, image_px), Image.Resampling.BOX))
@@ -126,24 +171,45 @@ def image_size(root: Path, name: str) -> tuple[int, int]:
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
-    lies_on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    return image.size[::-1] if lies_on_its_side else image.size
+    is_turned = image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE
+    return image.size[::-1] if is_turned else image.size
 
 
-@contextlib.contextmanager
-def _opened_mask(root: Path, name: str) -> Iterator[Image.Image]:
-    path = file_inside(root, name)
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            _refuse_large(name, image)
-            # Grey PNG of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
-            if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
-                raise StedmError(f"{name}: is not single-channel 8-bit ({image.mode}); write masks as class indices")
-            yield image
-    except _TOO_LARGE as error:
-        raise _too_large(name) from error
-    except UNREADABLE as error:
-        raise StedmError(f"{name}: not a readable PNG mask ({error}); replace the file") from error
+def _orientation(image: Image.Image) -> int:
+    """By EXIF or XMP; 1 = as stored. PNG that hold it behind their pixels would have to be decoded to see it."""
+    holders = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+    if image.format == "PNG" and not any(name in image.info for name in holders):
+        return 1
+    return image.getexif().get(_EXIF_ORIENTATION, 1)
+
+
+def is_on_stored_pixels(name: str, orientation: int, shown_px: tuple[int, int], mask_px: tuple[int, int]) -> bool:
+    """Whether the mask of an image was drawn on its pixels as they are stored, and has to be turned as the image is.
+
+    Most tools draw there, some on what EXIF says is shown; where the image is oblong the mask's size tells.
+
+    Raises:
+        StedmError: it doesn't tell.
+    """
+    if orientation not in _TURNS:
+        return False
+    if orientation not in _ON_ITS_SIDE or shown_px[0] == shown_px[1]:
+        raise StedmError(
+            f"{name}: is turned by its EXIF orientation {orientation}, and its mask may have been drawn on the turned "
+            "or on the stored pixels; save the image without EXIF orientation, as its mask is"
+        )
+    return mask_px == shown_px[::-1]
+
+
+def mask_as_shown(root: Path, image_name: str, mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) turned by its image's EXIF orientation, where it was drawn on the stored pixels."""
+    if not (root / image_name).is_file():
+        return mask  # masks can be read without their images
+    with _opened_image(root, image_name) as image:
+        orientation, shown_px = _orientation(image), _shown_size(image)
+    if is_on_stored_pixels(image_name, orientation, shown_px, mask.shape[::-1]):
+        return np.array(Image.fromarray(mask).transpose(_TURNS[orientation]))
+    return mask
 
 
 def image_mpp(root: Path, name: str) -> float | None:
@@ -154,12 +220,26 @@ def image_mpp(root: Path, name: str) -> float | None:
     """
     path = file_inside(root, name)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             across, down = (25_400 / float(dots) for dots in image.info.get("dpi", (1, 1)))
     except (*UNREADABLE, ArithmeticError, TypeError):
         return None
     smallest, largest = _PLAUSIBLE_MPP
     return across if smallest <= across <= largest and abs(down / across - 1) <= 0.02 else None
+
+
+@contextlib.contextmanager
+def _opened_mask(root: Path, name: str) -> Iterator[Image.Image]:
+    path = file_inside(root, name)
+    try:
+        with open_image(path, ("PNG",)) as image:
+            _refuse_large(name, image)
+            # Grey PNG of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
+            if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
+                raise StedmError(f"{name}: is not single-channel 8-bit ({image.mode}); write masks as class indices")
+            yield image
+    except UNREADABLE as error:
+        raise StedmError(f"{name}: not a readable PNG mask ({error}); replace the file") from error
 
 
 def read_mask_file(root: Path, name: str) -> np.ndarray:
@@ -182,16 +262,21 @@ class FileFacts:
     """RGB of the indices in the palette of a mask, where it has one."""
     is_plain: bool = False
     """An image of one colour, such as glass."""
+    orientation: int = 1
+    """By EXIF; `size` is that of the image as it is shown."""
+    is_bilevel: bool = False
+    """One bit a pixel: black or white."""
 
 
 def image_facts(root: Path, name: str, large: contextlib.AbstractContextManager | None = None) -> FileFacts:
     """Of an image file that `read_image_file` can read; `StedmError` for others. Large ones are decoded in `large`."""
     with _opened_image(root, name) as image, _alone(image, large):
-        size = _shown_size(image)
+        size, orientation = _shown_size(image), _orientation(image)
         # JPEG at an eighth of its size: all of the file is read, in half of the time.
         image.draft(image.mode, (1, 1))
         extrema = np.reshape(image.getextrema(), (-1, 2))
-        return FileFacts(size, zlib.crc32(image.tobytes()), is_plain=bool((extrema[:, 0] == extrema[:, 1]).all()))
+        is_plain = bool((extrema[:, 0] == extrema[:, 1]).all())
+        return FileFacts(size, zlib.crc32(image.tobytes()), None, None, is_plain, orientation, image.mode == "1")
 
 
 def mask_facts(root: Path, name: str, large: contextlib.AbstractContextManager | None = None) -> FileFacts:

@@ -1,14 +1,17 @@
 """What the tables of the package have in common: CSV files read as text, and patients that stay in one split."""
 
+import csv
 import re
 import unicodedata
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stedm.errors import StedmError
+from stedm.io.files import write_text
 
 SPLITS = ("train", "unlabeled", "val", "test")
 
@@ -16,12 +19,57 @@ SPLITS = ("train", "unlabeled", "val", "test")
 def read_csv(path: Path) -> pd.DataFrame:
     """A CSV file with every cell as text, "" where empty; `StedmError` if it isn't one."""
     try:
+        with open(path, encoding="utf-8-sig") as file:
+            head = file.readline()
+        for separator, name in (";", "a semicolon"), ("\t", "a tab"):
+            if separator in head and "," not in head:
+                raise StedmError(f"{path}: the separator is {name}; save the table with commas")
         with warnings.catch_warnings():
             # Pandas only warns of rows longer than the header, and drops their end.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+            return plain(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False))
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise StedmError(f"{path}: not readable ({' '.join(str(error).split())})") from error
+
+
+def csv_text(table: pd.DataFrame, **options: Any) -> str:
+    """The table as CSV in which no spreadsheet sees a formula: texts that would be one begin with an apostrophe.
+
+    `read_csv` and `plain` take it off again. Options are those of `DataFrame.to_csv`.
+    """
+    harmless = table.rename(columns=_escaped)
+    for number, (_, column) in enumerate(table.items()):
+        if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):
+            cells = [_escaped(cell) for cell in column]
+            harmless.isetitem(number, pd.Series(cells, column.index, object))
+            if any(isinstance(cell, str) and "\r" in cell for cell in cells):
+                options["quoting"] = csv.QUOTE_NONNUMERIC  # else it would end the row
+    return harmless.to_csv(index=False, **options)
+
+
+def write_csv(path: str | Path, table: pd.DataFrame, **options: Any) -> None:
+    """Write `csv_text` atomically."""
+    write_text(path, csv_text(table, **options))
+
+
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of texts as it was before `csv_text`."""
+    table = table.rename(columns=lambda name: _ESCAPED.sub("", name))
+    return table.apply(lambda column: column.str.replace(_ESCAPED.pattern, "", regex=True))
+
+
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_ESCAPED = re.compile(f"^'(?={_FORMULA.pattern})")
+
+
+def _escaped(cell: Any) -> Any:
+    if not isinstance(cell, str) or not _FORMULA.match(cell):
+        return cell
+    try:
+        float(cell)  # -0.1 is a number
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def patient_problems(table: pd.DataFrame, where: str) -> list[str]:

@@ -14,8 +14,9 @@ import pandas as pd
 
 from stedm.config import PhantomConfig
 from stedm.errors import StedmError
-from stedm.io.files import replacing, write_text
+from stedm.io.files import replacing
 from stedm.io.images import write_png
+from stedm.io.tables import write_csv
 from stedm.layout.random_field import SmoothField
 from stedm.phantom.cohort import patient_categories
 from stedm.phantom.patients import CLASSES, draw_layout, draw_patient
@@ -160,7 +161,7 @@ def make_phantom_slides(
             rows.append((f"{name}-slide", name, split, image, annotation, config.mpp, category))
             slides.append(slide)
     columns = ["slide_id", "patient_id", "split", "image", "annotation", "mpp", "category"]
-    write_text(root / "slides.csv", pd.DataFrame(rows, columns=columns).to_csv(index=False))
+    write_csv(root / "slides.csv", pd.DataFrame(rows, columns=columns))
     return slides
 
 

@@ -26,6 +26,7 @@ import yaml
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_text
+from stedm.io.tables import write_csv
 from stedm.seeds import numpy_generator
 from stedm.slides.polygon_files import Region, coco_categories, coco_regions_by_image, is_coco, read_json
 
@@ -86,7 +87,7 @@ def make_catch(
         write_text(new / "classes.yaml", _mapping_yaml(set(coco_categories(coco_file, coco).values()), coco_file))
         table["image"] = [str(path.resolve()) for path in table["image"]]
         table = table[list(SLIDE_COLUMNS)]
-        table.to_csv(new / "slides.csv", index=False)
+        write_csv(new / "slides.csv", table)
     return table
 
 

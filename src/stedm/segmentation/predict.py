@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from stedm.config import SlideSegmentationConfig
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
-from stedm.io.files import visible_files
-from stedm.io.images import class_palette, image_mpp, read_image_file, write_png
+from stedm.io.files import sweep, visible_files
+from stedm.io.images import LARGEST_WHOLE_PX, class_palette, image_mpp, read_image_file, write_png
 from stedm.io.ownership import SEGMENTED, check_outputs, is_marked
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import SegmenterInfo, load_segmenter, stride_of
@@ -121,6 +121,7 @@ def segment_files(
             that is read or, without `overwrite`, a file that isn't a mask of an earlier call.
     """
     refuse_useless_mpp(mpp, info)
+    sweep(output)
     root, names = _find_images(Path(images))
     masks = [(Path(output) / name).with_suffix(".png") for name in names]
     check_outputs(dict.fromkeys(masks, SEGMENTED), [root / name for name in names], overwrite=overwrite)
@@ -128,7 +129,7 @@ def segment_files(
 
     def seen() -> Iterator[np.ndarray]:
         for name in names:
-            image = read_image_file(root, name)
+            image = read_image_file(root, name, largest_px=LARGEST_WHOLE_PX)
             scale = scale_of(image.shape[1::-1], info, image_mpp(root, name) if mpp is None else mpp)
             rules[scale.rule] += 1
             sizes.append(image.shape[1::-1])

@@ -34,7 +34,8 @@ class RowCheckpoint:
         row = 0
         while (file := next(self.folder.glob(f"{self.key}-{row}-*.npz"), None)) is not None:
             try:
-                with np.load(file, allow_pickle=False) as content:
+                # Opened here: NumPy doesn't close a file that it finds damaged.
+                with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
                     labels = content["labels"]
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
                 file.unlink()  # damaged: these rows are made again

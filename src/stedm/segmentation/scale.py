@@ -6,7 +6,7 @@ The first rule that can be followed:
    images, as slides are.
 2. The training images were all of one size and reduced by one factor: the image is reduced by the same factor, since
    nothing says that its pixels are others. An image of their size is seen as they were, to the bit.
-3. They were of several sizes, each reduced to `image_px`: so is the image.
+3. They were of several sizes, the shorter side of each reduced to `image_px`: so is that of the image.
 4. Nothing is known of them (a segmenter of an older version): the image is seen in its own pixels.
 
 The aspect of an image is kept. What is larger than `image_px` is seen in overlapping tiles.

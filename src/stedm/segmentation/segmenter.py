@@ -18,8 +18,9 @@ from stedm.config import (
     uses_ssl,
 )
 from stedm.data.folder import DatasetFolder
+from stedm.data.squares import in_squares
 from stedm.errors import StedmError
-from stedm.io.images import image_mpp, read_image_file
+from stedm.io.images import LARGEST_WHOLE_PX, image_mpp, read_image_file
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
 from stedm.segmentation.predict import image_probabilities, segment_files, segment_images
 from stedm.segmentation.scale import refuse_useless_mpp
@@ -73,7 +74,8 @@ class Segmenter:
             pseudo_labeled: unlabeled images under labels of teachers, for the `self-training` arms
                 (stedm.segmentation.pseudo_labels writes them).
             config: network, steps and the like; None = the defaults. Its `arms` and `seeds` are not used.
-            image_px: side of the square images that the network sees; images are resized to it.
+            image_px: side of the square images that the network sees; images are reduced to it, and oblong ones cut
+                into squares (see stedm.data.squares).
             network: a network of one's own: a function from the number of classes to a module.
             recolour: how far stains may differ (`stedm.config.RecolourConfig`); None = the defaults.
             on_progress: called with (steps done, steps in all, the loss that was read last).
@@ -91,14 +93,14 @@ class Segmenter:
             annotated = annotated.followed_by(whole.select(whole.has_mask & (whole.table["split"] == "unlabeled")))
         model = train_segmenter(
             config or SegmentationConfig(),
-            annotated,
+            in_squares(annotated),
             folder,
             arm=arm,
             image_px=image_px,
             seed=seed,
-            synthetic=None if synthetic is None else _opened(synthetic),
-            unlabeled=None if unlabeled is None else _opened(unlabeled),
-            pseudo_labeled=None if pseudo_labeled is None else _opened(pseudo_labeled),
+            synthetic=None if synthetic is None else in_squares(_opened(synthetic)),
+            unlabeled=None if unlabeled is None else in_squares(_opened(unlabeled)),
+            pseudo_labeled=None if pseudo_labeled is None else in_squares(_opened(pseudo_labeled)),
             network=network,
             recolour=recolour,
             on_progress=on_progress,
@@ -168,7 +170,7 @@ class Segmenter:
         `mpp`: microns per pixel of the image; None = as the file says, if it does.
         """
         path = Path(path)
-        image = read_image_file(path.parent, path.name)
+        image = read_image_file(path.parent, path.name, largest_px=LARGEST_WHOLE_PX)
         return self.predict(image, mpp=mpp or (self.mpp and image_mpp(path.parent, path.name)))
 
     def predict_folder(

@@ -25,8 +25,11 @@ from torch import nn
 from stedm.config import SlideSegmentationConfig, TissueConfig, checked
 from stedm.config.base import read_values
 from stedm.errors import DiskError, StedmError
-from stedm.io.files import fingerprint, replacing, write_text
+from stedm.io.artefacts import Column, read_csv_table
+from stedm.io.files import fingerprint, replacing, sweep, write_text
+from stedm.io.manifest import verify_sum, write_sum
 from stedm.io.ownership import SEGMENTED, check_outputs
+from stedm.io.tables import write_csv
 from stedm.progress import Reporter
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
@@ -99,6 +102,7 @@ def segment_slides(
     """
     loaded, info = load_segmenter(model_folder, network)
     config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
+    sweep(output)
     targets = _targets(slides, Path(output), config, Path(model_folder))
     mine = targets[shard[0] :: shard[1]]
     marks = {path: mark for target in mine if not target.is_done(config) for path, mark in target.marks(config).items()}
@@ -123,7 +127,7 @@ def segment_slides(
         pending = []
     written = [target for target in targets if target not in failures and target not in pending]
     if written and not pending and written[0].mark is not None:
-        _write_table(Path(output) / "areas.csv", pd.concat(pd.read_csv(target.mark) for target in written))
+        write_csv(Path(output) / "areas.csv", pd.concat(_read_areas(target.mark) for target in written))
     return SegmentedSlides(
         [target.path for target in written], [failures[target] for target in targets if target in failures], not pending
     )
@@ -195,9 +199,9 @@ class _Segmentation:
         except StedmError as error:
             return str(error)
         table.insert(0, "slide_id", target.source.name)
-        _write_table(target.path.with_suffix(".csv"), table)
+        write_csv(target.path.with_suffix(".csv"), table)
         if target.mark is not None:
-            _write_table(target.mark, table)
+            _write_sealed(target.mark, table)
         return None
 
 
@@ -401,6 +405,12 @@ def _areas(counts: dict[str, int], classes: Sequence[str], mpp: float) -> pd.Dat
     return table.assign(fraction=pixels / max(pixels.sum(), 1), mpp=mpp)
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> None:
+def _write_sealed(path: Path, table: pd.DataFrame) -> None:
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+        write_csv(temporary, table)
+        write_sum(path, temporary)
+
+
+def _read_areas(path: Path) -> pd.DataFrame:
+    verify_sum(path)
+    return read_csv_table(path, {"slide_id": Column("text"), "class": Column("text")}, hint="remove it and run again")

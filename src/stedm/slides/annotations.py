@@ -151,10 +151,12 @@ def _polygon_annotation(
     slide_px: tuple[int, int] | None,
 ) -> PolygonAnnotation:
     _, shapely = geometry_libraries()
-    values = _region_values(path, rules, classes, ignore_index, file.regions)
+    values, unknown = _region_values(path, rules, classes, ignore_index, file.regions)
     polygons, of_region = _valid_polygons(file.regions)
     notes = [f"objects left out: {', '.join(f'{n} {kind}' for kind, n in sorted(file.left_out.items()))}"]
     notes = notes if file.left_out else []
+    if unknown:
+        notes.append(f"regions of classes that are not in the class mapping are ignored: {unknown}")
     if slide_px is not None:
         notes += off_slide(path, polygons, [file.regions[row].where for row in of_region], slide_px)
     if len(polygons) == 0:
@@ -177,8 +179,8 @@ def _polygon_annotation(
 
 def _region_values(
     path: Path, rules: ClassMapping, classes: list[str], ignore_index: int, regions: list[Region]
-) -> np.ndarray:
-    """Class index of each region, intp; all names that are unknown are listed in one error."""
+) -> tuple[np.ndarray, str]:
+    """Class index of each region, intp, and the names that are unknown; in one error, unless they shall be ignored."""
     index_of = rules.class_indices(classes, ignore_index)
     values, unknown, nameless = np.full(len(regions), ignore_index, np.intp), Counter(), []
     for row, region in enumerate(regions):
@@ -198,13 +200,13 @@ def _region_values(
             f"{path}: {nameless[0]}{more} has no class; set it in QuPath, or say `unclassified: CLASS` or "
             "`unclassified: ignore` in the class mapping"
         )
+    listed = ", ".join(f"{' '.join(name.split())} ({count})" for name, count in sorted(unknown.items()))
     if unknown and rules.unknown == "error":
-        listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
         raise StedmError(
             f"{path}: unknown classes {listed}; known are {', '.join(index_of)}: add them to the class mapping, or say "
             "`unknown: ignore` in it"
         )
-    return values
+    return values, listed
 
 
 def _valid_polygons(regions: list[Region]) -> tuple[np.ndarray, np.ndarray]:

@@ -160,7 +160,7 @@ def _object_kind(feature: dict[str, Any], properties: dict[str, Any]) -> str:
         return "cell"
     for kind in (properties.get("objectType"), properties.get("object_type")):
         if kind is not None:
-            return str(kind).strip().lower()
+            return " ".join(str(kind).lower().split())[:40]
     old = feature.get("id")
     return old if isinstance(old, str) and _OLD_OBJECT.fullmatch(old) else "annotation"
 
@@ -206,7 +206,8 @@ def _geometry_polygons(path: Path, where: str, geometry: Any) -> Iterator[Rings]
         for rings in polygons:
             yield [_ring(path, where, ring) for ring in rings]
     elif kind not in _WITHOUT_AREA:
-        raise StedmError(f"{path}: {where}: no polygon (geometry is {kind or 'missing'}); draw it again or remove it")
+        kind = " ".join(str(kind or "missing").split())
+        raise StedmError(f"{path}: {where}: no polygon (geometry is {kind}); draw it again or remove it")
 
 
 def _ring(path: Path, where: str, points: Any) -> np.ndarray:
@@ -241,7 +242,7 @@ def _coco_regions(path: Path, content: dict[str, Any], image_name: str | None) -
         if annotation["image_id"] == image["id"]:
             regions.append(_coco_region(path, index, annotation, names))
     sides = [image.get(side) for side in ("width", "height")]
-    said = all(isinstance(side, int | float) and side > 0 for side in sides)
+    said = all(isinstance(side, int | float) and 0 < side < _LARGEST_COORDINATE for side in sides)
     return PolygonFile(regions, Counter(), (int(sides[0]), int(sides[1])) if said else None)
 
 

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from stedm.errors import StedmError
-from stedm.io.images import UNREADABLE, read_image_file
+from stedm.io.images import LARGEST_WHOLE_PX, UNREADABLE, open_image, read_image_file
 from stedm.slides.resolution import Stated, ome_mpp
 from stedm.slides.tiff_header import pixel_problem, tiff_pages
 
@@ -28,6 +29,9 @@ _PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg")
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _MOST_OPEN = 16
 """Open slides a process; each OpenSlide keeps up to 32 MB of decoded tiles."""
+_OPENING_SECONDS = 120.0
+"""Far more than any whole slide takes, over a network too."""
+
 
 Box = tuple[int, int, int, int]
 """Left, top, width, height in pixels of level 0."""
@@ -141,13 +145,15 @@ class _ImageFile:
     """An image without levels, decoded whole."""
 
     def __init__(self, path: Path):
-        self._image = Image.fromarray(read_image_file(path.parent, path.name))
-        self.level_sizes = [self._image.size]
+        self._pixels = read_image_file(path.parent, path.name, largest_px=LARGEST_WHOLE_PX)
+        size = self._pixels.shape[1::-1]
+        self.level_sizes = [size]
         self.downsamples = [1.0]
-        self.bounds = (0, 0, *self._image.size)
+        self.bounds = (0, 0, *size)
 
     def read(self, level: int, left: int, top: int, width: int, height: int) -> Image.Image:
-        return self._image.crop((left, top, left + width, top + height))
+        # Not Pillow's crop, which warns of large regions.
+        return Image.fromarray(self._pixels[top : top + height, left : left + width])
 
     def resolutions(self) -> list[Stated]:
         return []
@@ -170,17 +176,20 @@ def open_file(path: Path, reader: str) -> SlideFile:
     """
     key = (path, reader)
     with _lock:
-        if key not in _files:
-            try:
-                _files[key] = _READERS[reader](path)
-            except StedmError:
-                raise
-            except Exception as error:
-                raise StedmError(f"{path}: not readable as a slide ({one_line(error)})") from error
+        file = _files.get(key)
+    if file is None:  # opened without the lock: a damaged file may never be
+        try:
+            file = _READERS[reader](path)
+        except StedmError:
+            raise
+        except Exception as error:
+            raise StedmError(f"{path}: not readable as a slide ({one_line(error)})") from error
+    with _lock:
+        file = _files.setdefault(key, file)
         _files.move_to_end(key)
         while len(_files) > _MOST_OPEN:
             _files.popitem(last=False)
-        return _files[key]
+        return file
 
 
 def forget(path: Path) -> None:
@@ -212,9 +221,7 @@ def first_that_reads(path: Path) -> tuple[str, SlideFile]:
     found: list[tuple[str, SlideFile]] = []
     for reader in _candidates(path):
         try:
-            file = open_file(path, reader)
-            for level in range(len(file.level_sizes)):  # some compressions are refused only by the decoder
-                file.read(level, 0, 0, 1, 1)
+            file = _in_time(lambda reader=reader: _tried(path, reader))
         except Exception as error:
             forget(path)
             problems.append(f"{reader}: {one_line(error.__cause__ or error)}")
@@ -228,9 +235,35 @@ def first_that_reads(path: Path) -> tuple[str, SlideFile]:
     return max(found, key=lambda pair: len(pair[1].level_sizes))
 
 
+def _tried(path: Path, reader: str) -> SlideFile:
+    file = open_file(path, reader)
+    for level in range(len(file.level_sizes)):  # some compressions are refused only by the decoder
+        file.read(level, 0, 0, 1, 1)
+    return file
+
+
+def _in_time(call: Callable[[], SlideFile]) -> SlideFile:
+    """What the call returns. One that hangs in a damaged file is left behind, and ends with the process."""
+    outcome: Future[SlideFile] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(_OPENING_SECONDS)
+    except TimeoutError:
+        if outcome.done():
+            raise
+        raise ValueError(f"not open after {_OPENING_SECONDS:g} seconds, it may be damaged") from None
+
+
 def _check_header(path: Path) -> None:
     if path.suffix.lower() in _PLAIN_SUFFIXES:
-        with contextlib.suppress(*UNREADABLE), Image.open(path) as image:  # the reader says what is wrong
+        with contextlib.suppress(*UNREADABLE), open_image(path) as image:  # the reader says what is wrong
             if image.mode in ("1", "L", "LA"):
                 raise StedmError(f"{path}: its pixels are grey; slides are RGB of 8 bits: export it as RGB")
         return

@@ -29,7 +29,7 @@ def stated_mpp(path: Path, statements: list[Stated]) -> float:
         if x is None or y is None:
             continue
         if not (_is_of_a_scanner(x) and _is_of_a_scanner(y)):
-            refused = refused or f" but {x:.4g} x {y:.4g} ({source}), which is no scanner's"
+            refused = refused or f" ({source} says {x:.4g} x {y:.4g} microns per pixel, which is no scanner's)"
         elif abs(x / y - 1) > _AXES_AGREE:
             raise StedmError(
                 f"{path}: {source} says {x:.4g} microns per pixel across and {y:.4g} down; give the right one (column "

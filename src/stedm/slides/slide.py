@@ -55,7 +55,7 @@ class Slide:
             StedmError: no such file, not readable as a slide or image, or a resolution that is not known.
         """
         path = Path(path).absolute()
-        if not path.exists():  # a DICOM slide may be a folder
+        if not (path.is_file() or path.is_dir()):  # a DICOM slide may be a folder
             raise StedmError(f"{path}: no such slide; correct its path")
         forget(path)  # the file may be another one by now
         reader, file = first_that_reads(path)

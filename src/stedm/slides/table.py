@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.errors import StedmError
+from stedm.io.images import leaves_folder
 from stedm.io.tables import patient_problems, read_csv
 
 REQUIRED_COLUMNS = ("slide_id", "patient_id", "split", "image")
@@ -60,7 +61,7 @@ def slide_problems(table: pd.DataFrame) -> list[str]:
     problems += [
         f"slide {name}: the name becomes a folder's; don't start it with a dot nor use any of / \\ : * ? \" < > |"
         for name in names
-        if name.startswith(".") or set(name) & set('/\\:*?"<>|')
+        if name.startswith(".") or set(name) & set('/\\:*?"<>|') or leaves_folder(name)
     ]
     for name, text in zip(names, table["mpp"], strict=True):
         if text and not _is_positive(text):

@@ -25,6 +25,7 @@ import pandas as pd
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
 from stedm.data.positions import SlidePositions
+from stedm.data.squares import files_of
 from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.errors import StedmError
 from stedm.style.deform import deformed, random_tissue_patch
@@ -45,6 +46,7 @@ class StyleSampler:
         table = cache.dataset.table
         self._of_patient = _groups(table["patient_id"])
         self._of_slide = _groups(slide_keys(table))
+        self._file = pd.factorize(files_of(cache.dataset))[0]
         self._positions = SlidePositions(cache.dataset)
 
     def __call__(self, row: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +67,8 @@ class StyleSampler:
     def others_of_slide(self, row: int) -> np.ndarray:
         """Rows of the same slide that share no area with `row`, as far as positions are known."""
         rows = self._of_slide[row]
-        rows = rows[rows != row]
+        # Squares of one image overlap, and where it lies on the slide may not be known.
+        rows = rows[self._file[rows] != self._file[row]]
         return rows[~self._positions.overlapping(row, rows)]
 
     def neighbours(self, row: int) -> np.ndarray:
@@ -127,7 +130,7 @@ def refuse_impossible_sampling(kind: str, *datasets: DatasetFolder) -> None:
     That is where there is neither a `slide_id` nor a patient with two images: every sample would silently be
     `augmented`. Single images without others, among such that have some, are no error.
     """
-    tables = [dataset.table for dataset in datasets]
+    tables = [dataset.table[~files_of(dataset).duplicated()] for dataset in datasets]
     if kind not in ("nearby", "multi-patch") or any((table["slide_id"] != "").any() for table in tables):
         return
     if all(table["patient_id"].is_unique for table in tables):

@@ -16,6 +16,9 @@ from stedm.config import Sampling
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
+from stedm.data.pieces import file_name
+from stedm.data.pseudonyms import Pseudonyms
+from stedm.data.squares import with_squares
 from stedm.data.symmetry import symmetry
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
@@ -25,7 +28,7 @@ from stedm.io.images import class_palette
 from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
 from stedm.seeds import numpy_generator
 from stedm.style.sampling import style_views
-from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint
+from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint, source_names
 from stedm.workers.pool import Pool, Work, check_shared
 
 
@@ -38,6 +41,7 @@ def synthesize(
     pool: Pool | None = None,
     model_folder: Path | None = None,
     memory: CacheBudget | None = None,
+    pseudonymise: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Draw the images of a plan that are missing in `folder`; a killed run goes on where it was.
@@ -50,6 +54,8 @@ def synthesize(
         pool: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
             the model from `model_folder`.
         memory: what decoded style images may take in this process (None = what all other folders share).
+        pseudonymise: no id of a patient and no name of a source image in the table; the images can then not be drawn
+            again from it.
         on_progress: called with (images drawn, images of this shard); those of the last batch may still be written.
 
     Returns:
@@ -60,6 +66,8 @@ def synthesize(
     """
     unseen = plan.attrs.get("unseen_categories")
     dataset = DatasetFolder.open(plan.attrs["dataset"], unseen_categories=unseen, memory=memory)
+    names = source_names(plan)
+    dataset = with_squares(dataset, names)
     checked_sources(plan, dataset)
     _claim(folder, plan, model)
     predicted = _open_predicted(plan, memory)
@@ -73,7 +81,8 @@ def synthesize(
         drawn = _drawn_here(painter, folder, missing)
     else:
         there = None if predicted is None else _absolute(predicted.root)
-        job = DrawJob(_absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder), there)
+        paths = _absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder), there
+        job = DrawJob(*paths, squares=tuple(name for name in names if file_name(name) != name))
         drawn = (missing[number] for number, _ in pool.run(job, missing))
     for batch in drawn:
         done += len(batch)
@@ -82,7 +91,8 @@ def synthesize(
     # What was drawn on other machines may not be visible here at once: only the others' shards are looked for.
     if shard[1] > 1 and not _are_drawn(folder, plan):
         return False
-    _write_table(folder, plan, dataset.info, model.fingerprint)
+    written = Pseudonyms(dataset).table(plan) if pseudonymise else plan
+    _write_table(folder, written, dataset.info, model.fingerprint)
     return True
 
 
@@ -107,13 +117,15 @@ class DrawJob:
     dataset: Path
     folder: Path
     predicted: Path | None = None
+    squares: tuple[str, ...] = ()
     uses_gpu: ClassVar[bool] = True
 
     def open(self) -> Work:
         for path in filter(None, (self.model, self.dataset, self.folder / "synthesis.json", self.predicted)):
             check_shared(path)
         predicted = DatasetFolder.open(self.predicted) if self.predicted else None
-        painter = _Painter(load_painter(self.model, self.precision), DatasetFolder.open(self.dataset), predicted)
+        dataset = with_squares(DatasetFolder.open(self.dataset), self.squares)
+        painter = _Painter(load_painter(self.model, self.precision), dataset, predicted)
         return lambda batch: _write(self.folder, batch["image_id"], *painter(batch))
 
 

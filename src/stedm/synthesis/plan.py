@@ -20,6 +20,7 @@ from stedm.data.symmetry import N_SYMMETRIES
 from stedm.errors import StedmError
 from stedm.io.artefacts import Column, parse_json, read_parquet, write_parquet
 from stedm.io.files import fingerprint
+from stedm.io.images import leaves_folder
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import KINDS, PREDICTED, LayoutRecipe
 from stedm.seeds import numpy_generator, seed_for
@@ -220,12 +221,26 @@ def read_plan(path: str | Path) -> pd.DataFrame:
         parse_json(sampling, Sampling, f"{path}: sampling", hint=_PLAN_AGAIN)
     if plan.empty or plan["image_id"].duplicated().any():
         raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
+    _refuse_other_places(plan)
     return plan
+
+
+def _refuse_other_places(plan: pd.DataFrame) -> None:
+    """Ids become file names: refuse those that would lie outside of the folder."""
+    for image_id in plan["image_id"].astype(str):
+        if (problem := leaves_folder(image_id)) or not image_id:
+            raise StedmError(f"plan row {image_id!r}: image_id {problem or 'is empty'}")
 
 
 def plan_fingerprint(plan: pd.DataFrame) -> str:
     """Names the content of a plan."""
     return fingerprint({"rows": plan[COLUMNS].to_csv(index=False), "batch": plan.attrs["batch"]})
+
+
+def source_names(plan: pd.DataFrame) -> list[str]:
+    """Each image once that a plan takes a layout or a style of."""
+    styles = [name for names in plan["style_image_file_names"] for name in str(names).split(LIST_SEPARATOR)]
+    return list(dict.fromkeys([*plan["layout_image_file_name"], *styles]))
 
 
 def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
@@ -234,6 +249,7 @@ def checked_sources(plan: pd.DataFrame, dataset: DatasetFolder) -> None:
     Raises:
         StedmError: with the first offending image.
     """
+    _refuse_other_places(plan)
     splits = dict(zip(dataset.table["image_file_name"], dataset.table["split"], strict=True))
     for row in plan.itertuples():
         recipe = layout_recipe(row)

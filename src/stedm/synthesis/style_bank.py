@@ -5,8 +5,8 @@ Every vector of a bank is what the model's own style network makes of a set of i
 Distances are Euclidean: the LayerNorm at the encoder's end has brought the channels to one scale.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,11 @@ class StyleBank:
         if model is not None:
             bank.require(model, str(path))
         return bank
+
+    def renamed(self, names_of: Callable[[Iterable[str]], list[str]]) -> "StyleBank":
+        """The same bank with other ids of patients; `names_of` gives those of some ids, and keeps their order."""
+        table = self.table.assign(patient_id=names_of(self.table["patient_id"]))
+        return replace(self, table=table, patients=names_of(self.patients))
 
     def require(self, model: "StyleDiffusion", name: str = "style bank") -> None:
         """StedmError if the vectors are not of this model: those of two models can't be compared."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json
+from stedm.io.manifest import sha256_of
 
 _INDEX = "checkpoint.json"
 _MODEL, _AVERAGES, _OPTIMIZER = "model.safetensors", "averages.safetensors", "optimizer.safetensors"
@@ -44,7 +45,7 @@ def save_checkpoint(
         index = {
             "step": step,
             "averaged": averages.optimization_step if averages is not None else None,
-            "sha256": {file.name: _sha256(file) for file in sorted(temporary.iterdir())},
+            "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
         }
         write_json(temporary / _INDEX, index | {"sha256_of_index": _sha256_of(index)})
 
@@ -93,7 +94,7 @@ def _checked_index(folder: Path) -> dict:
         if said != _sha256_of(index) or not isinstance(index["step"], int):
             raise DamagedCheckpointError(f"{path} is damaged")
         for name, sha256 in index["sha256"].items():
-            if _sha256(folder / name) != sha256:
+            if sha256_of(folder / name) != sha256:
                 raise DamagedCheckpointError(f"{folder / name} is damaged")
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{error.filename} is missing") from error
@@ -120,11 +121,6 @@ def _load_moments(saved: dict[str, Tensor], network: nn.Module, optimizer: torch
         # Fused AdamW takes moments in another memory format than their weights' without a word, and wrongly.
         alike = torch.empty_like(parameter, requires_grad=False) if value.shape == parameter.shape else value
         optimizer.state[parameter][key] = torch.empty_like(alike, device=parameter.device).copy_(value)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256_of(index: dict) -> str:
