@@ -4,13 +4,15 @@ import json
 import re
 from pathlib import Path
 
+from stedm.io.files import is_temporary
+
 NOTHING_TO_COMPARE = (".lock", "random_states_0.pkl")
 """Locks, and the state of generators that nobody reads again."""
 
 
 def is_leftover(name: str) -> bool:
-    """Whether it lies in a temporary folder of a process that was killed (`.NAME.xxxxxxxx`)."""
-    return any(re.fullmatch(r"\..+\.[a-z0-9_]{8}", part) for part in name.split("/"))
+    """Whether it lies in a temporary folder of a process that was killed."""
+    return any(map(is_temporary, name.split("/")))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -38,8 +38,8 @@ def run(trial: Trial, workshop: Workshop) -> Outcome:
     fault, stage = trial.group.split(": ", 1)
     expected, whole = workshop.reference(stage)
     generator = numpy_generator(SEED, "soak", str(trial))
-    # Files take whole pages, as do the folders that they lie in for a moment.
-    size = sum(len(content) // _PAGE + 2 for content in expected.values()) * _PAGE
+    # Files take whole pages.
+    size = sum(-(-len(content) // _PAGE) for content in expected.values()) * _PAGE
     room = workshop.fresh(stage)
     with _disk(room) as resize:
         if fault == "full disk":

@@ -27,7 +27,15 @@ ARMS = [
     "real", "real+stain", "ssl", "self-training", "real+synthetic", "real+stain+synthetic", "real+stain+synthetic+ssl",
     "real+stain+synthetic+self-training",
 ]  # fmt: skip
-SCORES = ("counts-test.parquet", "report/", "provenance.json", "model/reconstruction", "manifest.json")
+SCORES = (
+    "counts-test.parquet",
+    "report/",
+    "provenance.json",
+    "data_files",
+    ".data_times",
+    "reconstruction",
+    "manifest",
+)
 """Files that are made of held-out patients, or name the content of the data: counts, report, and, where there is an
 autoencoder, how well it shows images of val."""
 

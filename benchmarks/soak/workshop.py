@@ -138,7 +138,8 @@ class Workshop:
         data = {**TINY["data"], "path": str(self.at("cohort"))}
         diffusion = {**TINY["diffusion"], "codec": {"kind": "autoencoder", "source": str(self.at("autoencoder"))}}
         latents = {
-            "diffusion": {**diffusion, "recolour": {"probability": 0.0}},
+            "diffusion": diffusion,
+            "recolour": {"probability": 0.0},
             "machine": {**TINY["machine"], "cache_latents": True},
             "rounds": {"number": 1, "voters": 1, "labels": None},
             "segmentation": {**TINY["segmentation"], "arms": ["real", "real+stain+synthetic"]},
