@@ -3,9 +3,9 @@
 from typing import Any, get_args
 
 import torch
-from stedm.style.recolour import recoloured
 from torch.utils.data import default_collate
 
+from stedm.colour.recolour import recolour_together
 from stedm.config import StyleConfig
 from stedm.data.cache import ImageCache
 from stedm.diffusion.train import DiffusionSamples
@@ -30,7 +30,7 @@ def run(setting: Setting, effort: Effort) -> dict[str, Any]:
         "read from files": lambda: _read(ImageCache(some, setting.image_px), batch),
         _SAMPLES: lambda: [samples[i] for i in range(batch)],
         "collate": lambda: default_collate(items),
-        "recolour, all samples": lambda: recoloured(together["image"], together["style"], factors),
+        "recolour, all samples": lambda: recolour_together(together["image"], together["style"], factors),
     }
     streams = {f"style sampling {name}": stream for name in SAMPLINGS if (stream := _stream(setting, name))}
     kinds = {name: lambda stream=stream: [stream[i] for i in range(batch)] for name, stream in streams.items()}

@@ -87,7 +87,7 @@ def test_one_plan_for_all_measured_once_and_a_verdict(spec_file, tmp_path):
     # The same layouts, styles and noise in every cell of a seed, and never a reference image as style.
     tables = [pd.read_csv(path) for path in sorted(runs.rglob("metadata.csv"))]
     assert len(tables) == 5, "images are kept of the first seed alone"
-    for column in ("layout_image_file_name", "style_image_file_names", "seed"):
+    for column in ("layout_of", "style_image_file_names", "seed"):
         assert all(table[column].equals(tables[0][column]) for table in tables)
     assert len({table["sampling"].iloc[0] for table in tables}) == 5
     given = {name for names in tables[0]["style_image_file_names"] for name in str(names).split(LIST_SEPARATOR)}
