@@ -11,6 +11,7 @@ died        the process, such as by a signal of a library
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from .workshop import Workshop
 
 GOOD = ("unharmed", "changed", "refused")
 BATCH = 100
-CPU_S, WALL_S, MEMORY_MB = 20, 45, 1500
+CPU_S, WALL_S, MEMORY_MB = 20, 30, 1500
 _ADDRESS_SPACE = 4 << 30
 MOST_LINES = 100
 """Of an error; it has one a problem."""
@@ -73,7 +74,7 @@ def _in_a_process(trial: Trial, at: int, end: int, workshop: Workshop, outcome: 
         _be_the_worker(trial.group, at, end, workshop, writing)
     os.close(writing)
     with os.fdopen(reading, "rb", buffering=0) as pipe:
-        told, ended = b"", None
+        told, ended, trying = b"", None, ""
         while ended is None:
             ready, *_ = select.select([pipe], [], [], WALL_S)
             part = pipe.read(1 << 16) if ready else b""
@@ -83,6 +84,9 @@ def _in_a_process(trial: Trial, at: int, end: int, workshop: Workshop, outcome: 
             *lines, told = told.split(b"\n")
             for line in lines:
                 number, name, done, place, text = json.loads(line)
+                if name == "trying":
+                    trying = done
+                    continue
                 if name == "control":
                     raise RuntimeError(f"{trial}: a whole file is not read: {text}")
                 _count(outcome, trial.group, number, name, f"{place} ({done})", text)
@@ -94,7 +98,7 @@ def _in_a_process(trial: Trial, at: int, end: int, workshop: Workshop, outcome: 
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     if at < end and ended in ("died", "hang"):
-        _count(outcome, trial.group, at, ended, "process", f"status {status}")
+        _count(outcome, trial.group, at, ended, trying, f"status of the process {status}")
         at += 1
     return at
 
@@ -131,7 +135,8 @@ def _be_the_worker(name: str, at: int, end: int, workshop: Workshop, writing: in
             tell(at, "control", "", "", traceback.format_exc()[-1500:])
             os._exit(1)
         for number in range(at, end):
-            tell(number, *attempt(reader, name, number, room, workshop, whole))
+            notify = functools.partial(tell, number, "trying")
+            tell(number, *attempt(reader, name, number, room, workshop, whole, notify=notify))
         shutil.rmtree(room, ignore_errors=True)
     finally:
         os._exit(0)
@@ -150,7 +155,15 @@ def _limit() -> None:
 
 
 def attempt(
-    reader: Reader, name: str, number: int, room: Path, workshop: Workshop, whole: str, *, raises: bool = False
+    reader: Reader,
+    name: str,
+    number: int,
+    room: Path,
+    workshop: Workshop,
+    whole: str,
+    *,
+    raises: bool = False,
+    notify: Callable[[str, str, str], None] = lambda *_: None,
 ) -> tuple[str, str, str, str]:
     """Damage a copy and read it: class, what was done, where it was noticed, and what was said."""
     done, largest = "", _largest_mb()
@@ -160,6 +173,7 @@ def attempt(
         if reader.begin:
             reader.begin(folder, workshop)
         done = damage_one(reader, folder, numpy_generator(SEED, "soak", name, number))
+        notify(done, "", "")
         value = digest(reader.read(folder, workshop))
         found = ("unharmed" if value == whole else "silent" if reader.ours else "changed", done, "", "")
     except BaseException as error:
