@@ -237,10 +237,8 @@ def test_images_of_the_size_of_slides_are_refused_by_their_header(root, kind, si
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     path.write_bytes(data)
     (line,) = check_dataset(root)
-    assert (
-        line
-        == f"{kind}/trainP0-0.png: has more than 50 million pixels; save it as a tiled TIFF and cut that, which is a slide, with `stedm tile`"
-    )
+    remedy = "save it as a tiled TIFF and cut that, which is a slide, with `stedm tile`"
+    assert line == f"{kind}/trainP0-0.png: has more than 50 million pixels; {remedy}"
 
 
 def test_large_images_are_decoded_one_at_a_time(root, monkeypatch):

@@ -518,3 +518,13 @@ def test_a_damaged_table_of_tiles_is_one_line(cohort, tmp_path):
     with pytest.raises(StedmError, match=rf"{path.name}: .*; remove it") as error:
         tile_slides(cohort / "slides.csv", tmp_path / "tiles", CONFIG, table_only=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("column", "value"), [("x", "left"), ("mpp", "0"), ("tile_px", None)])
+def test_places_that_are_no_numbers_are_refused_when_the_table_is_opened(tiled, column, value):
+    root = tiled(table_only=True).root
+    table = pd.read_csv(root / "metadata.csv", dtype=str, keep_default_na=False)
+    table = table.drop(columns=column) if value is None else table.assign(**{column: value})
+    table.to_csv(root / "metadata.csv", index=False)
+    with pytest.raises(StedmError, match=f"column {column} is missing" if value is None else "must be numbers"):
+        DatasetFolder.open(root)

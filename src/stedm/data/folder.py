@@ -17,7 +17,7 @@ from PIL import Image
 from stedm.data.info import DatasetInfo, read_info
 from stedm.data.memory import CacheBudget, common_budget
 from stedm.data.pieces import cut, file_name, parsed
-from stedm.data.regions import SlideRegions
+from stedm.data.regions import SlideRegions, holds_regions, region_table_problems
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint, flush, replacing, write_text
 from stedm.io.images import (
@@ -87,6 +87,7 @@ class DatasetFolder:
         verify_present(root, "dataset.yaml", "metadata.csv")
         info, table = read_info(root), read_table(root)
         problems = table_problems(table)
+        problems += region_table_problems(table) if holds_regions(root) and not problems else []
         if problems:
             more = f" (and {len(problems) - 1} more: run `stedm check {root}`)" if problems[1:] else ""
             raise StedmError(f"{root}: {problems[0]}{more}")

@@ -151,20 +151,34 @@ def read_class_mapping(root: Path) -> dict[str, Any] | None:
     return mapping if isinstance(mapping, dict) else None
 
 
-def region_problems(root: Path, classes: list[str], ignore_index: int, table: pd.DataFrame) -> list[str]:
-    """Problems of such a folder, one line each: every slide and annotation in use is opened, no tile is read.
-
-    Annotations of `unlabeled` slides stay closed.
-    """
+def region_table_problems(table: pd.DataFrame) -> list[str]:
+    """Columns that rows of slides need and don't have, and places and sizes that are no numbers."""
     if missing := [column for column in REGION_COLUMNS if column not in table]:
         return [
             f"metadata: column {name} is missing; rows of slides need it (if these are image files, remove slides.csv)"
             for name in missing
         ]
-    bad = ~np.isfinite(table[list(REGION_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")).all(axis=1)
-    problems = [
-        f"metadata: row {row + 1}: x, y, tile_px, mpp and slide_mpp must be numbers" for row in np.flatnonzero(bad)
+    return [
+        f"metadata: row {row + 1}: x, y, tile_px, mpp and slide_mpp must be numbers"
+        for row in np.flatnonzero(_not_numbers(table))
     ]
+
+
+def _not_numbers(table: pd.DataFrame) -> np.ndarray:
+    numbers = table[list(REGION_COLUMNS[1:])].apply(pd.to_numeric, errors="coerce")
+    sizes = numbers[["tile_px", "mpp", "slide_mpp"]]
+    return ~(np.isfinite(numbers).all(axis=1) & (sizes > 0).all(axis=1)).to_numpy()
+
+
+def region_problems(root: Path, classes: list[str], ignore_index: int, table: pd.DataFrame) -> list[str]:
+    """Problems of such a folder, one line each: every slide and annotation in use is opened, no tile is read.
+
+    Annotations of `unlabeled` slides stay closed.
+    """
+    problems = region_table_problems(table)
+    if not set(REGION_COLUMNS) <= set(table):
+        return problems
+    bad = _not_numbers(table)
     try:
         regions = SlideRegions.of(root, classes, ignore_index)
     except StedmError as error:

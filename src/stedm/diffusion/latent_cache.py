@@ -21,7 +21,7 @@ from stedm.data.symmetry import N_SYMMETRIES
 from stedm.diffusion.codec import AutoencoderCodec
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
-from stedm.io.files import replacing, write_json, writing
+from stedm.io.files import replacing, require_file, write_json, writing
 
 
 class LatentCache:
@@ -86,8 +86,10 @@ def _holds(folder: Path, index: dict) -> bool:
     try:
         found = read_json(folder / "index.json", dict)
         shape = found.pop("shape", None)
+        for name in ("moments.npy", "sums.npy"):
+            require_file(folder / name)
         moments, sums = _open(folder)
-    except (StedmError, OSError, ValueError, EOFError, SyntaxError):
+    except (StedmError, OSError, ValueError, EOFError, SyntaxError, TypeError):
         return False
     is_whole = [list(moments.shape), list(sums.shape), moments.dtype, sums.dtype]
     return found == index and shape is not None and is_whole == [shape, shape[:2], np.float16, np.uint32]

@@ -5,6 +5,7 @@ one place where a file that isn't safetensors is read, with torch's `weights_onl
 file.
 """
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class _Inert:
 def _read_torch(path: Path) -> dict[str, Any]:
     try:
         others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError):
+    except (ValueError, RuntimeError, pickle.UnpicklingError, EOFError, OSError):
         others = []  # the old format of torch.save: read without stand-ins
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in others]):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from stedm.errors import StedmError
-from stedm.io.files import replacing
+from stedm.io.files import replacing, require_file
 from stedm.io.tables import plain
 
 MOST_JSON_BYTES = 64 << 20
@@ -39,6 +39,7 @@ def read_json(path: str | Path, schema: type[_T], *, hint: str = "") -> _T:
     """
     path = Path(path)
     try:
+        require_file(path)
         if (size := path.stat().st_size) > MOST_JSON_BYTES:
             raise StedmError(f"{path}: {size} bytes, too large for what it should be{_then(hint)}")
         text = path.read_text(encoding="utf-8")

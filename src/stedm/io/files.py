@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -54,7 +55,9 @@ def replacing(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Path
                 yield temporary
             if durable:
                 _sync_all(temporary)
-            if temporary.is_dir() and path.is_dir():
+            if path.is_dir() and not path.is_symlink():
+                if not temporary.is_dir():
+                    raise StedmError(f"{path}: is a folder and a file is to be written; remove it")
                 shutil.rmtree(path)
             os.replace(temporary, path)
             if durable:
@@ -117,6 +120,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_file(path: str | os.PathLike) -> None:
+    """`OSError` unless `path` is a file: a reader would wait for ever for what a pipe gives."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
 # ---- temporary folders ----------------------------------------------------------------------------------------------
 
 
@@ -137,8 +146,8 @@ def _machine() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
-def sweep(folder: str | os.PathLike) -> None:
-    """Remove temporary folders that killed processes have left in `folder` and below it.
+def sweep(folder: str | os.PathLike, *, below: bool = True) -> None:
+    """Remove temporary folders that killed processes have left in `folder` and, unless said otherwise, below it.
 
     Those of processes that are still there stay, and of other machines those that were touched in the last days.
     """
@@ -147,6 +156,8 @@ def sweep(folder: str | os.PathLike) -> None:
             names.remove(name)
             if _is_left(Path(root, name)):
                 shutil.rmtree(Path(root, name), ignore_errors=True)
+        if not below:
+            return
 
 
 def _is_left(holder: Path) -> bool:
@@ -216,7 +227,11 @@ def write_once(path: str | os.PathLike, text: str) -> str:
     if not path.exists():
         with writing(path):
             _write_if_absent(path, text)
-    return path.read_text(encoding="utf-8")
+    try:
+        require_file(path)
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StedmError(f"{path}: not readable ({error}); remove it, or give another -o") from error
 
 
 def _write_if_absent(path: Path, text: str) -> None:

@@ -31,7 +31,16 @@ _EXIF_ORIENTATION, _ON_ITS_SIDE, _SUBFILE_TYPE = 0x0112, (5, 6, 7, 8), 254
 # A print of 4,800 dots per inch has 5.3 microns per pixel.
 _PLAUSIBLE_MPP = (0.05, 5.0)
 # What Pillow's decoders raise on damaged files.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 _LARGE_PX = 4_000_000
 LARGEST_PX = 50_000_000
 """Pixels of an image file of a dataset; what is larger is a slide. Decoding such an image takes 0.4 GB."""

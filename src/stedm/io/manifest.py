@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stedm.errors import StedmError
-from stedm.io.files import write_text
+from stedm.io.files import require_file, write_text
 
 NAME = "manifest.json"
 _THREADS = 4
@@ -25,6 +25,7 @@ _verified: dict[str, tuple[_Stamp, str]] = {}
 
 def sha256_of(path: str | os.PathLike) -> str:
     """Hex digits of the SHA-256 of a file."""
+    require_file(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -89,6 +90,7 @@ def verify_sum(path: Path) -> None:
     """Refuse a file that isn't what FILE.sha256 beside it says; does nothing where there is none."""
     beside = _sum_file(path)
     try:
+        require_file(beside)
         wanted = beside.read_text(encoding="utf-8").split(" ")[0]
     except FileNotFoundError:
         return
@@ -124,6 +126,7 @@ def _read_manifest(folder: Path) -> dict[str, str] | None:
     if known and known[0] == stamp:
         return known[1]
     try:
+        require_file(path)
         values = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(values, dict) and values.get("made_by") != "stedm":
             return None

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from stedm.errors import StedmError
+from stedm.io.files import sweep
 
 SEGMENTED, PAINTED = "stedm segment", "stedm generate"
 """Marks of masks and annotations, and of images."""
@@ -39,6 +40,8 @@ def check_outputs(marks: Mapping[Path, str], inputs: Iterable[str | Path] = (), 
     Raises:
         StedmError: a line for the first file that would be lost.
     """
+    for folder in {path.parent for path in marks}:
+        sweep(folder, below=False)
     existing = [path for path in marks if path.exists()]
     read = {_identity(path): path for path in map(Path, inputs) if existing and path.exists()}
     for path in existing:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stedm.errors import StedmError
+from stedm.io.files import require_file
 
 
 def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
@@ -40,6 +41,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> N
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, all finite; StedmError with one line if it can't be read."""
     try:
+        require_file(path)
         weights = load_file(path)
     except Exception as error:  # beside its own errors it raises what a damaged header makes of dtypes and shapes
         raise StedmError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]})") from error

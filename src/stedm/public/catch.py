@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 
 from stedm.errors import StedmError
-from stedm.io.files import replacing, write_text
+from stedm.io.files import replacing, require_file, write_text
 from stedm.io.tables import write_csv
 from stedm.seeds import numpy_generator
 from stedm.slides.polygon_files import Region, coco_categories, coco_regions_by_image, is_coco, read_json
@@ -135,6 +135,7 @@ def _find_split(folder: Path) -> Path:
 def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Column names and rows of a CSV file separated by semicolons (as published) or commas."""
     try:
+        require_file(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise StedmError(f"{path}: not readable ({error})") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stedm.errors import DiskError, StedmError
-from stedm.io.files import replacing
+from stedm.io.files import replacing, require_file
 
 WRITE_AFTER_PX = 1 << 22
 """Pixels after which finished rows are written: a byte each, and at least those of one row of tiles, are held."""
@@ -34,11 +34,12 @@ class RowCheckpoint:
         row = 0
         while (file := next(self.folder.glob(f"{self.key}-{row}-*.npz"), None)) is not None:
             try:
+                require_file(file)
                 # Opened here: NumPy doesn't close a file that it finds damaged.
                 with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
                     labels = content["labels"]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-                file.unlink()  # damaged: these rows are made again
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()  # damaged: these rows are made again
                 continue
             yield labels
             row = int(file.stem.rsplit("-", 1)[1])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stedm.errors import StedmError
+from stedm.io.files import require_file
 from stedm.io.images import UNREADABLE
 from stedm.slides.class_mapping import ClassMapping
 from stedm.slides.geometry import geometry_libraries, tile_shape
@@ -163,17 +164,19 @@ class _TiffLabels:
 
 def is_label_image(path: Path) -> bool:
     try:
+        require_file(path)
         with path.open("rb") as file:
             return file.read(4) in (_PNG_START, *_TIFF_STARTS)
     except FileNotFoundError as error:
         raise StedmError(f"{path}: missing; correct the path of the annotation") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise StedmError(f"{path}: not readable ({error})") from error
 
 
 def _open_labels(path: Path) -> _PngLabels | _TiffLabels:
     rasterio, _ = geometry_libraries()
     try:
+        require_file(path)
         with path.open("rb") as file:
             is_png = file.read(4) == _PNG_START
         return _PngLabels(path) if is_png else _TiffLabels(path)
