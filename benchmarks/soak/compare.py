@@ -6,8 +6,8 @@ from pathlib import Path
 
 from stedm.io.files import is_temporary
 
-NOTHING_TO_COMPARE = (".lock", "random_states_0.pkl")
-"""Locks, and the state of generators that nobody reads again."""
+NOTHING_TO_COMPARE = (".lock", ".data_times")
+"""Locks, and the times of the files of the data."""
 
 
 def is_leftover(name: str) -> bool:
@@ -39,7 +39,11 @@ def canonical(name: str, content: bytes) -> bytes:
         rows = [json.loads(line) for line in content.decode().splitlines()]
         return json.dumps([{**row, "seconds": None} for row in rows]).encode()
     if name.endswith("provenance.json"):
-        return json.dumps({**json.loads(content), "seconds": None}).encode()
+        return json.dumps({**json.loads(content), "seconds": None, "sum": None}).encode()
+    if name.endswith("manifest.json"):
+        # The sum of a page that says how long each stage took.
+        values = json.loads(content)
+        return json.dumps({key: value for key, value in values["sha256"].items() if not key.endswith(".html")}).encode()
     if name.endswith(".html"):
         # The row of the provenance that says how long each stage took.
         return re.sub(rb"(<td>seconds</td><td[^>]*>)[^<]*", rb"\1", content)
