@@ -311,7 +311,8 @@ def _latents(folder: Path, workshop: Workshop) -> Any:
     cache = LatentCache(folder, codec, ["a", "b", "c"], 32)
     images = torch.linspace(-1, 1, 3 * 3 * 32 * 32).reshape(3, 3, 32, 32)
     rows, symmetries = torch.arange(3), torch.zeros(3, dtype=torch.long)
-    return cache(images, rows, symmetries, noise=None)
+    # Encoded again alone, not among others, a latent differs in the last bits of float16.
+    return torch.allclose(cache(images, rows, symmetries, noise=None), codec.encode(images), atol=4e-3)
 
 
 def _rows_of_map(folder: Path, _: Workshop) -> Any:

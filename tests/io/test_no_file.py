@@ -5,13 +5,17 @@ import os
 import numpy as np
 import pytest
 
+from stedm.config.base import read_values
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
 from stedm.io.files import claim, replacing, sweep, write_once
 from stedm.io.manifest import sha256_of, verify, verify_sum
+from stedm.io.tables import read_csv
 from stedm.io.weights import read_weights
 from stedm.segmentation.row_checkpoint import RowCheckpoint
 from stedm.slides.label_images import is_label_image, label_scale
+from stedm.slides.polygon_files import read_json as read_polygons_json
+from stedm.slides.slide import Slide
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 
@@ -75,3 +79,9 @@ def test_leftovers_beside_an_output_are_swept_and_those_below_other_folders_are_
         os.utime(holder, (0, 0))
     sweep(tmp_path, below=False)
     assert (here.exists(), deeper.exists()) == (False, True)
+
+
+def test_pipes_among_what_users_give(pipe):
+    for read in (lambda path: read_values(path, None), read_csv, read_polygons_json, Slide.open):
+        with pytest.raises(StedmError, match=r"pipe.*(not a regular file|no such)"):
+            read(pipe)

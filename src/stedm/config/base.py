@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from stedm.errors import StedmError
+from stedm.io.files import require_file
 
 Precision = Literal["auto", "fp32", "bf16"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -90,6 +91,7 @@ def read_yaml(path: Path) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    require_file(path)
     if path.stat().st_size > _LARGEST_YAML_BYTES:
         raise ValueError("larger than 10 MB")
     try:

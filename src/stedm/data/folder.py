@@ -253,7 +253,7 @@ def read_table(root: Path) -> pd.DataFrame:
     if paths[0].suffix == ".parquet":
         try:
             return _with_text_columns(pd.read_parquet(paths[0]))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged metadata makes pandas raise anything
             raise StedmError(f"{paths[0]}: not readable ({' '.join(str(error).split())})") from error
     table = _with_text_columns(read_csv(paths[0]))
     others = [column for column in table if not _is_text(column)]

@@ -92,7 +92,7 @@ def _holds(folder: Path, index: dict) -> bool:
     except (StedmError, OSError, ValueError, EOFError, SyntaxError, TypeError):
         return False
     is_whole = [list(moments.shape), list(sums.shape), moments.dtype, sums.dtype]
-    return found == index and shape is not None and is_whole == [shape, shape[:2], np.float16, np.uint32]
+    return found == index and isinstance(shape, list) and is_whole == [shape, shape[:2], np.float16, np.uint32]
 
 
 def _make(folder: Path, index: dict, codec: AutoencoderCodec, image_px: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.errors import StedmError
-from stedm.io.files import write_text
+from stedm.io.files import require_file, write_text
 
 SPLITS = ("train", "unlabeled", "val", "test")
 
@@ -19,6 +19,7 @@ SPLITS = ("train", "unlabeled", "val", "test")
 def read_csv(path: Path) -> pd.DataFrame:
     """A CSV file with every cell as text, "" where empty; `StedmError` if it isn't one."""
     try:
+        require_file(path)
         with open(path, encoding="utf-8-sig") as file:
             head = file.readline()
         for separator, name in (";", "a semicolon"), ("\t", "a tab"):

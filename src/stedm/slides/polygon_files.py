@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from stedm.errors import StedmError
+from stedm.io.files import require_file
 
 # What QuPath calls a region that somebody drew; all else is measured (cells, detections, tiles) or a container.
 _ANNOTATION = ("annotation", "PathAnnotationObject")
@@ -82,6 +83,7 @@ def read_polygons(path: str | Path, image_name: str | None = None) -> PolygonFil
 def read_json(path: Path) -> Any:
     """Parsed JSON (UTF-8 with or without BOM, UTF-16, UTF-32), gzipped or not; `StedmError` with one line."""
     try:
+        require_file(path)
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if zipped else path.open("rb") as file:

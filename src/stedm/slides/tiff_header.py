@@ -47,7 +47,7 @@ def tiff_pages(path: Path) -> list[TiffPage]:
 
     Raises `ValueError`, in words: damaged, endless, or not as many tiles as the size needs.
     """
-    if path.is_dir():
+    if not path.is_file():
         return []
     with path.open("rb") as file:
         start, length = file.read(4), path.stat().st_size
