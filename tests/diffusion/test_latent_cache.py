@@ -148,3 +148,16 @@ def test_a_full_disk_is_one_line_and_no_broken_bus(tmp_path):
     assert not np.load(tmp_path / "latents/sums.npy").any()
     cache(images, row, torch.tensor([3]))
     assert np.argwhere(np.load(tmp_path / "latents/sums.npy")).tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x93NUMPY\x01\x00v\x00{'descr': '<f2', 'shape': (", b"", b"\x93NUMPY\x01\x00\xff\xff"]
+)
+def test_a_cache_whose_header_is_damaged_is_made_anew(cohort, tmp_path, damage):
+    names = cohort[0].table["image_file_name"].tolist()
+    images, row, symmetry_index = _batch(ImageCache(cohort[0], 16))
+    codec = AutoencoderCodec(_autoencoder(AutoencoderKL))
+    LatentCache(tmp_path / "latents", codec, names, 16)(images, row, symmetry_index)
+    (tmp_path / "latents" / "sums.npy").write_bytes(damage + bytes(200))
+    again = LatentCache(tmp_path / "latents", codec, names, 16)(images, row, symmetry_index)
+    torch.testing.assert_close(again, codec.encode(images), rtol=2e-3, atol=2e-3)

@@ -69,7 +69,7 @@ def _check_sizes(value: Any, path: Path, key: str = "") -> None:
         most = _MOST_LAYERS if isinstance(value, int) and ("layers" in key or "blocks" in key) else _LARGEST_SIZE
         most = _LARGEST_SIZE if "channels" in key else most
         if not abs(value) <= most:
-            raise StedmError(f"{path}: {key} is {value:g}, at most {most}")
+            raise StedmError(f"{path}: {key} is {str(value)[:20]}, at most {most}")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from stedm.errors import StedmError
-from stedm.io.files import replacing, write_json
+from stedm.io.files import replacing, require_file, write_json
 from stedm.io.manifest import sha256_of
 
 _INDEX = "checkpoint.json"
@@ -89,6 +89,7 @@ def _checked_index(folder: Path) -> dict:
             f"remove {folder.parent} to train this network anew"
         )
     try:
+        require_file(path)
         index = json.loads(path.read_text(encoding="utf-8"))
         said = index.pop("sha256_of_index")
         if said != _sha256_of(index) or not isinstance(index["step"], int):
@@ -98,7 +99,7 @@ def _checked_index(folder: Path) -> dict:
                 raise DamagedCheckpointError(f"{folder / name} is damaged")
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{error.filename} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path} is damaged") from error
     return index
 
