@@ -34,6 +34,7 @@ _PLAUSIBLE_MPP = (0.05, 5.0)
 UNREADABLE = (
     OSError,
     SyntaxError,
+    TypeError,
     ValueError,
     EOFError,
     IndexError,
