@@ -2,6 +2,7 @@
 
 python -m benchmarks.soak --minutes 30            all kinds, each in its turn
 python -m benchmarks.soak --only fuzz kills       some of them
+python -m benchmarks.soak --match kills/evaluate   those whose name begins so
 python -m benchmarks.soak --repeat fuzz/model/17  one thing that was found, with its traceback
 python -m benchmarks.soak --minutes 0             the table of what was done
 """
@@ -34,18 +35,19 @@ def modules(names: Sequence[str]) -> dict[str, Any]:
     return {name: importlib.import_module(f".{name}", __package__) for name in names}
 
 
-def left(kinds: dict[str, Any], done: set[str]) -> list[Trial]:
-    """Trials that are not done, all kinds getting done together."""
+def left(kinds: dict[str, Any], done: set[str], match: Sequence[str] = ("",)) -> list[Trial]:
+    """Trials that are not done and whose name begins as one of `match`, all kinds getting done together."""
     shares = []
     for name, kind in kinds.items():
         trials = list(kind.trials(SEED))
         shares += [((i + 1) / len(trials), name, trial) for i, trial in enumerate(trials) if str(trial) not in done]
-    return [trial for *_, trial in sorted(shares, key=lambda share: share[:2])]
+    in_turn = [trial for *_, trial in sorted(shares, key=lambda share: share[:2])]
+    return [trial for trial in in_turn if str(trial).startswith(tuple(match))]
 
 
-def soak(kinds: dict[str, Any], log: Log, workshop: Workshop, minutes: float) -> None:
+def soak(kinds: dict[str, Any], log: Log, workshop: Workshop, minutes: float, match: Sequence[str] = ("",)) -> None:
     """Do trials until all are done or the time is over."""
-    until, waiting = time.monotonic() + 60 * minutes, left(kinds, log.done())
+    until, waiting = time.monotonic() + 60 * minutes, left(kinds, log.done(), match)
     print(f"{len(waiting)} trials left; source code {source_code()}", flush=True)
     for number, trial in enumerate(waiting, 1):
         if time.monotonic() > until:
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--match", nargs="+", default=[""], metavar="NAME", help="trials whose name begins so")
     parser.add_argument("--repeat", metavar="TRIAL", help="as a finding names it")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "soak", help="where trials work")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="SUMMARY.json")
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         module, trial = modules([kind])[kind], Trial(kind, group, int(number))
         print(module.repeat(trial, workshop) if hasattr(module, "repeat") else module.run(trial, workshop))
         return
-    soak(modules(asked.only), log, workshop, asked.minutes)
+    soak(modules(asked.only), log, workshop, asked.minutes, asked.match)
     made = table.summary(log.rows(), {name: module.GOOD for name, module in modules(KINDS).items()})
     made = {"source_code": source_code(), "seed": SEED, "left": len(left(modules(KINDS), log.done())), **made}
     asked.output.parent.mkdir(parents=True, exist_ok=True)

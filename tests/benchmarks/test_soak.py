@@ -190,3 +190,12 @@ def test_pages_hold_what_the_summary_says(page):
     made = json.loads((REPOSITORY / "results/reliability/summary.json").read_text())
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     assert table.filled(text, made) == text
+
+
+def test_trials_can_be_chosen_by_the_beginning_of_their_names():
+    from benchmarks.soak.__main__ import KINDS, left, modules
+
+    kinds = modules(KINDS)
+    chosen = left(kinds, set(), ["kills/evaluate", "fuzz/latents"])
+    assert {str(trial).rsplit("/", 1)[0] for trial in chosen} == {"kills/evaluate", "fuzz/latents"}
+    assert len(left(kinds, set())) > len(chosen)
