@@ -11,8 +11,9 @@ from stedm.config.base import Part, Positive
 class PhantomConfig(Part):
     """A procedural cohort, made inside the run folder (see stedm.phantom.patients)."""
 
-    stain: Literal["her2", "he"] = "her2"
-    """`her2`: DAB + haematoxylin, 2 classes, category = score 0..3. `he`: haematoxylin + eosin, 4 classes."""
+    stain: Literal["her2", "chromogen", "he"] = "her2"
+    """`her2`: DAB + haematoxylin, 2 classes, category = score 0..3. `chromogen`: the same in the colours of three
+    laboratories (category). `he`: haematoxylin + eosin, 4 classes."""
     image_px: Positive = 64
     """Side of the square images in pixels; each shows 128 microns of tissue."""
     patients: dict[Literal["train", "unlabeled", "val", "test"], int] = {

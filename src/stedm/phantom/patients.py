@@ -1,7 +1,8 @@
 """The phantom: a procedural cohort of patients whose layouts and appearance are known exactly.
 
-`her2` imitates HER2 immunohistochemistry (haematoxylin + DAB, 2 classes, category = score 0..3); `he` imitates a
-haematoxylin and eosin stain (4 classes, category = grade). A patient is a set of numbers (`Patient`), a layout is drawn
+`her2` imitates HER2 immunohistochemistry (haematoxylin + DAB, 2 classes, category = score 0..3); `chromogen` is the same
+with the second stain of another laboratory (category = its colour); `he` imitates a haematoxylin and eosin stain (4
+classes, category = grade). A patient is a set of numbers (`Patient`), a layout is drawn
 at the patient's own scale and fractions, and an image is the layout filled with cells under the Beer-Lambert law.
 Everything is linear in the number of pixels, and a large image is rendered block by block without seams, so the same
 functions make a 64 px image and a whole slide.
@@ -16,13 +17,23 @@ from stedm.config import PhantomConfig
 from stedm.errors import StedmError
 from stedm.layout.random_field import SmoothField
 
-CLASSES = {"her2": ["stroma", "tumour"], "he": ["stroma", "tumour", "necrosis", "inflammation"]}
-CATEGORIES = {"her2": ["0", "1", "2", "3"], "he": ["grade1", "grade2", "grade3"]}
+CLASSES = {
+    "her2": ["stroma", "tumour"],
+    "chromogen": ["stroma", "tumour"],
+    "he": ["stroma", "tumour", "necrosis", "inflammation"],
+}
+CATEGORIES = {
+    "her2": ["0", "1", "2", "3"],
+    "chromogen": ["brown", "green"],
+    "he": ["grade1", "grade2", "grade3"],
+}
 DAB_OD = {"0": 0.03, "1": 0.25, "2": 0.6, "3": 1.2}
 """Optical density (base 10) of DAB on the tumour cell membrane, by HER2 score."""
 HAEMATOXYLIN = (0.65, 0.70, 0.29)  # Ruifrok & Johnston 2001, as are the two below
 EOSIN = (0.07, 0.99, 0.11)
 DAB = (0.27, 0.57, 0.78)
+METHYL_GREEN = (0.98, 0.14, 0.13)  # ImageJ, Colour Deconvolution
+CHROMOGENS = {"brown": DAB, "green": METHYL_GREEN}
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,9 @@ def draw_patient(config: PhantomConfig, category: str, generator: np.random.Gene
     def between(low: float, high: float) -> float:
         return float(generator.uniform(low, high))
 
-    second = DAB if config.stain == "her2" else EOSIN
+    second = {"her2": DAB, "he": EOSIN}.get(config.stain) or CHROMOGENS[category]
     level = CATEGORIES[config.stain].index(category)
-    tissues = _her2_tissues if config.stain == "her2" else _he_tissues
+    tissues = {"her2": _her2_tissues, "chromogen": _chromogen_tissues, "he": _he_tissues}[config.stain]
     return Patient(
         stain=config.stain,
         category=category,
@@ -118,7 +129,15 @@ def draw_patient(config: PhantomConfig, category: str, generator: np.random.Gene
 
 
 def _her2_tissues(score: int, near: Callable, between: Callable) -> dict[str, Tissue]:
-    dab = near(DAB_OD[str(score)], 0.12)
+    return _stained_tumour(near(DAB_OD[str(score)], 0.12), near, between)
+
+
+def _chromogen_tissues(_: int, near: Callable, between: Callable) -> dict[str, Tissue]:
+    return _stained_tumour(near(0.5, 0.3), near, between)
+
+
+def _stained_tumour(dab: float, near: Callable, between: Callable) -> dict[str, Tissue]:
+    """Tissues whose tumour has a stain of optical density `dab` on its membranes and, weaker, in its cytoplasm."""
     spacing = between(10.0, 12.5)
     return {
         "stroma": Tissue(
