@@ -245,10 +245,10 @@ class Trainer:
         return self.accelerator.unwrap_model(self.network), self.optimizer, self.ema, self.scaler
 
     def _resume(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.step_done = self._load_newest()
         rows = [row for row in self._logged() if row["step"] <= self.step_done]
         if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
             # What was logged after the checkpoint will be logged again.
             write_text(self._metrics_path, "".join(f"{json.dumps(row)}\n" for row in rows))
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0

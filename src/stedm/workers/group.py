@@ -21,7 +21,7 @@ _Result = TypeVar("_Result")
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LOOK_SECONDS = 0.1
 """How often a process that waits looks for something to do: a signal reaches it in between."""
-_MEET_SECONDS, _ANSWER_SECONDS, _END_SECONDS = 300.0, 600.0, 5.0
+_MEET_SECONDS, _ANSWER_SECONDS, _END_SECONDS = 300.0, 120.0, 5.0
 _PART_BYTES = 1 << 20
 """The store takes no value above 8 MB."""
 
@@ -69,6 +69,8 @@ def together(function: Callable[..., _Result], *args: Any, first: dict[str, Any]
 
 class _Group:
     def __init__(self) -> None:
+        # It would tell of each lost connection with a page of addresses.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from torch.distributed import PrefixStore, rendezvous
 
         self.rank, self.size = int(os.environ["RANK"]), group_size()
