@@ -1,17 +1,24 @@
 """Fixtures shared by all tests: a tiny dataset folder made on the spot, and the real datasets where present."""
 
+import contextlib
 import gc
+import itertools
 import os
 import pickle
+import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from stedm.config import DenoiserConfig, DiffusionConfig, MachineConfig, StyleConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.seeds import numpy_generator
+from stedm.training import device
 from stedm.workers.pool import Pool, do_piece, new_name
 
 TINY_PATIENTS = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
@@ -125,6 +132,47 @@ class PicklingPool(Pool):
 def pickling_pool():
     """A pool that stands for one with other processes."""
     return PicklingPool()
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A context that stands for a machine with another device than the CPU, `cuda:7`: any network that runs in it and
+    was not put there by `stedm.training.device` is an error, and so is a place that was not asked for by that name.
+
+    Entering it gives the list of the names that were asked for.
+    """
+
+    @contextlib.contextmanager
+    def entered():
+        moved, asked, to, move = weakref.WeakSet(), [], nn.Module.to, device.move.__code__
+
+        def note(network, *arguments, **options):
+            callers = itertools.islice(_frames(sys._getframe(1)), 4)
+            if any(frame.f_code is move for frame in callers):
+                moved.update(network.modules())
+            return to(network, *arguments, **options)
+
+        def refuse(network, _):
+            forgotten = network not in moved and any(True for _ in network.parameters())
+            assert not forgotten, f"a {type(network).__name__} runs where it was loaded, on the CPU"
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Module, "to", note)
+            patch.setattr(device, "device_name", lambda name, *_: asked.append(name) or "cpu")
+            hook = register_module_forward_pre_hook(refuse)
+            try:
+                yield asked
+            finally:
+                hook.remove()
+        assert set(asked) == {"cuda:7"}, f"asked for {sorted(set(asked))} where cuda:7 was wanted"
+
+    return entered
+
+
+def _frames(frame):
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 @pytest.fixture

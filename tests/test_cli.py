@@ -1,5 +1,6 @@
 """The command line as users meet it: verbs, flags, one clear line for every mistake, no traceback."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -15,20 +16,30 @@ from stedm.cli import app, expand_lists, main
 from stedm.data.folder import write_png
 
 FLAGS = {
-    "demo": ["--output"],
-    "run": ["--output", "--preset", "--set", "--workers", "--engine", "--pseudonymise"],
+    "demo": ["--device", "--output"],
+    "run": ["--device", "--output", "--preset", "--set", "--workers", "--engine", "--pseudonymise"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
     "data catch": ["--annotated"],
     "check": [],
     "tile": ["--output", "--tile-px", "--mpp", "--config", "--set", "--table-only", "--workers", "--engine", "--shard"],
-    "train diffusion": ["--output", "--preset", "--set"],
-    "train segmenter": ["--output", "--preset", "--set"],
+    "train diffusion": ["--device", "--output", "--preset", "--set"],
+    "train segmenter": ["--device", "--output", "--preset", "--set"],
     "plan": ["-n", "--output", "--preset", "--set", "--overwrite"],
-    "synthesize": ["--output", "--shard", "--engine", "--pseudonymise"],
-    "generate": ["--layout", "--style", "--output", "--guidance", "--steps", "--seed", "--overwrite"],
-    "segment": ["--output", "--mpp", "--tolerance-um", "--label-map", "--engine", "--shard", "--set", "--overwrite"],
-    "evaluate": ["--output", "--split", "--overwrite", "--pseudonymise"],
+    "synthesize": ["--device", "--output", "--shard", "--workers", "--engine", "--pseudonymise"],
+    "generate": ["--device", "--layout", "--style", "--output", "--guidance", "--steps", "--seed", "--overwrite"],
+    "segment": [
+        "--device",
+        "--output",
+        "--mpp",
+        "--tolerance-um",
+        "--label-map",
+        "--engine",
+        "--shard",
+        "--set",
+        "--overwrite",
+    ],
+    "evaluate": ["--device", "--output", "--split", "--overwrite", "--pseudonymise"],
     "compare": ["--output", "--overwrite"],
     "config show": ["--preset", "--set", "--cost"],
     "config schema": [],
@@ -63,7 +74,7 @@ def test_help_answers_without_importing_torch():
     heavy = ("torch", "diffusers", "pandas", "numpy", "ray")
     code = f"import sys, stedm.cli; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    shown = subprocess.run([sys.executable, "-m", "stedm.cli", "--help"], capture_output=True, text=True, check=True)
+    shown = subprocess.run([sys.executable, "-m", "stedm", "--help"], capture_output=True, text=True, check=True)
     assert "synthesize" in shown.stdout
 
 
@@ -167,7 +178,7 @@ def _raise(error: Exception) -> None:
 
 def test_check_prints_every_problem_and_its_exit_status_tells(capsys, tmp_path, tiny_dataset):
     root = tiny_dataset()
-    main_status = subprocess.run([sys.executable, "-m", "stedm.cli", "check", str(root)], check=False).returncode
+    main_status = subprocess.run([sys.executable, "-m", "stedm", "check", str(root)], check=False).returncode
     assert main_status == 0
     (root / "images" / "trainP0-0.png").unlink()
     write_png(root / "masks" / "trainP0-1.png", np.full((32, 32), 7, np.uint8))
@@ -177,8 +188,9 @@ def test_check_prints_every_problem_and_its_exit_status_tells(capsys, tmp_path, 
         assert name in shown
 
 
-def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys):
-    """The verbs one by one, as someone would who runs stages on different machines."""
+def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys, elsewhere):
+    """The verbs one by one, as someone would who runs stages on different machines; where a verb computes, on the
+    device that it is given."""
     root = tiny_dataset(image_px=16)
     config = tmp_path / "c.yaml"
     config.write_text(
@@ -192,7 +204,7 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
     run, image = tmp_path / "run", root / "images" / "unlabeledP0-0.png"
     layout = root / "masks" / "trainP0-0.png"
     segmenter = run / "segmenters" / "real" / "seed-0" / "model"
-    for arguments in (
+    verbs = (
         ["train", "diffusion", config, "-o", run],
         ["plan", config, "-n", "5", "-o", tmp_path / "plan.parquet"],
         ["synthesize", run / "model", tmp_path / "plan.parquet", "-o", tmp_path / "set"],
@@ -203,8 +215,17 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
         ["evaluate", segmenter, root, "-o", tmp_path / "a" / "report"],
         ["evaluate", segmenter, root, "-o", tmp_path / "b" / "report", "--split", "test"],
         ["compare", tmp_path / "a" / "report", tmp_path / "b" / "report", "-o", tmp_path / "ab" / "report.html"],
-    ):
-        main_without_exit([str(argument) for argument in arguments])
+        ["run", config, "-o", run],
+    )
+    computing, done = {verb for verb, flags in FLAGS.items() if "--device" in flags}, set()
+    for arguments in verbs:
+        verb = next(name for name in FLAGS if " ".join(map(str, arguments)).startswith(f"{name} "))
+        with elsewhere() if verb in computing else contextlib.nullcontext():
+            device = ["--device", "cuda:7"] if verb in computing else []
+            main_without_exit([str(argument) for argument in [*arguments, *device]])
+        done.add(verb)
+    # The demo is `run` of a file of ours.
+    assert computing - done == {"demo"}, "a verb that computes is not looked at here"
     assert len(list((tmp_path / "masks").glob("*.png"))) == len(list((root / "images").glob("*.png")))
     assert (tmp_path / "one.png").is_file()
     assert "a/real" in (tmp_path / "ab" / "summary.json").read_text()

@@ -4,14 +4,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stedm.config.base import Part, Positive, Precision
+from stedm.config.base import Device, Part, Positive, Precision
 
 
 class MachineConfig(Part):
     """How a run is computed. A run folder may be gone on with on another machine, with other values here."""
 
+    device: Device = "auto"
+    """`cpu`, `cuda`, `cuda:N`, `mps`, or `auto`: a GPU where there is one. Each process of `--workers N` or of
+    `torchrun` takes the next of several GPUs."""
     precision: Precision = "auto"
-    """`bf16`, `fp32`, or `auto`: bf16 where the machine is fast at it."""
+    """`bf16`, `fp16`, `fp32`, or `auto`: bf16 where the machine is fast at it, fp16 on GPUs that don't have it."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read samples ahead; null = none on a CPU, which the network needs, a few beside a GPU. Samples
     are the same with any number."""

@@ -22,6 +22,7 @@ from stedm.diffusion.parts import read_part, read_part_config
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
 from stedm.io.files import write_json
+from stedm.training.device import move
 
 _AT_ONCE = 16
 _TRAIN_AGAIN = "train the model again"
@@ -57,7 +58,7 @@ class Codec(Protocol):
 def place(codec: Codec, device: str | torch.device) -> None:
     """Move a codec that is a module to a device, in evaluation mode."""
     if isinstance(codec, torch.nn.Module):
-        codec.to(device).eval()
+        move(codec, device).eval()
 
 
 class PixelCodec(ModelMixin, ConfigMixin):
@@ -144,10 +145,11 @@ class AutoencoderCodec(torch.nn.Module):
     @torch.no_grad()
     def measured(self, images: Tensor) -> "AutoencoderCodec":
         """The same codec with mean and standard deviation of the latents of `images (n, 3, H, W)`."""
-        parts = [self.moments(part)[:, : self.latent_channels] for part in images.split(_AT_ONCE)]
+        device = self.mean.device
+        parts = [self.moments(part.to(device))[:, : self.latent_channels] for part in images.split(_AT_ONCE)]
         raw = torch.cat(parts)
         mean, std = raw.mean(dim=(0, 2, 3)), raw.std(dim=(0, 2, 3)).clamp(min=1e-3)
-        return AutoencoderCodec(self.autoencoder, mean.tolist(), std.tolist()).to(images.device)
+        return AutoencoderCodec(self.autoencoder, mean.tolist(), std.tolist())
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
@@ -223,10 +225,12 @@ def load_codec(folder: Path) -> PixelCodec | AutoencoderCodec:
     return codec
 
 
-def open_codec(config: CodecConfig, images: Tensor) -> PixelCodec | AutoencoderCodec:
+def open_codec(
+    config: CodecConfig, images: Tensor, device: str | torch.device = "cpu"
+) -> PixelCodec | AutoencoderCodec:
     """The first stage: images to latents of unit variance and back.
 
-    Latents are normalised by measured per-channel mean and standard deviation.
+    Latents are normalised by per-channel mean and standard deviation, measured on `device`.
     """
     if isinstance(config, PixelCodecConfig):
         codec: PixelCodec | AutoencoderCodec = PixelCodec(config.space_to_depth)
@@ -234,6 +238,7 @@ def open_codec(config: CodecConfig, images: Tensor) -> PixelCodec | AutoencoderC
         codec = AutoencoderCodec(load_ldm_vq(config.weights))
     else:
         codec = AutoencoderCodec.from_pretrained(_folder_of(config.source))
+    place(codec, device)
     return codec if codec.is_measured else codec.measured(images)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stedm.config import Sampling
+from stedm.config import MachineConfig, Sampling
 from stedm.data.symmetry import to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec, load_codec, place
 from stedm.diffusion.denoiser import StyleDenoiser, load_denoiser
@@ -23,6 +23,7 @@ from stedm.io.manifest import verify_folder, write_manifest
 from stedm.io.ownership import check_folder
 from stedm.io.weights import require_finite
 from stedm.seeds import torch_generator
+from stedm.training.device import choose_device, move
 from stedm.training.precision import autocast
 from stedm.version import __version__
 
@@ -42,7 +43,7 @@ class StyleDiffusion:
         style_sampling: which images it was shown as style in training (see stedm.style.sampling).
 
     Attributes:
-        precision: arithmetic of sampling, `auto`, `fp32` or `bf16` (see stedm.training.precision).
+        precision: arithmetic of sampling, `auto`, `fp32`, `bf16` or `fp16` (see stedm.training.precision).
     """
 
     precision: str = "auto"
@@ -81,9 +82,14 @@ class StyleDiffusion:
 
     def to(self, device: str | torch.device) -> "StyleDiffusion":
         """Move the networks."""
-        self.denoiser.to(device)
+        move(self.denoiser, device)
         place(self.codec, device)
         return self
+
+    def on(self, machine: MachineConfig) -> "StyleDiffusion":
+        """Move the networks to the device of `machine`, and draw in its precision."""
+        self.precision = machine.precision
+        return self.to(choose_device(machine.device))
 
     @torch.inference_mode()
     def generate(

@@ -24,6 +24,7 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.sampling import StyleSampler, refuse_impossible_sampling
+from stedm.training.device import choose_device
 from stedm.training.trainer import Progress, Trainer
 
 _IMAGES_TO_MEASURE = 256
@@ -66,7 +67,8 @@ def train_diffusion(
     machine, recolour = machine or MachineConfig(), recolour or RecolourConfig()
     samples = DiffusionSamples(config, annotated, unlabeled, image_px, seed, pseudo_labels, style_sources)
     some_images = to_signed(samples.some_images(_IMAGES_TO_MEASURE))
-    first_stage = open_codec(config.codec, some_images) if codec is None else codec
+    device = choose_device(machine.device)
+    first_stage = open_codec(config.codec, some_images, device) if codec is None else codec
     denoiser = make_denoiser(config, first_stage, len(annotated.info.classes), seed, image_px, style_encoder)
     if init_from is not None:
         denoiser.load_state_dict(init_from.denoiser.state_dict())

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stedm.config import SynthesisConfig
+from stedm.config import MachineConfig, SynthesisConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, rows_by_patient
 from stedm.diffusion.pipeline import StyleDiffusion
@@ -33,12 +33,14 @@ def report_panels(
     counts: pd.DataFrame,
     synthesis: SynthesisConfig,
     bank: StyleBank | None = None,
+    machine: MachineConfig | None = None,
 ) -> ReportPanels:
-    """Panels of a run; those of the diffusion model are left out where there is none."""
+    """Panels of a run; those of the diffusion model are left out where there is none. `machine`: what segmenters run
+    on."""
     return ReportPanels(
         style_grids=[style_grid(model, annotated, unlabeled, synthesis)] if model is not None else [],
         patient_examples=patient_examples(synthetic, unlabeled) if synthetic is not None else [],
-        overlays=overlays(segmenters, held_out, counts),
+        overlays=overlays(segmenters, held_out, counts, machine or MachineConfig()),
         style_strips=(
             [style_strip(model, bank, annotated, unlabeled, synthesis)]
             if model is not None and bank is not None and len(bank.patients) > 1
@@ -121,14 +123,16 @@ def patient_examples(synthetic: DatasetFolder, unlabeled: ImageCache) -> list[Pa
     return examples
 
 
-def overlays(segmenters: dict[str, Path], held_out: ImageCache, counts: pd.DataFrame) -> list[Overlay]:
+def overlays(
+    segmenters: dict[str, Path], held_out: ImageCache, counts: pd.DataFrame, machine: MachineConfig
+) -> list[Overlay]:
     """One image of the worst and best patients of the fullest arm with synthetic images, every arm's prediction."""
     scores = per_patient(counts)
     ours = [arm for arm in segmenters if "synthetic" in arm]
     judged = (ours or list(segmenters))[-1]
     worst, best = worst_and_best(counts, judged, OVERLAY_PATIENTS)
     rows = rows_by_patient(held_out.dataset.table)
-    networks = {arm: load_segmenter(folder)[0] for arm, folder in segmenters.items()}
+    networks = {arm: load_segmenter(folder, machine=machine)[0] for arm, folder in segmenters.items()}
     found = []
     for group, patients in ((f"Worst patients of {judged}", worst), (f"Best patients of {judged}", best)):
         for patient in patients:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stedm.config import MachineConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
@@ -23,13 +24,15 @@ _IMAGES_AT_ONCE = 256
 """Of those that are scored: a cohort of tiles may be larger than the memory."""
 
 
-def count_dataset(segmenter: Path, images: ImageCache, *, arm: str, seed: int) -> pd.DataFrame:
-    """Pixel counts per patient and class of a segmenter folder on the images of a dataset.
+def count_dataset(
+    segmenter: Path, images: ImageCache, *, arm: str, seed: int, machine: MachineConfig | None = None
+) -> pd.DataFrame:
+    """Pixel counts per patient and class of a segmenter folder, run on `machine`, on the images of a dataset.
 
     Raises:
         StedmError: the segmenter's classes are not the dataset's.
     """
-    network, info = load_segmenter(segmenter)
+    network, info = load_segmenter(segmenter, machine=machine or MachineConfig())
     dataset = images.dataset
     if list(info.classes) != list(dataset.info.classes):
         raise StedmError(f"{segmenter}: its classes {info.classes} are not those of {dataset.root}")
@@ -50,7 +53,14 @@ def count_dataset(segmenter: Path, images: ImageCache, *, arm: str, seed: int) -
 
 
 def evaluate_segmenter(
-    segmenter: Path, root: Path, split: str, report: Path, *, overwrite: bool = False, pseudonymise: bool = False
+    segmenter: Path,
+    root: Path,
+    split: str,
+    report: Path,
+    *,
+    machine: MachineConfig | None = None,
+    overwrite: bool = False,
+    pseudonymise: bool = False,
 ) -> dict[str, Any]:
     """Score a segmenter folder on a split of a dataset and write a report; the arm is named after the folder.
 
@@ -66,7 +76,7 @@ def evaluate_segmenter(
     if len(held_out) == 0:
         raise StedmError(f"{root}: no image in split {split}")
     name = _arm_of(segmenter)
-    counts = count_dataset(segmenter, ImageCache(held_out, info.image_px), arm=name, seed=0)
+    counts = count_dataset(segmenter, ImageCache(held_out, info.image_px), arm=name, seed=0, machine=machine)
     notes = {"Data": f"{dataset.info.name}, split {split}, {held_out.size}", "Segmenter": str(segmenter)}
     title, origin = f"{name} on {dataset.info.name}", provenance(dataset)
     if pseudonymise:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stedm.errors import StedmError
 from stedm.experiment.experiment import Experiment
 from stedm.experiment.parallel import run_side_by_side
 from stedm.io.files import alone_in
+from stedm.workers.group import as_one
 from stedm.workers.pool import make_pool
 
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -44,7 +46,12 @@ def run(
     Raises:
         StedmError: wrong configuration or data, or a run folder of another run.
     """
-    experiment = Experiment(_config(dataset_or_config, preset, overrides), output, pseudonymise=pseudonymise)
+    config = _config(dataset_or_config, preset, overrides)
+    return as_one(partial(_run, config, output, workers=workers, engine=engine, pseudonymise=pseudonymise))
+
+
+def _run(config: RunConfig, output: str | Path, *, workers: int, engine: str, pseudonymise: bool) -> dict[str, Any]:
+    experiment = Experiment(config, output, pseudonymise=pseudonymise)
     if not os.access(output, os.W_OK) and (summary := experiment.finished()) is not None:
         return summary  # to be read only, as an archive is
     with alone_in(output), make_pool(engine, workers, patient=False) as pool:

@@ -179,7 +179,7 @@ class Experiment:
         path = self._counts_file(arm, seed)
         if not path.is_file():
             model = self._segmenter(arm, seed) / "model"
-            write_counts(path, count_dataset(model, self._held_out, arm=arm, seed=seed))
+            write_counts(path, count_dataset(model, self._held_out, arm=arm, seed=seed, machine=self.config.machine))
         return read_counts(path)
 
     def missing_segmenters(self) -> list[tuple[Arm, int]]:
@@ -231,6 +231,7 @@ class Experiment:
             segmenters={arm: self._segmenter(arm, first_seed) / "model" for arm in self.arms},
             counts=counts,
             synthesis=self.config.synthesis,
+            machine=self.config.machine,
         )
         return write_report(
             folder,

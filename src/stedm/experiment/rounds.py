@@ -26,6 +26,7 @@ from stedm.synthesis.generate import synthesize
 from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.style_bank import StyleBank
 from stedm.training.checkpoint import discard_checkpoints
+from stedm.workers.group import together
 
 FIRST_VOTER_STEPS = 400
 """Most steps of the segmenters that label in the first round."""
@@ -131,7 +132,8 @@ class Round:
                 config = config.model_copy(update=self.config.rounds.fine_tune.model_dump())
             suffix = self.suffix if self.config.fine_tunes else ""
             with context.reporter.stage(f"train diffusion model{suffix}") as tick:
-                train_diffusion(
+                together(
+                    train_diffusion,
                     config,
                     context.annotated,
                     context.unlabeled,
@@ -142,12 +144,12 @@ class Round:
                     seed=seed_for(self.config.seed, *role),
                     pseudo_labels=labels,
                     style_sources=in_squares(unannotated_tissue(context.dataset, context.annotated)),
-                    init_from=before,
-                    on_progress=tick,
+                    # The others get the weights of the first.
+                    first={"init_from": before, "on_progress": tick},
                 )
             context.note_seconds()
         discard_checkpoints(folder)
-        return StyleDiffusion.from_pretrained(folder / "model")
+        return StyleDiffusion.from_pretrained(folder / "model").on(self.config.machine)
 
     def style_bank(self) -> StyleBank:
         """The style vectors of the unannotated patients under the model of this round."""
@@ -267,6 +269,7 @@ class Voters:
                         image_px=self.context.config.data.side,
                         confidence=confidence,
                         unknown=hidden,
+                        machine=self.context.config.machine,
                         on_progress=tick,
                     )
                 self.context.note_seconds()

@@ -8,6 +8,7 @@ from stedm.experiment.context import RunContext
 from stedm.seeds import seed_for
 from stedm.segmentation.train import train_segmenter
 from stedm.training.checkpoint import discard_checkpoints
+from stedm.workers.group import together
 
 
 def is_trained(folder: Path) -> bool:
@@ -36,7 +37,8 @@ def fit_segmenter(
         if most_steps is not None:
             config = config.model_copy(update={"steps": min(config.steps, most_steps)})
         with context.reporter.stage(stage) as tick:
-            train_segmenter(
+            together(
+                train_segmenter,
                 config,
                 context.with_all_masks if arm == "upper" else context.annotated,
                 folder,
@@ -48,7 +50,7 @@ def fit_segmenter(
                 image_px=context.config.data.side,
                 recolour=context.config.recolour,
                 machine=context.config.machine,
-                on_progress=tick,
+                first={"on_progress": tick},
             )
         context.note_seconds()
     discard_checkpoints(folder)

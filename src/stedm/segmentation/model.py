@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 
-from stedm.config import SegmentationConfig, checked
+from stedm.config import MachineConfig, SegmentationConfig, checked
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
@@ -27,6 +27,7 @@ from stedm.io.manifest import verify_folder, write_manifest
 from stedm.io.ownership import check_folder
 from stedm.io.weights import load_backbone_weights, load_weights, read_weights, require_finite
 from stedm.seeds import seed_for
+from stedm.training.device import place
 
 Network = Callable[[int], nn.Module]
 """Makes a network of one's own for a number of classes: from float images (n, 3, H, W) in [-1, 1] to logits
@@ -211,11 +212,14 @@ def save_segmenter(
     return folder
 
 
-def load_segmenter(folder: str | Path, network: Network | None = None) -> tuple[nn.Module, SegmenterInfo]:
+def load_segmenter(
+    folder: str | Path, network: Network | None = None, machine: MachineConfig | None = None
+) -> tuple[nn.Module, SegmenterInfo]:
     """The network in evaluation mode, and what it was trained for.
 
     Args:
         network: what makes the network, where it is one's own.
+        machine: what it will run on; None = it stays on the CPU.
 
     Raises:
         StedmError: the folder holds no segmenter, or an own network and nothing was given that makes it.
@@ -239,4 +243,5 @@ def load_segmenter(folder: str | Path, network: Network | None = None) -> tuple[
     built = build_own(network, n_classes) if config is None else build_segmenter(config, n_classes)
     path = folder / "model.safetensors"
     load_weights(built, read_weights(path), path)
-    return (Mirrored(built) if info.mirror else built).eval(), info
+    whole = (Mirrored(built) if info.mirror else built).eval()
+    return whole if machine is None else place(whole, machine), info

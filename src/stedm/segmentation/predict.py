@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from stedm.config import SlideSegmentationConfig
+from stedm.config import MachineConfig, SlideSegmentationConfig
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
 from stedm.io.files import sweep, visible_files
@@ -96,9 +96,12 @@ def segment_folder(
     mpp: float | None = None,
     say: Callable[[str], None] = lambda line: None,
     overwrite: bool = False,
+    machine: MachineConfig | None = None,
 ) -> list[Path]:
-    """As `segment_files`, with the network of a segmenter folder. Raises `StedmError` if it is not one."""
-    return segment_files(*load_segmenter(model_folder), images, output, mpp, say, overwrite)
+    """As `segment_files`, with the network of a segmenter folder on `machine` (None = the defaults). Raises
+    `StedmError` if it is not one."""
+    loaded = load_segmenter(model_folder, machine=machine or MachineConfig())
+    return segment_files(*loaded, images, output, mpp, say, overwrite)
 
 
 def segment_files(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stedm.config import MachineConfig
 from stedm.data.folder import DatasetFolder, write_metadata
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
@@ -26,6 +27,7 @@ def write_pseudo_labels(
     confidence: float,
     unknown: Collection[str] = (),
     network: Network | None = None,
+    machine: MachineConfig | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DatasetFolder:
     """Label images by the mean vote of segmenter folders; returns the dataset folder that holds them.
@@ -34,18 +36,18 @@ def write_pseudo_labels(
     `image_px`, a mask pixel being `ignore_index` where the highest mean probability is below `confidence`, and
     everywhere in the images of the patients in `unknown`. Each segmenter sees each image mirrored and turned as
     well (four views), which makes the vote less sure of itself. The masks that `images` may have are not read.
-    `network` makes the network of segmenters of one's own.
+    `network` makes the network of segmenters of one's own, `machine` is what they run on (None = the defaults).
 
     Raises:
         StedmError: a segmenter's classes are not those of `images`.
     """
     info = images.info
-    networks = [_checked(path, info.classes, network) for path in segmenters]
+    networks = [_checked(path, info.classes, network, machine or MachineConfig()) for path in segmenters]
     hidden = images.table["patient_id"].isin(set(unknown)).to_numpy()
     for start in range(0, len(images), _IMAGES_AT_ONCE):
         rows = range(start, min(start + _IMAGES_AT_ONCE, len(images)))
         batch = np.stack([images.read_image(row, image_px) for row in rows])
-        probability, classes = vote(networks, batch).max(dim=1)
+        probability, classes = vote(networks, batch).cpu().max(dim=1)
         masks = torch.where(probability < confidence, info.ignore_index, classes).to(torch.uint8).numpy()
         masks[hidden[rows]] = info.ignore_index
         for row, image, mask in zip(rows, batch, masks, strict=True):
@@ -67,13 +69,14 @@ def write_pseudo_labels(
 @torch.inference_mode()
 def vote(networks: Sequence[nn.Module], images: np.ndarray) -> Tensor:
     """Mean class probabilities (n, classes, px, px) of networks over four views of uint8 RGB (n, px, px, 3)."""
-    signed = to_signed(torch.from_numpy(images).permute(0, 3, 1, 2))
+    device = next(networks[0].parameters()).device
+    signed = to_signed(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
     voters = [(network if isinstance(network, Mirrored) else Mirrored(network)).eval() for network in networks]
     return torch.stack([voter(signed).exp() for voter in voters]).mean(dim=0)
 
 
-def _checked(path: Path, classes: list[str], network: Network | None) -> nn.Module:
-    loaded, info = load_segmenter(path, network)
+def _checked(path: Path, classes: list[str], network: Network | None, machine: MachineConfig) -> nn.Module:
+    loaded, info = load_segmenter(path, network, machine)
     if list(info.classes) != list(classes):
         raise StedmError(f"{path}: its classes {info.classes} are not those of the images, {classes}")
     return loaded

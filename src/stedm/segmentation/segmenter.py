@@ -10,6 +10,7 @@ from torch import nn
 
 from stedm.config import (
     Arm,
+    MachineConfig,
     RecolourConfig,
     SegmentationConfig,
     SlideSegmentationConfig,
@@ -27,6 +28,7 @@ from stedm.segmentation.scale import refuse_useless_mpp
 from stedm.segmentation.slide_sources import SlideSource, slides_in
 from stedm.segmentation.train import train_segmenter
 from stedm.segmentation.whole_slide import segment_slides
+from stedm.training.device import move
 from stedm.training.trainer import Progress
 
 Dataset = DatasetFolder | str | Path
@@ -138,7 +140,7 @@ class Segmenter:
 
     def to(self, device: str | torch.device) -> "Segmenter":
         """Move the network."""
-        self.network.to(device)
+        move(self.network, device)
         return self
 
     def predict(self, images: np.ndarray, *, mpp: float | None = None) -> np.ndarray:
@@ -203,7 +205,14 @@ class Segmenter:
         if slides is None:
             raise StedmError(f"{path}: holds images, not slides; use predict_folder")
         done = segment_slides(
-            self.folder, slides, output, config, network=self._make, inputs=[path], overwrite=overwrite
+            self.folder,
+            slides,
+            output,
+            config,
+            network=self._make,
+            machine=MachineConfig(device=str(next(self.network.parameters()).device).removesuffix(":0")),
+            inputs=[path],
+            overwrite=overwrite,
         )
         if done.failures:
             raise StedmError("\n".join(done.failures))

@@ -19,10 +19,9 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
-from stedm.config import SlideSegmentationConfig, TissueConfig, checked
+from stedm.config import MachineConfig, SlideSegmentationConfig, TissueConfig, checked
 from stedm.config.base import read_values
 from stedm.errors import DiskError, StedmError
 from stedm.io.artefacts import Column, read_csv_table
@@ -81,6 +80,7 @@ def segment_slides(
     pool: Pool | None = None,
     shard: tuple[int, int] = (0, 1),
     network: Network | None = None,
+    machine: MachineConfig | None = None,
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> SegmentedSlides:
@@ -95,12 +95,14 @@ def segment_slides(
         shard: (i, n) does only the slides i, i + n, i + 2 n, ...; shards may run at the same time, and the one that is
             done last writes `areas.csv`.
         network: what makes the network, where it is one's own; pools send it to their processes by pickle.
+        machine: what it runs on; None = the defaults.
         inputs: what else was read, such as a slides.csv.
         overwrite: replace files that are there and that stedm did not write.
 
     Raises `StedmError` for anything wrong with model or configuration, and where a file would be lost.
     """
-    loaded, info = load_segmenter(model_folder, network)
+    is_here, machine = pool is None or pool.is_here, machine or MachineConfig()
+    loaded, info = load_segmenter(model_folder, network, machine if is_here else None)
     config, reporter = _completed(config or SlideSegmentationConfig(), info, model_folder), reporter or Reporter()
     sweep(output)
     targets = _targets(slides, Path(output), config, Path(model_folder))
@@ -112,11 +114,12 @@ def segment_slides(
     for target in mine:
         target.failed.unlink(missing_ok=True)
     missing = [target for target in mine if not target.is_done(config)]
-    if pool is None or pool.is_here:
-        work = _Segmentation(loaded.to(_device()), info, config, reporter)
+    if pool is None or is_here:
+        work = _Segmentation(loaded, info, config, reporter)
         outcomes = enumerate(map(work, missing))
     else:
-        outcomes = _by_pool(pool, _SegmentJob(Path(model_folder).resolve(), config, network), missing, reporter)
+        job = _SegmentJob(Path(model_folder).resolve(), config, machine, network)
+        outcomes = _by_pool(pool, job, missing, reporter)
     failures = {missing[number]: line for number, line in outcomes if line}
     if shard[1] > 1:
         for target, line in failures.items():
@@ -211,13 +214,14 @@ class _SegmentJob:
 
     model: Path
     config: SlideSegmentationConfig
+    machine: MachineConfig
     network: Network | None = None
     uses_gpu: ClassVar[bool] = True
 
     def open(self) -> Work:
         check_shared(self.model)
-        loaded, info = load_segmenter(self.model, self.network)
-        return _Segmentation(loaded.to(_device()), info, self.config, Reporter(quiet=True))
+        loaded, info = load_segmenter(self.model, self.network, self.machine)
+        return _Segmentation(loaded, info, self.config, Reporter(quiet=True))
 
 
 def _by_pool(
@@ -227,10 +231,6 @@ def _by_pool(
         for done, outcome in enumerate(pool.run(job, missing), start=1):
             yield outcome
             tick(done, len(missing))
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def segment_slide(

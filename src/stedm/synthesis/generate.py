@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 from pydantic import ValidationError
 
-from stedm.config import Sampling
+from stedm.config import MachineConfig, Sampling
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
@@ -40,6 +39,7 @@ def synthesize(
     shard: tuple[int, int] = (0, 1),
     pool: Pool | None = None,
     model_folder: Path | None = None,
+    machine: MachineConfig | None = None,
     memory: CacheBudget | None = None,
     pseudonymise: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -51,8 +51,8 @@ def synthesize(
 
     Args:
         shard: (i, n) draws only the batches i, i + n, i + 2 n, ...; shards may run at the same time.
-        pool: who draws the batches (see stedm.workers.pool); None = this process. The others' worker processes read
-            the model from `model_folder`.
+        pool: who draws the batches (see stedm.workers.pool); None = this process, with the model where it is. Worker
+            processes read the model from `model_folder` and draw on `machine` (None = a GPU where there is one).
         memory: what decoded style images may take in this process (None = what all other folders share).
         pseudonymise: no id of a patient and no name of a source image in the table; the images can then not be drawn
             again from it.
@@ -80,9 +80,14 @@ def synthesize(
     if pool is None or pool.is_here:
         drawn = _drawn_here(painter, folder, missing)
     else:
-        there = None if predicted is None else _absolute(predicted.root)
-        paths = _absolute(model_folder), model.precision, _absolute(dataset.root), _absolute(folder), there
-        job = DrawJob(*paths, squares=tuple(name for name in names if file_name(name) != name))
+        job = DrawJob(
+            _absolute(model_folder),
+            machine or MachineConfig(precision=model.precision),
+            _absolute(dataset.root),
+            _absolute(folder),
+            None if predicted is None else _absolute(predicted.root),
+            tuple(name for name in names if file_name(name) != name),
+        )
         drawn = (missing[number] for number, _ in pool.run(job, missing))
     for batch in drawn:
         done += len(batch)
@@ -113,7 +118,7 @@ class DrawJob:
     """Drawing of batches by worker processes: a piece is the rows of one batch."""
 
     model: Path
-    precision: str
+    machine: MachineConfig
     dataset: Path
     folder: Path
     predicted: Path | None = None
@@ -125,15 +130,8 @@ class DrawJob:
             check_shared(path)
         predicted = DatasetFolder.open(self.predicted) if self.predicted else None
         dataset = with_squares(DatasetFolder.open(self.dataset), self.squares)
-        painter = _Painter(load_painter(self.model, self.precision), dataset, predicted)
+        painter = _Painter(StyleDiffusion.from_pretrained(self.model).on(self.machine), dataset, predicted)
         return lambda batch: _write(self.folder, batch["image_id"], *painter(batch))
-
-
-def load_painter(folder: Path, precision: str = "auto") -> StyleDiffusion:
-    """The model, on the GPU where there is one."""
-    model = StyleDiffusion.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    model.precision = precision
-    return model
 
 
 def _drawn_here(painter: "_Painter", folder: Path, batches: list[pd.DataFrame]) -> Iterator[pd.DataFrame]:

@@ -3,7 +3,7 @@
 FOLDER/model.safetensors      the weights as they are trained, and buffers
 FOLDER/averages.safetensors   the averaged weights by name, where there are any
 FOLDER/optimizer.safetensors  AdamW's moments, as PARAMETER.MOMENT
-FOLDER/checkpoint.json        the step, how often was averaged, SHA-256 of the files beside it
+FOLDER/checkpoint.json        the step, how often was averaged, the scale of float16's loss, SHA-256 of the files
 
 Nothing else decides how a run goes on: learning rate, samples and noise are functions of the step (`Trainer`).
 """
@@ -32,7 +32,12 @@ class DamagedCheckpointError(Exception):
 
 
 def save_checkpoint(
-    folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, averages: EMAModel | None
+    folder: Path,
+    step: int,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: EMAModel | None,
+    scaler: torch.amp.GradScaler,
 ) -> None:
     """Write all that a run at `step` needs to go on; the folder appears when it is complete."""
     with replacing(folder) as temporary:
@@ -45,13 +50,18 @@ def save_checkpoint(
         index = {
             "step": step,
             "averaged": averages.optimization_step if averages is not None else None,
+            **({"scaler": scaler.state_dict()} if scaler.is_enabled() else {}),
             "sha256": {file.name: sha256_of(file) for file in sorted(temporary.iterdir())},
         }
         write_json(temporary / _INDEX, index | {"sha256_of_index": _sha256_of(index)})
 
 
 def load_checkpoint(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, averages: EMAModel | None
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: EMAModel | None,
+    scaler: torch.amp.GradScaler,
 ) -> int:
     """Put all in its place; returns the step. Nothing is changed where the checkpoint is damaged.
 
@@ -69,6 +79,8 @@ def load_checkpoint(
             for (name, _), value in zip(network.named_parameters(), averages.shadow_params, strict=True):
                 value.copy_(saved[name])
             averages.optimization_step = int(index["averaged"])
+        if scaler.is_enabled() and "scaler" in index:  # else it was begun in another precision
+            scaler.load_state_dict(index["scaler"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise StedmError(f"{folder}: not a checkpoint of this network ({reason}); remove it and run again") from error

@@ -1,21 +1,24 @@
-"""Which arithmetic the networks run in: bfloat16 where the machine is fast at it, else float32."""
+"""Which arithmetic the networks run in: bfloat16 where the machine is fast at it, else float16 or float32."""
 
 import contextlib
 
 import torch
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto`, `fp32` or `bf16` to `fp32` or `bf16`.
+    """`auto`, `fp32`, `bf16` or `fp16` to one of the latter three.
 
     `auto` takes bf16 on GPUs that have it and on CPUs that are fast at it: with AMX, or AMD's with AVX-512 BF16 (a step
     of training takes 0.6 to 0.7 of the time, `benchmarks/precision.py`). Intel's AVX-512 BF16 without AMX, as virtual
     machines show it, is slower than fp32 (1.1 to 1.4 times the time); elsewhere bf16 is emulated and slower still.
+    Of other CUDA GPUs it takes fp16, whose gradients are scaled in training (`Trainer`).
     """
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
         # torch < 2.10 can't tell; fp32 is right everywhere.
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
@@ -26,5 +29,5 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 def autocast(name: str, device: torch.device) -> contextlib.AbstractContextManager:
     """Context in which a network runs in the given precision; its weights stay float32."""
-    bf16 = resolve_precision(name, device) == "bf16"
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+    dtype = _DTYPES.get(resolve_precision(name, device))
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()

@@ -3,7 +3,7 @@
 A run is a function of the images it has seen: sample i of the stream is a pure function of (seed, i), and the
 generator for noise is seeded anew before each step from (seed, images seen). A run killed at any moment and started
 again therefore ends in the same weights as an uninterrupted one (the practice of EDM2, Karras et al. 2024).
-Devices and data parallelism are Accelerate's; the averaged weights are diffusers' EMAModel.
+Data parallelism is Accelerate's, the device `stedm.training.device`'s; averaged weights are diffusers' EMAModel.
 What each choice here gains is in docs/performance.md.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, send_to_device
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -31,7 +31,9 @@ from stedm.io.files import write_text, writing
 from stedm.progress import Reporter
 from stedm.seeds import torch_generator
 from stedm.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
-from stedm.training.precision import autocast
+from stedm.training.device import choose_device, move
+from stedm.training.precision import autocast, resolve_precision
+from stedm.workers.group import group_size
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, the loss that was read last)."""
@@ -72,23 +74,28 @@ class Trainer:
     ):
         self.folder, self.config, self.seed, self.on_progress = Path(folder), config, seed, on_progress
         self.machine = machine or MachineConfig()
-        # Precision is not left to Accelerate: its state is global, and a run may train its parts in different ones.
-        self.accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True))
+        self.device = choose_device(self.machine.device)
+        # Precision and devices are not left to Accelerate: its state is global, and a run may train its parts in
+        # different ones. Only processes on CPUs need to be told so: else it takes each for one of its own.
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu" and group_size() > 1,
+            device_placement=False,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
         self.warmup_steps = min(WARMUP_STEPS, config.steps // 10) if warmup_steps is None else warmup_steps
         self._refuse_unequal_parts()
-        if self.device.type == "cuda":
-            # On a CPU group normalisation in this format takes more than the convolutions gain: there it is the
-            # network's own choice.
-            network = network.to(memory_format=torch.channels_last)
+        # On a CPU group normalisation in channels_last takes more than the convolutions gain: there it is the network's
+        # own choice.
+        move(network, self.device)
         if self.machine.compile:
             # In place: a wrapper would change the names of the weights in checkpoints.
             network.compile()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
-        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
-        self.ema = None
-        if ema_decay is not None:
-            self.ema = EMAModel(self.network.parameters(), decay=ema_decay, foreach=True)
-            self.ema.to(self.accelerator.device)
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
+        self.network = self.accelerator.prepare(network)
+        # Gradients of float16 vanish unless the loss is scaled up; in other precisions this does nothing.
+        is_half = resolve_precision(self.machine.precision, self.device) == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
+        self.ema = EMAModel(self.network.parameters(), decay=ema_decay, foreach=True) if ema_decay is not None else None
         self.step_done = 0
         self.part, self._loss, self._last_loss = 0, torch.zeros((), device=self.device), math.nan
         self._resume()
@@ -96,10 +103,6 @@ class Trainer:
     @property
     def images_seen(self) -> int:
         return self.step_done * self.config.batch
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
 
     def batches(self, samples: Dataset) -> Iterator[Any]:
         """Yield the batches that remain, each in `accumulate` parts; `samples[i]` must be a pure function of i."""
@@ -126,7 +129,8 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         try:
-            yield from self.accelerator.prepare(loader)
+            for batch in self.accelerator.prepare(loader):
+                yield send_to_device(batch, self.device, non_blocking=True)
         except StedmError as error:
             # A worker's error comes with its traceback as text; the message is its last line.
             raise StedmError(str(error).strip().splitlines()[-1].removeprefix("stedm.errors.StedmError: ")) from error
@@ -142,7 +146,7 @@ class Trainer:
 
     def backward(self, loss: torch.Tensor) -> None:
         """The first half of `step`: gradients of this part of the batch are added to those of the others."""
-        self.accelerator.backward(loss / self.machine.accumulate)
+        self.scaler.scale(loss / self.machine.accumulate).backward()
         self._loss += loss.detach() / self.machine.accumulate
 
     def update(self) -> None:
@@ -152,8 +156,10 @@ class Trainer:
             return
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._lr_factor(self.step_done)
-        self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.step(self.network.parameters())
@@ -235,14 +241,14 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     @property
-    def _state(self) -> tuple[nn.Module, torch.optim.Optimizer, EMAModel | None]:
-        return self.accelerator.unwrap_model(self.network), self.optimizer, self.ema
+    def _state(self) -> tuple[nn.Module, torch.optim.Optimizer, EMAModel | None, torch.amp.GradScaler]:
+        return self.accelerator.unwrap_model(self.network), self.optimizer, self.ema, self.scaler
 
     def _resume(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.step_done = self._load_newest()
         rows = [row for row in self._logged() if row["step"] <= self.step_done]
         if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
             # What was logged after the checkpoint will be logged again.
             write_text(self._metrics_path, "".join(f"{json.dumps(row)}\n" for row in rows))
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from stedm.errors import StedmError
+from stedm.workers.group import leave_group
 
 Work = Callable[[Any], Any]
 
@@ -87,7 +88,7 @@ class LocalPool(Pool):
             # Not forked: threads of numerical libraries and open slides don't survive that.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
-                self.processes, mp_context=context, initializer=_begin, initargs=(self.processes,)
+                self.processes, mp_context=context, initializer=_begin, initargs=(self.processes, context.Value("i", 0))
             )
         name = new_name()
         try:
@@ -136,7 +137,7 @@ def check_shared(path: Path) -> None:
 
 # ---- in worker processes ------------------------------------------------------------------------------------------
 
-_processes = 1
+_processes, _number = 1, 0
 _opened: tuple[str, Work] | None = None
 """The job that this process did last, ready for its next piece."""
 
@@ -144,6 +145,12 @@ _opened: tuple[str, Work] | None = None
 def processes_here() -> int:
     """How many processes of a pool share this machine with this one, itself included; 1 outside of a pool."""
     return _processes
+
+
+def number_here() -> int:
+    """Which of these processes this one is, from 0, or of those of torchrun on this machine: what there are several of,
+    such as GPUs, is dealt by it."""
+    return int(os.environ.get("LOCAL_RANK") or _number)
 
 
 def new_name() -> str:
@@ -160,9 +167,12 @@ def do_piece(name: str, job: Job, piece: Any) -> Any:
     return _opened[1](piece)
 
 
-def _begin(processes: int) -> None:
-    global _processes
-    _processes = max(1, processes)
+def _begin(processes: int, begun: Any) -> None:
+    """`begun`: a shared counter of the pool's processes."""
+    global _processes, _number
+    with begun.get_lock():
+        _processes, _number, begun.value = max(1, processes), begun.value, begun.value + 1
+    leave_group()
     # Interrupts are the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _share_cores(processes)

@@ -12,8 +12,25 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from stedm.cli.data import data_app
+from stedm.cli.options import (
+    ConfigPath,
+    Device,
+    EngineName,
+    Overrides,
+    Overwrite,
+    Preset,
+    Pseudonymise,
+    RunFolder,
+    Shard,
+    Workers,
+    expand_lists,
+    machine_of,
+    with_device,
+)
 from stedm.errors import Interrupted, StedmError, disk_problem, terminable
 from stedm.version import __version__
+from stedm.workers.group import as_one
 
 
 class _Verbs(TyperGroup):
@@ -35,36 +52,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Make or convert a dataset folder.", no_args_is_help=True)
 train_app = typer.Typer(help="One training stage of a run.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(config_app, name="config")
 
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG.yaml|DATASET", help="Configuration file; a dataset folder: all defaults.")
-]
-RunFolder = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder; run again to resume.")]
-EngineName = Annotated[
-    str, typer.Option("--engine", metavar="local|ray", help="Who does the work; ray: a Ray cluster (RAY_ADDRESS).")
-]
-Shard = Annotated[str, typer.Option("--shard", metavar="I/N", help="Do part I of N (1/N .. N/N), for job arrays.")]
-Preset = Annotated[
-    str | None, typer.Option("--preset", metavar="cpu|gpu|paper", help="Sizes that follow from the machine.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that stedm did not write.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
-Pseudonymise = Annotated[bool, typer.Option("--pseudonymise", help="Numbers for ids of patients, and no paths.")]
-
 
 @app.command()
-def demo(output: RunFolder = Path("runs/demo")) -> None:
+def demo(output: RunFolder = Path("runs/demo"), device: Device = None) -> None:
     """Phantom patients, end to end, on a CPU, in minutes: prints the table, writes report.html."""
     from importlib.resources import as_file, files
 
     with as_file(files("stedm") / "demo.yaml") as path:
-        _run(path, output)
+        _run(path, output, device=device)
 
 
 @app.command()
@@ -73,66 +74,22 @@ def run(
     output: RunFolder,
     preset: Preset = None,
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train networks at the same time.")] = 1,
+    device: Device = None,
+    workers: Workers = 1,
     engine: EngineName = "local",
     pseudonymise: Pseudonymise = False,
 ) -> None:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Run again to resume."""
-    _run(config, output, preset, overrides, workers=workers, engine=engine, pseudonymise=pseudonymise)
+    _run(config, output, preset, overrides, device, workers=workers, engine=engine, pseudonymise=pseudonymise)
 
 
-def _run(config: Path, output: Path, preset=None, overrides=None, **options: Any) -> None:
+def _run(config: Path, output: Path, preset=None, overrides=None, device=None, **options: Any) -> None:
     from stedm.evaluation.text import summary_text
     from stedm.experiment.api import run
 
-    typer.echo(summary_text(run(config, output, preset=preset, overrides=overrides, **options)))
+    typer.echo(summary_text(run(config, output, preset=preset, overrides=with_device(overrides, device), **options)))
     folder = "report_pseudonymised" if options.get("pseudonymise") else "report"
     typer.echo(f"report: {output / folder / 'report.html'}")
-
-
-@data_app.command("phantom")
-def data_phantom(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    config: Annotated[Path | None, typer.Option(help="Take data.phantom of this configuration.")] = None,
-    overrides: Overrides = None,
-) -> None:
-    """A procedural cohort with known layouts and known patient parameters."""
-    from stedm.config import load_phantom_config
-    from stedm.phantom.cohort import make_phantom
-
-    make_phantom(load_phantom_config(config, overrides), output)
-    typer.echo(str(output))
-
-
-@data_app.command("flowers102")
-def data_flowers102(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    archives: Annotated[
-        Path | None, typer.Option(help="Folder of the downloaded archives; what is missing is downloaded into it.")
-    ] = None,
-) -> None:
-    """Oxford Flowers-102 (about 520 MB of downloads): 48 annotated and 54 unseen categories, as in the paper."""
-    from stedm.public.flowers102 import make_flowers102
-
-    make_flowers102(output, archives=archives)
-    typer.echo(str(output))
-
-
-@data_app.command("catch")
-def data_catch(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of the published slides, COCO and CSV file.")
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    annotated: Annotated[
-        int | None, typer.Option(min=1, help="Annotated train patients a tumour type; the others become unlabeled.")
-    ] = None,
-) -> None:
-    """CATCH (canine skin tumours): slides.csv, classes.yaml and one GeoJSON a slide, from the published files."""
-    from stedm.public.catch import make_catch
-
-    table = make_catch(folder, output, annotated_patients=annotated)
-    typer.echo(f"{output / 'slides.csv'}: {len(table)} slides of {table['patient_id'].nunique()} patients")
 
 
 @app.command()
@@ -193,17 +150,21 @@ def tile(
 
 
 @train_app.command("diffusion")
-def train_diffusion(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
+def train_diffusion(
+    config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None, device: Device = None
+) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
-    with _checked(config, output, preset, overrides) as experiment:
+    with _checked(config, output, preset, with_device(overrides, device)) as experiment:
         experiment.last_round.model()
     typer.echo(str(output / "model"))
 
 
 @train_app.command("segmenter")
-def train_segmenter(config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None) -> None:
+def train_segmenter(
+    config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None, device: Device = None
+) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
-    with _checked(config, output, preset, overrides) as experiment:
+    with _checked(config, output, preset, with_device(overrides, device)) as experiment:
         experiment.train_segmenters()
     typer.echo(str(output / "segmenters"))
 
@@ -246,20 +207,23 @@ def synthesize(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.parquet")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DATASET", help="Dataset folder to write.")],
     shard: Shard = "1/1",
+    device: Device = None,
+    workers: Workers = 1,
     engine: EngineName = "local",
     pseudonymise: Pseudonymise = False,
 ) -> None:
     """Paint the images of a plan; run again to resume."""
+    from stedm.diffusion.pipeline import StyleDiffusion
     from stedm.progress import Reporter
-    from stedm.synthesis.generate import load_painter
     from stedm.synthesis.generate import synthesize as draw
     from stedm.synthesis.plan import read_plan
     from stedm.workers.pool import make_pool, parse_shard
 
-    part, painter, rows = parse_shard(shard), load_painter(model), read_plan(plan)
-    with make_pool(engine) as pool, Reporter().stage("draw synthetic images") as tick:
-        how = {"shard": part, "pool": pool, "model_folder": model, "pseudonymise": pseudonymise}
-        complete = draw(painter, rows, output, **how, on_progress=tick)
+    part, machine = parse_shard(shard), machine_of(device)
+    painter, rows = StyleDiffusion.from_pretrained(model), read_plan(plan)
+    with make_pool(engine, workers) as pool, Reporter().stage("draw synthetic images") as tick:
+        how = {"shard": part, "pool": pool, "model_folder": model, "machine": machine, "pseudonymise": pseudonymise}
+        complete = draw(painter.on(machine) if pool.is_here else painter, rows, output, **how, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
 
 
@@ -272,6 +236,7 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="On style; the recommended one unless given.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The recommended number unless given.")] = None,
     seed: int = 0,
+    device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Paint one layout in the style of given images."""
@@ -282,7 +247,7 @@ def generate(
     check_outputs({output: PAINTED}, [layout, *style], overwrite=overwrite)
     mask = read_mask_file(layout.parent, layout.name)
     images = [read_image_file(path.parent, path.name) for path in style]
-    painter = StyleDiffusion.from_pretrained(model)
+    painter = StyleDiffusion.from_pretrained(model).on(machine_of(device))
     image = painter.generate(mask, images, guidance=guidance, steps=steps, seed=seed)[0]
     write_png(output, image, software=PAINTED)
     typer.echo(str(output))
@@ -302,6 +267,7 @@ def segment(
     ] = None,
     tolerance_um: Annotated[float | None, typer.Option(help="Slides: detail of the outlines to give up.")] = None,
     label_map: Annotated[bool, typer.Option("--label-map", help="Slides: an OME-TIFF of class indices too.")] = False,
+    device: Device = None,
     engine: EngineName = "local",
     shard: Shard = "1/1",
     overrides: Overrides = None,
@@ -320,18 +286,18 @@ def segment(
     flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_slide_config([*(overrides or []), *given])
-    part, slides = parse_shard(shard), slides_in(images, output)
+    part, machine, slides = parse_shard(shard), machine_of(device), slides_in(images, output)
     if slides is None:
         if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
             flags = "--tolerance-um, --label-map, --engine, --shard and --set"
             raise StedmError(f"{images}: no slides; {flags} are for slides")
-        masks = segment_folder(model, images, output, mpp, say=typer.echo, overwrite=overwrite)
+        how = {"machine": machine, "say": typer.echo, "overwrite": overwrite}
+        masks = segment_folder(model, images, output, mpp, **how)
         typer.echo(f"{output}: {len(masks)} masks")
         return
     with make_pool(engine) as pool:
-        done = segment_slides(
-            model, slides, output, config, pool=pool, shard=part, inputs=[images], overwrite=overwrite
-        )
+        how = {"machine": machine, "pool": pool, "shard": part, "inputs": [images], "overwrite": overwrite}
+        done = segment_slides(model, slides, output, config, **how)
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
     typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides{rest}")
     if done.failures:
@@ -344,6 +310,7 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="REPORT", help="Report folder.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    device: Device = None,
     pseudonymise: Pseudonymise = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -351,7 +318,7 @@ def evaluate(
     from stedm.evaluation.scoring import evaluate_segmenter
     from stedm.evaluation.text import summary_text
 
-    how = {"overwrite": overwrite, "pseudonymise": pseudonymise}
+    how = {"machine": machine_of(device), "overwrite": overwrite, "pseudonymise": pseudonymise}
     typer.echo(summary_text(evaluate_segmenter(model, dataset, split, output, **how)))
 
 
@@ -405,31 +372,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-def expand_lists(arguments: list[str]) -> list[str]:
-    """Let `--style a.png b.png` and `--set a=1 b=2` take several values: each gets the option's name before it.
-
-    Click's options take one value at a time. A value after `--set` is recognised by its "="; a value after `--style`
-    by standing behind the MODEL argument.
-    """
-    expanded: list[str] = []
-    open_option = None
-    for position, argument in enumerate(arguments):
-        if argument.startswith("-"):
-            many = argument == "--set" or (argument == "--style" and position >= 2 and arguments[1][:1] != "-")
-            open_option = argument if many else None
-        elif expanded and expanded[-1] != open_option and open_option == "--set" and "=" in argument:
-            expanded.append("--set")
-        elif expanded and expanded[-1] != open_option and open_option == "--style":
-            expanded.append("--style")
-        expanded.append(argument)
-    return expanded
-
-
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: bad input becomes one clear line on stderr and status 1."""
     try:
         with terminable():
-            return app(expand_lists(sys.argv[1:] if arguments is None else arguments))
+            return as_one(lambda: app(expand_lists(sys.argv[1:] if arguments is None else arguments)), at_end=True)
     except Interrupted as interrupted:
         _end("interrupted; run the same command again to resume", interrupted.status)
     except Exception as error:
@@ -443,7 +390,3 @@ def _end(text: str, status: int) -> NoReturn:
     for line in text.splitlines():
         print(f"stedm: {line}", file=sys.stderr)
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()
