@@ -17,7 +17,7 @@ from stedm.colour.recolour import recolour_together
 from stedm.config import DiffusionConfig, MachineConfig
 from stedm.data.symmetry import to_signed
 from stedm.diffusion.objective import Objective
-from stedm.diffusion.train import DiffusionSamples, DrawnSamples, make_denoiser, open_cache
+from stedm.diffusion.train import DiffusionSamples, DrawnSamples, encode, make_denoiser, open_cache
 from stedm.training.trainer import Trainer
 
 from .effort import Effort
@@ -77,8 +77,7 @@ def _training(
         denoiser.checkpoint_activations()
     trainer = Trainer(denoiser, setting.folder / "run", config, machine, ema_decay=config.ema_decay, seed=0)
     recolour = setting.config.recolour
-    keeps = machine.cache_latents and recolour.probability == 0
-    cache = open_cache(trainer, codec, samples, px) if keeps else None
+    cache = open_cache(trainer, codec, samples, px) if machine.cache_latents else None
     clock.enter("data")
     for batch in trainer.batches(DrawnSamples(samples, recolour, objective, codec, px)):
         clock.enter("prepare")
@@ -86,11 +85,8 @@ def _training(
             image, style = recolour_together(batch["image"], batch["style"], batch["stain_factors"])
         else:
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
-        with torch.no_grad():
-            if cache:
-                latent = cache(image, batch["row"], batch["symmetry_index"], batch["codec_noise"])
-            else:
-                latent = codec.encode(image, batch["codec_noise"])
+        with trainer.autocast():
+            latent = encode(image, batch, codec, cache)
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with FlopCounterMode(display=False) if trainer.step_done in counted else contextlib.nullcontext() as counter:
             clock.enter("forward")

@@ -30,6 +30,6 @@ class MachineConfig(Part):
     equal results. null = half of the machine's memory; 0 = none is kept."""
     cache_latents: bool = False
     """Encode each training image once (in each of its 8 symmetries) instead of in every step, into RUN/latents. Where
-    the codec is an autoencoder and `recolour.probability` is 0; elsewhere there is nothing to keep."""
+    the codec is an autoencoder; elsewhere there is nothing to keep. What is recoloured is encoded in every step."""
     checkpoint_every_steps: Positive = 250
     """A killed run loses these steps at most."""

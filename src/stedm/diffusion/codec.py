@@ -3,6 +3,7 @@
 Latents are normalised by measured per-channel mean and standard deviation.
 """
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from stedm.io.artefacts import read_json
 from stedm.io.files import write_json
 from stedm.training.device import move
 
-_AT_ONCE = 16
+_AT_ONCE = 4
+"""Images that an autoencoder sees in one pass where it is measured: at 512 px each takes about a gigabyte."""
 _TRAIN_AGAIN = "train the model again"
 
 
@@ -154,11 +156,12 @@ class AutoencoderCodec(torch.nn.Module):
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
         """What the encoder says of images `(b, 3, H, W)` in [-1, 1], before normalisation: the latent
-        `(b, z, H/f, W/f)`, and for a distribution its mean and standard deviation, `(b, 2 z, H/f, W/f)`."""
-        encoded = self.autoencoder.encode(images)
+        `(b, z, H/f, W/f)`, and for a distribution its mean and standard deviation, `(b, 2 z, H/f, W/f)`; float32."""
+        with _never_half(images.device):
+            encoded = self.autoencoder.encode(images)
         if hasattr(encoded, "latent_dist"):
-            return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1)
-        return encoded.latents if hasattr(encoded, "latents") else encoded.latent
+            return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1).float()
+        return (encoded.latents if hasattr(encoded, "latents") else encoded.latent).float()
 
     @torch.no_grad()
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -176,7 +179,8 @@ class AutoencoderCodec(torch.nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images `(b, 3, H, W)` in [-1, 1]."""
-        return self.autoencoder.decode(latents * self.std + self.mean).sample.clamp(-1.0, 1.0)
+        with _never_half(latents.device):
+            return self.autoencoder.decode(latents * self.std + self.mean).sample.clamp(-1.0, 1.0)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the autoencoder in diffusers' format, and the latent statistics beside it."""
@@ -193,24 +197,41 @@ class AutoencoderCodec(torch.nn.Module):
             StedmError: no autoencoder there, or its weights are missing, damaged or not safetensors.
         """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise StedmError(f"{folder}: no autoencoder here (config.json is missing); give a diffusers folder")
-        name = read_part_config(folder).get("_class_name")
-        kind = getattr(diffusers, str(name), None)
-        if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
-            raise StedmError(f"{folder / 'config.json'}: _class_name {name!r} is not an autoencoder of diffusers")
-        path = folder / "latents.json"
+        kind, path = _kind_of(folder), folder / "latents.json"
         statistics = read_json(path, LatentStatistics, hint=_TRAIN_AGAIN) if path.is_file() else LatentStatistics()
         autoencoder = read_part(kind, folder)
-        try:
-            codec = cls(autoencoder)
-        except (TypeError, ValueError, StopIteration) as error:
-            raise StedmError(f"{folder}: this kind of autoencoder can't be a first stage here ({error})") from error
+        codec = _as_codec(autoencoder, folder)
         if statistics.mean is None or statistics.std is None:
             return codec
         if not len(statistics.mean) == len(statistics.std) == codec.latent_channels:
             raise StedmError(f"{path}: {codec.latent_channels} means and deviations expected; {_TRAIN_AGAIN}")
         return cls(autoencoder, statistics.mean, statistics.std)
+
+
+def _kind_of(folder: Path) -> type[ModelMixin]:
+    """The class of the autoencoder in a folder of diffusers."""
+    if not (folder / "config.json").is_file():
+        raise StedmError(f"{folder}: no autoencoder here (config.json is missing); give a diffusers folder")
+    name = read_part_config(folder).get("_class_name")
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+        raise StedmError(f"{folder / 'config.json'}: _class_name {name!r} is not an autoencoder of diffusers")
+    return kind
+
+
+def _as_codec(autoencoder: torch.nn.Module, folder: Path) -> AutoencoderCodec:
+    try:
+        return AutoencoderCodec(autoencoder)
+    except (TypeError, ValueError, StopIteration) as error:
+        raise StedmError(f"{folder}: this kind of autoencoder can't be a first stage here ({error})") from error
+
+
+def _never_half(device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast to bfloat16 stays, to float16 is off: published autoencoders leave its range."""
+    kind = device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    is_half = is_on and torch.get_autocast_dtype(kind) == torch.float16
+    return torch.autocast(kind, enabled=False) if is_half else contextlib.nullcontext()
 
 
 def load_codec(folder: Path) -> PixelCodec | AutoencoderCodec:
@@ -225,12 +246,9 @@ def load_codec(folder: Path) -> PixelCodec | AutoencoderCodec:
     return codec
 
 
-def open_codec(
-    config: CodecConfig, images: Tensor, device: str | torch.device = "cpu"
-) -> PixelCodec | AutoencoderCodec:
-    """The first stage: images to latents of unit variance and back.
-
-    Latents are normalised by per-channel mean and standard deviation, measured on `device`.
+def open_codec(config: CodecConfig, images: Tensor | None = None) -> PixelCodec | AutoencoderCodec:
+    """The first stage of a configuration, its latents normalised by mean and standard deviation per channel: those
+    that the folder of an autoencoder states, else those measured on `images (n, 3, H, W)` in [-1, 1]; None = not yet.
     """
     if isinstance(config, PixelCodecConfig):
         codec: PixelCodec | AutoencoderCodec = PixelCodec(config.space_to_depth)
@@ -238,21 +256,28 @@ def open_codec(
         codec = AutoencoderCodec(load_ldm_vq(config.weights))
     else:
         codec = AutoencoderCodec.from_pretrained(_folder_of(config.source))
-    place(codec, device)
-    return codec if codec.is_measured else codec.measured(images)
+    return codec if codec.is_measured or images is None else codec.measured(images)
 
 
 def codec_shapes(config: CodecConfig) -> PixelCodec | AutoencoderCodec:
-    """The first stage: images to latents of unit variance and back.
+    """The first stage without memory for its weights, on the device `meta`; of an autoencoder only config.json is
+    read.
 
-    Latents are normalised by measured per-channel mean and standard deviation.
+    Raises:
+        StedmError: there is no autoencoder at `source`, or none that can be a first stage.
     """
     with torch.device("meta"):
         if isinstance(config, PixelCodecConfig):
             return PixelCodec(config.space_to_depth)
         if isinstance(config, VQF4CodecConfig):
             return AutoencoderCodec(VQModel(**VQ_F4))
-    return AutoencoderCodec.from_pretrained(_folder_of(config.source)).to("meta")
+        folder = _folder_of(config.source)
+        kind, values = _kind_of(folder), read_part_config(folder)
+        try:
+            autoencoder = kind.from_config(values)
+        except Exception as error:  # building a network from a bad configuration raises anything
+            raise StedmError(f"{folder}: no autoencoder can be built ({' '.join(str(error).split())[:200]})") from error
+        return _as_codec(autoencoder, folder)
 
 
 def _folder_of(source: str) -> Path:

@@ -1,4 +1,4 @@
-"""Latents of the training images, encoded once instead of in every step.
+"""Latents of the training images, encoded once instead of in every step; those of recoloured ones in every step.
 
 RUN/latents/moments.npy   float16 (images, 8 symmetries, C, h, w), memory-mapped; C as in `AutoencoderCodec.moments`
 RUN/latents/sums.npy      uint32 (images, 8): CRC-32 of each, 0 = not encoded yet
@@ -42,21 +42,37 @@ class LatentCache:
             _make(folder, index, codec, image_px)
         self._moments, self._sums = _open(folder)
 
-    def __call__(self, images: Tensor, row: Tensor, symmetry_index: Tensor, noise: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        row: Tensor,
+        symmetry_index: Tensor,
+        noise: Tensor | None = None,
+        *,
+        unchanged: Tensor | None = None,
+    ) -> Tensor:
         """Latents as `codec.encode(images, noise)` gives them, of images `(b, 3, H, W)` in [-1, 1], which are the rows
         `row (b,)` of the data under the symmetries `symmetry_index (b,)`. Rounded to float16 the first time too, so
-        that a resumed run sees equal numbers."""
+        that a resumed run sees equal numbers.
+
+        Args:
+            unchanged: `(b,)`, False where the colours of an image were changed: it is encoded and not kept. None = all
+                are as in the data.
+        """
         rows, indices = row.cpu().numpy(), symmetry_index.cpu().numpy()
-        there = zip(self._moments[rows, indices], self._sums[rows, indices], strict=True)
+        moments, sums = self._moments[rows, indices], self._sums[rows, indices]
+        is_kept = np.ones(len(rows), bool) if unchanged is None else unchanged.cpu().numpy()
         # One that is damaged, or whose process was killed before all of it was on the disk, is encoded again.
-        missing = np.flatnonzero([not known or _sum_of(latent) != known for latent, known in there])
+        is_there = [kept and sum_ and _sum_of(latent) == sum_ for kept, latent, sum_ in zip(is_kept, moments, sums)]
+        missing = np.flatnonzero(~np.array(is_there, bool))
         if len(missing):
             encoded = self.codec.moments(images[torch.from_numpy(missing).to(images.device)])
-            latents = encoded.cpu().numpy().astype(np.float16)
-            places = rows[missing] * N_SYMMETRIES + indices[missing]
-            _put(self._moments, places, latents)
-            _put(self._sums, places, np.array([_sum_of(latent) for latent in latents], np.uint32))
-        return self.codec.sample(torch.from_numpy(self._moments[rows, indices]).to(images.device), noise)
+            moments[missing] = encoded.cpu().numpy().astype(np.float16)
+            new = missing[is_kept[missing]]
+            places = rows[new] * N_SYMMETRIES + indices[new]
+            _put(self._moments, places, moments[new])
+            _put(self._sums, places, np.array([_sum_of(latent) for latent in moments[new]], np.uint32))
+        return self.codec.sample(torch.from_numpy(moments).to(images.device), noise)
 
 
 def _put(array: np.memmap, places: np.ndarray, values: np.ndarray) -> None:
@@ -97,8 +113,10 @@ def _holds(folder: Path, index: dict) -> bool:
 def _make(folder: Path, index: dict, codec: AutoencoderCodec, image_px: int) -> None:
     """An empty cache."""
     shutil.rmtree(folder, ignore_errors=True)
-    latent = codec.moments(torch.zeros(1, 3, image_px, image_px, device=codec.mean.device)).shape[1:]
-    shape = (len(index["images"]), N_SYMMETRIES, *latent)
+    # A small image tells the number of channels.
+    small = torch.zeros(1, 3, *(2 * (min(image_px, 8 * codec.factor),)), device=codec.mean.device)
+    side = image_px // codec.factor
+    shape = (len(index["images"]), N_SYMMETRIES, codec.moments(small).shape[1], side, side)
     with replacing(folder) as temporary:
         temporary.mkdir()
         np.lib.format.open_memmap(temporary / "moments.npy", "w+", np.float16, shape).flush()

@@ -24,7 +24,6 @@ from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.sampling import StyleSampler, refuse_impossible_sampling
-from stedm.training.device import choose_device
 from stedm.training.trainer import Progress, Trainer
 
 _IMAGES_TO_MEASURE = 256
@@ -67,8 +66,7 @@ def train_diffusion(
     machine, recolour = machine or MachineConfig(), recolour or RecolourConfig()
     samples = DiffusionSamples(config, annotated, unlabeled, image_px, seed, pseudo_labels, style_sources)
     some_images = to_signed(samples.some_images(_IMAGES_TO_MEASURE))
-    device = choose_device(machine.device)
-    first_stage = open_codec(config.codec, some_images, device) if codec is None else codec
+    first_stage = open_codec(config.codec) if codec is None else codec
     denoiser = make_denoiser(config, first_stage, len(annotated.info.classes), seed, image_px, style_encoder)
     if init_from is not None:
         denoiser.load_state_dict(init_from.denoiser.state_dict())
@@ -86,19 +84,18 @@ def train_diffusion(
         on_progress=on_progress,
     )
     place(first_stage, trainer.device)
-    cache = None
-    if machine.cache_latents and recolour.probability == 0:
-        cache = open_cache(trainer, first_stage, samples, image_px)
+    if codec is None and not first_stage.is_measured:
+        with trainer.autocast():
+            first_stage = first_stage.measured(some_images)
+        place(first_stage, trainer.device)
+    cache = open_cache(trainer, first_stage, samples, image_px) if machine.cache_latents else None
     for batch in trainer.batches(DrawnSamples(samples, recolour, objective, first_stage, image_px)):
         if recolour.probability > 0:
             image, style = recolour_together(batch["image"], batch["style"], batch["stain_factors"])
         else:
             image, style = to_signed(batch["image"]), to_signed(batch["style"])
-        with torch.no_grad():
-            if cache:
-                latent = cache(image, batch["row"], batch["symmetry_index"], batch["codec_noise"])
-            else:
-                latent = first_stage.encode(image, batch["codec_noise"])
+        with trainer.autocast():
+            latent = encode(image, batch, first_stage, cache)
         noisy, target, timestep = objective.corrupt(latent, batch["noise"], batch["time"])
         with trainer.autocast():
             predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["valid"])
@@ -264,6 +261,15 @@ class _Pool:
     def draw(self, generator: np.random.Generator) -> int:
         rows = self._rows[generator.integers(len(self._rows))]
         return int(rows[generator.integers(len(rows))])
+
+
+@torch.no_grad()
+def encode(image: torch.Tensor, batch: dict[str, torch.Tensor], codec: Codec, cache: LatentCache | None) -> torch.Tensor:
+    """Latents of a batch of `DrawnSamples`, whose images `(b, 3, H, W)` in [-1, 1] may have been recoloured."""
+    if cache is None:
+        return codec.encode(image, batch["codec_noise"]).float()
+    unchanged = (batch["stain_factors"] == 1).all(dim=1)
+    return cache(image, batch["row"], batch["symmetry_index"], batch["codec_noise"], unchanged=unchanged)
 
 
 def open_cache(trainer: Trainer, codec: Codec, samples: DiffusionSamples, image_px: int) -> LatentCache | None:
