@@ -32,10 +32,7 @@ from stedm.data.pseudonyms import Pseudonyms, without_paths, yaml_without_paths
 from stedm.data.squares import files_of, squares_text
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
-from stedm.evaluation.panels import report_panels
-from stedm.evaluation.report import write_report
 from stedm.evaluation.scoring import count_dataset
-from stedm.evaluation.stain_distance import stain_distance
 from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.context import RunContext
 from stedm.experiment.folder import check_unchanged, claim, read_provenance
@@ -209,6 +206,10 @@ class Experiment:
 
     def _report(self, folder: Path, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
         """With `pseudonyms` no id of a patient and no path is in it."""
+        from stedm.evaluation.panels import report_panels
+        from stedm.evaluation.report import write_report
+        from stedm.evaluation.stain_distance import stain_distance
+
         has_model, context, last = (self.folder / "model").is_dir(), self.context, self.last_round
         sets = (context.annotated, context.unlabeled, context.held_out)
         bank, synthetic = last.style_bank() if has_model else None, last.synthetic() if last.is_drawn else None

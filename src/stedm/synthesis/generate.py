@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,6 @@ from stedm.data.pieces import file_name
 from stedm.data.pseudonyms import Pseudonyms
 from stedm.data.squares import with_squares
 from stedm.data.symmetry import symmetry
-from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.io.artefacts import parse_json
 from stedm.io.files import claim
@@ -31,9 +30,12 @@ from stedm.style.sampling import style_views
 from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint, source_names
 from stedm.workers.pool import Pool, Work, check_shared
 
+if TYPE_CHECKING:
+    from stedm.diffusion.pipeline import StyleDiffusion
+
 
 def synthesize(
-    model: StyleDiffusion,
+    model: "StyleDiffusion",
     plan: pd.DataFrame,
     folder: Path,
     *,
@@ -129,8 +131,10 @@ class DrawJob:
         return lambda batch: _write(self.folder, batch["image_id"], *painter(batch))
 
 
-def load_painter(folder: Path, precision: str = "auto") -> StyleDiffusion:
+def load_painter(folder: Path, precision: str = "auto") -> "StyleDiffusion":
     """The model, on the GPU where there is one."""
+    from stedm.diffusion.pipeline import StyleDiffusion
+
     model = StyleDiffusion.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     model.precision = precision
     return model
@@ -182,7 +186,7 @@ def _write(folder: Path, image_ids: Sequence[str], images: np.ndarray, masks: np
 class _Painter:
     """Plan rows to images and masks."""
 
-    def __init__(self, model: StyleDiffusion, dataset: DatasetFolder, predicted: DatasetFolder | None = None):
+    def __init__(self, model: "StyleDiffusion", dataset: DatasetFolder, predicted: DatasetFolder | None = None):
         if model.classes != dataset.info.classes:
             raise StedmError(f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}")
         self.model, self.unknown_index = model, dataset.info.ignore_index
@@ -239,7 +243,7 @@ class _Painter:
         ]
 
 
-def _claim(folder: Path, plan: pd.DataFrame, model: StyleDiffusion) -> None:
+def _claim(folder: Path, plan: pd.DataFrame, model: "StyleDiffusion") -> None:
     """Note in the folder which plan and model its images are of; refuse another's."""
     noted = {"plan": plan_fingerprint(plan), "model": model.fingerprint}
     again = "remove the folder and run again"

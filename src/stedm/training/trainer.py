@@ -16,12 +16,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,6 +29,9 @@ from stedm.progress import Reporter
 from stedm.seeds import torch_generator
 from stedm.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from stedm.training.precision import autocast
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, the loss that was read last)."""
@@ -70,6 +70,9 @@ class Trainer:
         ema_decay: float | None = None,
         on_progress: Progress | None = None,
     ):
+        from accelerate import Accelerator
+        from accelerate.utils import DataLoaderConfiguration
+
         self.folder, self.config, self.seed, self.on_progress = Path(folder), config, seed, on_progress
         self.machine = machine or MachineConfig()
         # Precision is not left to Accelerate: its state is global, and a run may train its parts in different ones.
@@ -87,6 +90,8 @@ class Trainer:
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.ema = None
         if ema_decay is not None:
+            from diffusers.training_utils import EMAModel  # seconds, which segmenters save
+
             self.ema = EMAModel(self.network.parameters(), decay=ema_decay, foreach=True)
             self.ema.to(self.accelerator.device)
         self.step_done = 0
@@ -235,7 +240,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     @property
-    def _state(self) -> tuple[nn.Module, torch.optim.Optimizer, EMAModel | None]:
+    def _state(self) -> tuple[nn.Module, torch.optim.Optimizer, "EMAModel | None"]:
         return self.accelerator.unwrap_model(self.network), self.optimizer, self.ema
 
     def _resume(self) -> None:
