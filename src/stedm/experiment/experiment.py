@@ -28,6 +28,7 @@ import pandas as pd
 from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, uses_synthetic
 from stedm.data.cache import ImageCache
 from stedm.data.check import examine
+from stedm.data.facts import RememberedFacts
 from stedm.data.pseudonyms import Pseudonyms, without_paths, yaml_without_paths
 from stedm.data.squares import files_of, squares_text
 from stedm.errors import StedmError
@@ -117,6 +118,7 @@ class Experiment:
             unseen_categories=self.config.data.unseen_categories,
             annotated=set(files_of(context.annotated)),
             scored_split=self.config.evaluation.split,
+            remembered=RememberedFacts(self.folder / ".data_facts"),
         )
         for line in found.warnings:
             self.reporter.say(f"warning: {line}")
