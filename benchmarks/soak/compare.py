@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stedm.io.files import is_temporary
 
-NOTHING_TO_COMPARE = (".lock", ".data_times")
+NOTHING_TO_COMPARE = (".lock", ".data_times", ".data_facts")
 """Locks, and the times of the files of the data."""
 
 

@@ -27,7 +27,7 @@ ARMS = [
     "real", "real+stain", "ssl", "self-training", "real+synthetic", "real+stain+synthetic", "real+stain+synthetic+ssl",
     "real+stain+synthetic+self-training",
 ]  # fmt: skip
-SCORES = ("counts-test.parquet", "report/", "provenance.json", "data_files", ".data_times")
+SCORES = ("counts-test.parquet", "report/", "provenance.json", "data_files", ".data_times", ".data_facts")
 """Files that are made of held-out patients, or name the content of the data."""
 SHOWS_VAL = ("model/reconstruction", "model/manifest")
 """Where there is an autoencoder: how well it shows images of val."""

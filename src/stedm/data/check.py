@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stedm.data.duplicates import duplicate_findings, slide_findings, slide_id_findings
+from stedm.data.facts import RememberedFacts
 from stedm.data.folder import hold_back, read_table, table_problems
 from stedm.data.info import DatasetInfo, info_and_problems
 from stedm.data.occurrence import class_findings, palette_problems, some
@@ -51,6 +52,7 @@ def examine(
     unseen_categories: Sequence[str] | None = None,
     annotated: Collection[str] | None = None,
     scored_split: str = "test",
+    remembered: RememberedFacts | None = None,
 ) -> Examination:
     """Problems of a dataset folder, what looks wrong, and what is in it. Every file is decoded once.
 
@@ -60,6 +62,7 @@ def examine(
         unseen_categories: `train` patients of these count as `unlabeled`.
         annotated: image names of `train` that networks learn from, where a budget takes only some.
         scored_split: the one that results are about.
+        remembered: what an earlier examination found in files; those that are as they were are not decoded again.
     """
     root = Path(root)
     if not root.is_dir():
@@ -75,7 +78,10 @@ def examine(
     problems += _annotation_problems(table)
     if "image_file_name" not in table:
         return Examination(list(dict.fromkeys(problems)))
-    found = _regions(root, info, table) if holds_regions(root) else _files(root, info, table, read_unlabeled_masks)
+    if holds_regions(root):
+        found = _regions(root, info, table)
+    else:
+        found = _files(root, info, table, read_unlabeled_masks, remembered)
     warnings = patient_warnings(table, "metadata") + found.warnings
     splits: list[SplitSummary] = []
     if info is not None and {"patient_id", "split"} <= set(table):
@@ -136,7 +142,13 @@ class _Found:
     counts: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def _files(root: Path, info: DatasetInfo | None, table: pd.DataFrame, unlabeled_masks: bool) -> _Found:
+def _files(
+    root: Path,
+    info: DatasetInfo | None,
+    table: pd.DataFrame,
+    unlabeled_masks: bool,
+    remembered: RememberedFacts | None,
+) -> _Found:
     names = table["mask_file_name"]
     if not unlabeled_masks:
         # Without a split column every row may be unlabeled.
@@ -144,10 +156,12 @@ def _files(root: Path, info: DatasetInfo | None, table: pd.DataFrame, unlabeled_
     # A pair listed twice is reported as duplicate name already; decode it once.
     pairs = list(dict.fromkeys(zip(table["image_file_name"], names, strict=True)))
     found, images, masks, turned = _Found(), {}, {}, []
-    reader = _Reader(root)
+    reader = _Reader(root, remembered)
     # Threads suffice: Pillow's decoders release the interpreter lock.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         read = list(pool.map(reader, pairs))
+    if remembered is not None:
+        remembered.save()
     for (image_name, mask_name), (image, mask, problems) in zip(pairs, read, strict=True):
         found.problems += problems
         if image is not None:
@@ -199,19 +213,21 @@ def _mask_problems(
 class _Reader:
     """Decodes an image and its mask."""
 
-    def __init__(self, root: Path):
-        self.root, self._one_at_a_time = root, threading.Lock()
+    def __init__(self, root: Path, remembered: RememberedFacts | None):
+        self.root, self.remembered, self._one_at_a_time = root, remembered, threading.Lock()
 
     def __call__(self, names: tuple[str, str]) -> tuple[FileFacts | None, FileFacts | None, list[str]]:
         problems: list[str] = []
-        image = self._read(image_facts, names[0], problems)
-        return image, self._read(mask_facts, names[1], problems), problems
+        image = self._read("image", image_facts, names[0], problems)
+        return image, self._read("mask", mask_facts, names[1], problems), problems
 
-    def _read(self, read, name: str, problems: list[str]) -> FileFacts | None:
+    def _read(self, kind: str, read, name: str, problems: list[str]) -> FileFacts | None:
         if not name:
             return None
         try:
-            return read(self.root, name, self._one_at_a_time)
+            if self.remembered is None:
+                return read(self.root, name, self._one_at_a_time)
+            return self.remembered.of(kind, self.root, name, lambda: read(self.root, name, self._one_at_a_time))
         except StedmError as error:
             problems.append(str(error))
             return None

@@ -63,7 +63,8 @@ class LatentCache:
         moments, sums = self._moments[rows, indices], self._sums[rows, indices]
         is_kept = np.ones(len(rows), bool) if unchanged is None else unchanged.cpu().numpy()
         # One that is damaged, or whose process was killed before all of it was on the disk, is encoded again.
-        is_there = [kept and sum_ and _sum_of(latent) == sum_ for kept, latent, sum_ in zip(is_kept, moments, sums)]
+        found = zip(is_kept, moments, sums, strict=True)
+        is_there = [kept and sum_ and _sum_of(latent) == sum_ for kept, latent, sum_ in found]
         missing = np.flatnonzero(~np.array(is_there, bool))
         if len(missing):
             encoded = self.codec.moments(images[torch.from_numpy(missing).to(images.device)])

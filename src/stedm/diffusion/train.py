@@ -264,7 +264,9 @@ class _Pool:
 
 
 @torch.no_grad()
-def encode(image: torch.Tensor, batch: dict[str, torch.Tensor], codec: Codec, cache: LatentCache | None) -> torch.Tensor:
+def encode(
+    image: torch.Tensor, batch: dict[str, torch.Tensor], codec: Codec, cache: LatentCache | None
+) -> torch.Tensor:
     """Latents of a batch of `DrawnSamples`, whose images `(b, 3, H, W)` in [-1, 1] may have been recoloured."""
     if cache is None:
         return codec.encode(image, batch["codec_noise"]).float()

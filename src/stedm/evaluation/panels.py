@@ -1,6 +1,7 @@
 """The images of a report: style x layout grid, synthetic examples per patient, worst and best patients."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,6 @@ import pandas as pd
 from stedm.config import MachineConfig, SynthesisConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, rows_by_patient
-from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.report import ReportPanels, worst_and_best
@@ -16,6 +16,9 @@ from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
 from stedm.synthesis.style_bank import StyleBank
+
+if TYPE_CHECKING:
+    from stedm.diffusion.pipeline import StyleDiffusion
 
 GRID_STYLES, GRID_LAYOUTS, EXAMPLE_PATIENTS, EXAMPLE_IMAGES, OVERLAY_PATIENTS = 6, 6, 8, 4, 3
 STRIP_IMAGES, STRIP_ENDS = 9, 3
@@ -27,7 +30,7 @@ def report_panels(
     annotated: ImageCache,
     unlabeled: ImageCache,
     held_out: ImageCache,
-    model: StyleDiffusion | None,
+    model: "StyleDiffusion | None",
     synthetic: DatasetFolder | None,
     segmenters: dict[str, Path],
     counts: pd.DataFrame,
@@ -50,7 +53,7 @@ def report_panels(
 
 
 def style_grid(
-    model: StyleDiffusion, annotated: ImageCache, unlabeled: ImageCache, synthesis: SynthesisConfig
+    model: "StyleDiffusion", annotated: ImageCache, unlabeled: ImageCache, synthesis: SynthesisConfig
 ) -> StyleGrid:
     """The same layouts in the styles of several unannotated patients; one noise per layout, so that rows compare."""
     seen = set(annotated.dataset.table["category"])
@@ -77,7 +80,7 @@ def style_grid(
 
 
 def style_strip(
-    model: StyleDiffusion,
+    model: "StyleDiffusion",
     bank: StyleBank,
     annotated: ImageCache,
     unlabeled: ImageCache,

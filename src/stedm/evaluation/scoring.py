@@ -14,7 +14,6 @@ from stedm.data.pseudonyms import Pseudonyms, without_paths
 from stedm.data.squares import files_of, in_squares, without_others_part
 from stedm.errors import StedmError
 from stedm.evaluation.counts import count, counts_table
-from stedm.evaluation.report import REPORT_MARKS, write_report
 from stedm.io.files import alone_in
 from stedm.io.ownership import check_outputs
 from stedm.segmentation.model import load_segmenter
@@ -67,6 +66,8 @@ def evaluate_segmenter(
     Raises `StedmError` where the report would replace files that stedm did not write, unless `overwrite`.
     With `pseudonymise` the report is without ids of patients and without paths.
     """
+    from stedm.evaluation.report import REPORT_MARKS, write_report
+
     if split not in ("val", "test"):
         raise StedmError(f"--split {split}: use val or test")
     check_outputs({report / name: mark for name, mark in REPORT_MARKS.items()}, overwrite=overwrite)

@@ -13,8 +13,6 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, spearmanr, wilcoxon
-from scipy.stats import t as student_t
 
 from stedm.config import Arm, EvaluationConfig
 from stedm.evaluation.counts import SEEN, UNSEEN, pool_units
@@ -69,6 +67,8 @@ def wilcoxon_p(differences: np.ndarray) -> float | None:
     """Two-sided Wilcoxon signed-rank p value; 1 where no pair differs, None with fewer than 2 pairs."""
     if len(differences) < 2:
         return None
+    from scipy.stats import wilcoxon
+
     different = differences[differences != 0]
     return float(wilcoxon(different).pvalue) if len(different) else 1.0
 
@@ -82,6 +82,8 @@ def spearman(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
     x, y = np.round(x, 12), np.round(y, 12)  # rounding dust would break ties
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
+    from scipy.stats import rankdata, spearmanr
+
     result = spearmanr(x, y)
     if len(x) > EXACT_UP_TO:
         # Even so nothing is rarer than the two orders that agree in all.
@@ -110,6 +112,8 @@ def false_claim(differences: np.ndarray) -> float | None:
     mean = abs(differences.mean())
     if error < 1e-12:
         return 0.0 if mean > 1e-12 else 0.5
+    from scipy.stats import t as student_t
+
     return float(student_t.sf(mean / error, n - 1))
 
 

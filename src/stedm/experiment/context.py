@@ -9,7 +9,6 @@ from stedm.data.memory import CacheBudget
 from stedm.data.squares import files_of, in_squares
 from stedm.experiment.folder import check_unchanged, read_provenance, write_provenance
 from stedm.experiment.resolve import annotated_part
-from stedm.phantom.cohort import make_phantom
 from stedm.progress import Reporter
 
 
@@ -38,6 +37,8 @@ class RunContext:
             return data.path
         root = self.folder / "data"
         if not (root / "metadata.csv").is_file():
+            from stedm.phantom.cohort import make_phantom
+
             with self.reporter.stage("phantom patients"):
                 make_phantom(data.phantom, root)
         return root

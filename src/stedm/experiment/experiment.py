@@ -28,14 +28,12 @@ import pandas as pd
 from stedm.config import Arm, RunConfig, to_yaml, uses_self_training, uses_ssl, uses_synthetic
 from stedm.data.cache import ImageCache
 from stedm.data.check import examine
+from stedm.data.facts import RememberedFacts
 from stedm.data.pseudonyms import Pseudonyms, without_paths, yaml_without_paths
 from stedm.data.squares import files_of, squares_text
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
-from stedm.evaluation.panels import report_panels
-from stedm.evaluation.report import write_report
 from stedm.evaluation.scoring import count_dataset
-from stedm.evaluation.stain_distance import stain_distance
 from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.context import RunContext
 from stedm.experiment.folder import check_unchanged, claim, read_provenance
@@ -120,6 +118,7 @@ class Experiment:
             unseen_categories=self.config.data.unseen_categories,
             annotated=set(files_of(context.annotated)),
             scored_split=self.config.evaluation.split,
+            remembered=RememberedFacts(self.folder / ".data_facts"),
         )
         for line in found.warnings:
             self.reporter.say(f"warning: {line}")
@@ -209,6 +208,10 @@ class Experiment:
 
     def _report(self, folder: Path, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
         """With `pseudonyms` no id of a patient and no path is in it."""
+        from stedm.evaluation.panels import report_panels
+        from stedm.evaluation.report import write_report
+        from stedm.evaluation.stain_distance import stain_distance
+
         has_model, context, last = (self.folder / "model").is_dir(), self.context, self.last_round
         sets = (context.annotated, context.unlabeled, context.held_out)
         bank, synthetic = last.style_bank() if has_model else None, last.synthetic() if last.is_drawn else None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from filelock import FileLock
@@ -14,8 +15,6 @@ from filelock import FileLock
 from stedm.config import Arm, PseudoLabelConfig, first_teacher, uses_synthetic
 from stedm.data.folder import DatasetFolder
 from stedm.data.squares import in_squares
-from stedm.diffusion.pipeline import StyleDiffusion
-from stedm.diffusion.train import train_diffusion
 from stedm.experiment.agreement import agreement, contradicted, read_agreement, write_agreement
 from stedm.experiment.context import RunContext
 from stedm.experiment.segmenters import fit_segmenter, is_trained
@@ -27,6 +26,9 @@ from stedm.synthesis.plan import make_plan, read_plan, write_plan
 from stedm.synthesis.style_bank import StyleBank
 from stedm.training.checkpoint import discard_checkpoints
 from stedm.workers.group import together
+
+if TYPE_CHECKING:
+    from stedm.diffusion.pipeline import StyleDiffusion
 
 FIRST_VOTER_STEPS = 400
 """Most steps of the segmenters that label in the first round."""
@@ -117,8 +119,11 @@ class Round:
     def _model_home(self) -> Path:
         return self.folder if self.config.fine_tunes else self.context.folder
 
-    def model(self) -> StyleDiffusion:
+    def model(self) -> "StyleDiffusion":
         """The diffusion model that paints in this round, trained if it isn't yet."""
+        from stedm.diffusion.pipeline import StyleDiffusion
+        from stedm.diffusion.train import train_diffusion
+
         if self.before is not None and not self.config.fine_tunes:
             return self.before.model()
         folder, context = self._model_home, self.context

@@ -1,7 +1,11 @@
 """Smooth random fields, from which the phantom and the warp of layouts are drawn."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.sparse import csr_array
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class SmoothField:
@@ -31,8 +35,10 @@ class SmoothField:
         return rows @ np.ascontiguousarray((columns @ self.knots.T).T)
 
     @staticmethod
-    def _weights(position: np.ndarray, n_knots: int) -> csr_array:
+    def _weights(position: np.ndarray, n_knots: int) -> "csr_array":
         """Weights (n, n_knots) of the four knots about each position."""
+        from scipy.sparse import csr_array
+
         below = np.floor(position).astype(np.int32)
         t = position - below
         weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
-from scipy import ndimage
 
 from stedm.config import LayoutKind
 from stedm.data.symmetry import symmetry
@@ -56,6 +55,8 @@ def warp(layout: np.ndarray, generator: np.random.Generator, amplitude_sides: fl
     nearest neighbour does and makes no new class either. `amplitude_sides` is the standard deviation of the elastic
     displacement in image sides.
     """
+    from scipy import ndimage
+
     height, width = layout.shape
     y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
     turn, (zoom_y, zoom_x) = generator.normal(0, _TURN_RADIANS), np.exp(generator.normal(0, _ZOOM, 2))

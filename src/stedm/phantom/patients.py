@@ -1,9 +1,9 @@
 """The phantom: a procedural cohort of patients whose layouts and appearance are known exactly.
 
-`her2` imitates HER2 immunohistochemistry (haematoxylin + DAB, 2 classes, category = score 0..3), `chromogen` the same in
-the colours of two laboratories (category), `he` a haematoxylin and eosin stain (4 classes, category = grade). A patient
-is a set of numbers (`Patient`), a layout is drawn at the patient's own scale and fractions, and an image is the layout
-filled with cells under the Beer-Lambert law.
+`her2` imitates HER2 immunohistochemistry (haematoxylin + DAB, 2 classes, category = score 0..3), `chromogen` the same
+in the colours of two laboratories (category), `he` a haematoxylin and eosin stain (4 classes, category = grade). A
+patient is a set of numbers (`Patient`), a layout is drawn at the patient's own scale and fractions, and an image is the
+layout filled with cells under the Beer-Lambert law.
 Everything is linear in the number of pixels, and a large image is rendered block by block without seams, so the same
 functions make a 64 px image and a whole slide.
 """

@@ -9,7 +9,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.color.colorconv import rgb_from_yiq, yiq_from_rgb
 from torch import Tensor
 
 from stedm.colour.recolour import recolour as recoloured
@@ -101,6 +100,8 @@ def _jitter_colours(images: Tensor, brightness: Tensor, contrast: Tensor, satura
 
     Hue and saturation turn and stretch the chroma plane of YIQ, which is one matrix a sample.
     """
+    from skimage.color.colorconv import rgb_from_yiq, yiq_from_rgb
+
     turn = 2 * math.pi * hue
     cos, sin, zero, one = saturation * turn.cos(), saturation * turn.sin(), torch.zeros_like(hue), torch.ones_like(hue)
     chroma = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).reshape(-1, 3, 3)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -80,6 +79,8 @@ class StudentAndTeacher(nn.Module):
 
         An image keeps all channels in both views with probability 1 - `part`.
         """
+        from segmentation_models_pytorch.base import SegmentationModel
+
         if not isinstance(self.student, SegmentationModel):
             return [], []
         first, second = [], []

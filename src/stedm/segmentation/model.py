@@ -10,12 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
-from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 
 from stedm.config import MachineConfig, SegmentationConfig, checked
@@ -65,6 +63,8 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
     The weights are a pure function of `seed`, or the encoder's come from the local file `config.encoder_weights`.
     Raises `StedmError` for unknown names and unusable weights.
     """
+    import segmentation_models_pytorch as smp
+
     if config.encoder.startswith("mit_"):
         warnings.warn(
             f"segmentation.encoder: {config.encoder} is NVIDIA code under a non-commercial licence", stacklevel=2
@@ -146,10 +146,12 @@ class SegmentationLoss(nn.Module):
     """
 
     def __init__(self, dice_weight: float = 0.9, ignore_index: int = 255):
+        from segmentation_models_pytorch.losses import DiceLoss
+
         super().__init__()
         self.dice_weight = dice_weight
         self.ignore_index = ignore_index
-        self.dice = smp.losses.DiceLoss("multiclass", from_logits=True, ignore_index=ignore_index)
+        self.dice = DiceLoss("multiclass", from_logits=True, ignore_index=ignore_index)
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         """logits (n, C, H, W), masks (n, H, W) of class indices -> scalar; 0 where every pixel is ignored."""
@@ -162,6 +164,8 @@ class SegmentationLoss(nn.Module):
 
 def stride_of(network: nn.Module) -> int:
     """Sides of images must be multiples of it; 1 for a network of one's own, which says nothing of it."""
+    from segmentation_models_pytorch.base import SegmentationModel
+
     bare = network.network if isinstance(network, Mirrored) else network
     return bare.encoder.output_stride if isinstance(bare, SegmentationModel) else 1
 

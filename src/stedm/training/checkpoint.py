@@ -12,9 +12,9 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from stedm.errors import StedmError
 from stedm.io.files import replacing, require_file, write_json
 from stedm.io.manifest import sha256_of
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 _INDEX = "checkpoint.json"
 _MODEL, _AVERAGES, _OPTIMIZER = "model.safetensors", "averages.safetensors", "optimizer.safetensors"
@@ -36,7 +39,7 @@ def save_checkpoint(
     step: int,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    averages: EMAModel | None,
+    averages: "EMAModel | None",
     scaler: torch.amp.GradScaler,
 ) -> None:
     """Write all that a run at `step` needs to go on; the folder appears when it is complete."""
@@ -60,7 +63,7 @@ def load_checkpoint(
     folder: Path,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    averages: EMAModel | None,
+    averages: "EMAModel | None",
     scaler: torch.amp.GradScaler,
 ) -> int:
     """Put all in its place; returns the step. Nothing is changed where the checkpoint is damaged.

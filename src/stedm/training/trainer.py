@@ -16,12 +16,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, send_to_device
-from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,6 +31,9 @@ from stedm.training.checkpoint import DamagedCheckpointError, load_checkpoint, s
 from stedm.training.device import choose_device, move
 from stedm.training.precision import autocast, resolve_precision
 from stedm.workers.group import group_size
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, the loss that was read last)."""
@@ -72,6 +72,9 @@ class Trainer:
         ema_decay: float | None = None,
         on_progress: Progress | None = None,
     ):
+        from accelerate import Accelerator
+        from accelerate.utils import DataLoaderConfiguration
+
         self.folder, self.config, self.seed, self.on_progress = Path(folder), config, seed, on_progress
         self.machine = machine or MachineConfig()
         self.device = choose_device(self.machine.device)
@@ -95,7 +98,11 @@ class Trainer:
         # Gradients of float16 vanish unless the loss is scaled up; in other precisions this does nothing.
         is_half = resolve_precision(self.machine.precision, self.device) == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
-        self.ema = EMAModel(self.network.parameters(), decay=ema_decay, foreach=True) if ema_decay is not None else None
+        self.ema = None
+        if ema_decay is not None:
+            from diffusers.training_utils import EMAModel  # seconds, which segmenters save
+
+            self.ema = EMAModel(self.network.parameters(), decay=ema_decay, foreach=True)
         self.step_done = 0
         self.part, self._loss, self._last_loss = 0, torch.zeros((), device=self.device), math.nan
         self._resume()
@@ -128,6 +135,8 @@ class Trainer:
             multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",
         )
+        from accelerate.utils import send_to_device
+
         try:
             for batch in self.accelerator.prepare(loader):
                 yield send_to_device(batch, self.device, non_blocking=True)
@@ -241,7 +250,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     @property
-    def _state(self) -> tuple[nn.Module, torch.optim.Optimizer, EMAModel | None, torch.amp.GradScaler]:
+    def _state(self) -> tuple[nn.Module, torch.optim.Optimizer, "EMAModel | None", torch.amp.GradScaler]:
         return self.accelerator.unwrap_model(self.network), self.optimizer, self.ema, self.scaler
 
     def _resume(self) -> None:
