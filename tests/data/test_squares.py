@@ -132,7 +132,7 @@ def test_the_style_of_a_square_is_of_other_images(oblong):
 
 def test_scores_count_every_pixel_once(oblong, monkeypatch):
     info = SegmenterInfo(architecture="x", classes=["glass", "disc"], image_px=32)
-    monkeypatch.setattr(scoring, "load_segmenter", lambda folder: (None, info))
+    monkeypatch.setattr(scoring, "load_segmenter", lambda folder, machine: (None, info))
     monkeypatch.setattr(scoring, "predict_masks", lambda network, images: (images[..., 1] < 128).astype(np.uint8))
     cut = in_squares(oblong.split("test"))
     counts = scoring.count_dataset(oblong.root, ImageCache(cut, 32), arm="real", seed=0)

@@ -195,7 +195,7 @@ def test_the_saved_model_has_the_averaged_weights(diffusion_config, cohort, tmp_
         assert (not torch.allclose(raw[name], saved[name])) == differs
 
 
-def test_an_autoencoder_as_first_stage(diffusion_config, cohort, tmp_path):
+def test_an_autoencoder_as_first_stage(diffusion_config, cohort, tmp_path, elsewhere):
     from diffusers import AutoencoderKL
 
     from stedm import StyleDiffusion
@@ -206,7 +206,9 @@ def test_an_autoencoder_as_first_stage(diffusion_config, cohort, tmp_path):
         tmp_path / "vae"
     )
     config = diffusion_config(codec=AutoencoderCodecConfig(source=str(tmp_path / "vae")))
-    train_diffusion(config, *cohort, tmp_path / "run", image_px=16)
+    with elsewhere():
+        machine = MachineConfig(device="cuda:7")
+        train_diffusion(config, *cohort, tmp_path / "run", image_px=16, machine=machine)
     model = StyleDiffusion.from_pretrained(tmp_path / "run" / "model")
     style = [cohort[1].read_image(0)]
     assert model.generate(np.zeros((2, 16, 16), np.uint8), style, steps=2).shape == (2, 16, 16, 3)

@@ -14,7 +14,7 @@ from torch import nn
 
 from stedm import Segmenter
 from stedm.cli import main
-from stedm.config import PhantomConfig, SegmentationConfig, SlideSegmentationConfig
+from stedm.config import MachineConfig, PhantomConfig, SegmentationConfig, SlideSegmentationConfig
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.phantom.slides import draw_phantom_slide, write_phantom_slide
@@ -253,8 +253,10 @@ def test_slides_are_segmented_by_an_own_network(tmp_path, path, pickling_pool):
     assert done.written[0].read_bytes() == here.read_bytes()
 
 
-def test_command_line_one_slide(tmp_path, model, path, capsys):
-    _succeeds(["segment", model, path, "-o", tmp_path / "out" / "x.geojson", "--label-map", "--tolerance-um", "2"])
+def test_command_line_one_slide(tmp_path, model, path, capsys, elsewhere):
+    flags = ["--label-map", "--tolerance-um", "2", "--device", "cuda:7"]
+    with elsewhere():
+        _succeeds(["segment", model, path, "-o", tmp_path / "out" / "x.geojson", *flags])
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["x.csv", "x.geojson", "x.ome.tif"]
     table = pd.read_csv(tmp_path / "out" / "x.csv")
     assert table["slide_id"].tolist() == ["a", "a"]
@@ -398,9 +400,10 @@ def test_shards_together_do_all_slides(tmp_path, model, path):
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
-def test_an_engine_gives_the_same(tmp_path, model, path, pickling_pool):
-    slides = _table(tmp_path, path)
-    by_engine = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, pool=pickling_pool)
+def test_an_engine_gives_the_same(tmp_path, model, path, pickling_pool, elsewhere):
+    slides, machine = _table(tmp_path, path), MachineConfig(device="cuda:7")
+    with elsewhere():
+        by_engine = segment_slides(model, slides, tmp_path / "out", reporter=QUIET, pool=pickling_pool, machine=machine)
     alone = segment_slides(model, slides, tmp_path / "whole", reporter=QUIET)
     assert by_engine.failures == alone.failures
     assert [file.name for file in by_engine.written] == ["one.geojson", "two.geojson", "three.geojson"]

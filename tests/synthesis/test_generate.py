@@ -16,6 +16,7 @@ from stedm.config import (
     DenoiserConfig,
     DiffusionConfig,
     Guidance,
+    MachineConfig,
     PredictedConfig,
     Sampling,
     StyleConfig,
@@ -274,14 +275,17 @@ def test_shards_together_make_the_same_set(model, plan, tmp_path):
     assert _content(tmp_path / "parts") == _content(tmp_path / "whole")
 
 
-def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_pool):
+def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan, tmp_path, pickling_pool, elsewhere):
     model.save_pretrained(tmp_path / "model")
     synthesize(model, plan, tmp_path / "whole")
-    options = {"pool": pickling_pool, "model_folder": tmp_path / "model"}
-    assert not synthesize(model, plan, tmp_path / "out", shard=(1, 2), **options)
+    machine = MachineConfig(device="cuda:7", precision="fp32")
+    options = {"pool": pickling_pool, "model_folder": tmp_path / "model", "machine": machine}
+    with elsewhere():
+        assert not synthesize(model, plan, tmp_path / "out", shard=(1, 2), **options)
     assert pickling_pool.pieces == 3
     seen = []
-    assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
+    with elsewhere():
+        assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
     assert pickling_pool.pieces == 6
     assert seen[-1] == (22, 22)
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")

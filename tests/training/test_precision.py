@@ -29,9 +29,15 @@ def test_torch_that_can_not_tell_means_fp32(monkeypatch):
     assert resolve_precision("bf16", CPU) == "bf16"
 
 
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_without_bf16_takes_fp16(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert resolve_precision("auto", torch.device("cuda:1")) == expected
+
+
 def test_layers_run_in_the_precision_asked_for_and_keep_float32_weights():
     layer = torch.nn.Linear(4, 4)
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
         with autocast(name, CPU):
             assert layer(torch.ones(1, 4)).dtype == dtype
     assert layer.weight.dtype == torch.float32

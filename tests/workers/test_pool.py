@@ -41,6 +41,16 @@ class Memory:
     def open(self):
         from stedm.data.memory import default_bytes
         return lambda piece: default_bytes()
+
+@dataclass(frozen=True)
+class Number:
+    uses_gpu = False
+
+    def open(self):
+        import time
+        from stedm.workers.group import group_size
+        from stedm.workers.pool import number_here
+        return lambda piece: time.sleep(piece) or (number_here(), group_size())
 """
 
 
@@ -81,6 +91,23 @@ def test_processes_of_a_pool_share_the_memory(square):
     with LocalPool(2) as pool:
         shares = [share for _, share in pool.run(Memory(), [0, 1])]
     assert shares == pytest.approx([default_bytes() / 2] * 2, rel=1e-6)
+
+
+def test_processes_of_a_pool_are_numbered_and_of_no_group(square, monkeypatch):
+    """By the number GPUs are dealt. In a group they would wait for processes that don't know of them."""
+    from square_job import Number
+
+    for name, value in {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+        "LOCAL_RANK": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with LocalPool(2) as pool:
+        found = {result for _, result in pool.run(Number(), [0.5] * 6)}
+    assert found == {(0, 1), (1, 1)}
 
 
 def test_another_run_loads_anew(square):
