@@ -99,13 +99,14 @@ def _train_segmenter(workshop: Workshop, room: Path) -> list:
 
 def _synthesize(workshop: Workshop, room: Path) -> list:
     from stedm.config import SynthesisConfig
-    from stedm.synthesis.generate import load_painter, synthesize
+    from stedm.diffusion.pipeline import StyleDiffusion
+    from stedm.synthesis.generate import synthesize
     from stedm.synthesis.plan import make_plan
 
     cohort, rss = _cohort(workshop), _Rss()
     config = SynthesisConfig(**{**TINY["synthesis"], "n_images": IMAGES, "batch": 25})
     plan = make_plan(config, cohort.annotated, cohort.split("unlabeled"), seed=0, image_px=32)
-    synthesize(load_painter(workshop.at("run/model")), plan, room / "synthetic", on_progress=rss)
+    synthesize(StyleDiffusion.from_pretrained(workshop.at("run/model")), plan, room / "synthetic", on_progress=rss)
     return rss.rows
 
 

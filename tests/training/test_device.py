@@ -58,13 +58,19 @@ def test_workers_of_a_pool_take_the_next_gpu(monkeypatch):
         ("cuda", 0, 1, "device cuda: torch sees no GPU here; give auto"),
         ("cuda:2", 2, 1, "device cuda:2: this machine has 2"),
         ("mps", 2, 1, "device mps: torch sees none"),
-        ("cuda:1", 2, 4, "device cuda:1: 4 processes train together, each on a GPU of its own; give cuda"),
+        ("cuda:1", 2, 2, "device cuda:1: 2 processes train together, each on a GPU of its own, and this machine has 2"),
     ],
 )
 def test_a_device_that_is_not_there_is_one_line(name, gpus, processes, message):
     with pytest.raises(StedmError, match=message) as error:
         device_name(name, gpus, False, 0, processes)
     assert "\n" not in str(error.value)
+
+
+def test_processes_that_train_together_need_a_gpu_each():
+    assert [device_name("auto", 2, False, number, 4) for number in (0, 1)] == ["cuda:0", "cuda:1"]  # on two machines
+    with pytest.raises(StedmError, match="each on a GPU of its own"):
+        device_name("auto", 2, False, 2, 4)
 
 
 def _network() -> nn.Module:

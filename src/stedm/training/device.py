@@ -47,8 +47,9 @@ def device_name(name: str, n_gpus: int, has_mps: bool, number: int = 0, processe
         raise StedmError(f"device {name}: {there}; give auto, cpu or one that is there (--device, machine.device)")
     if kind == "mps" and not has_mps:
         raise StedmError("device mps: torch sees none here; give auto or cpu (--device, machine.device)")
-    if index and processes > 1:
-        raise StedmError(f"device {name}: {processes} processes train together, each on a GPU of its own; give cuda")
+    if kind == "cuda" and processes > 1 and (index or number >= n_gpus):
+        alone = f"{processes} processes train together, each on a GPU of its own, and this machine has {n_gpus}"
+        raise StedmError(f"device {name}: {alone}; start as many as it has, with --device auto")
     return f"cuda:{number % n_gpus}" if name == "cuda" else name
 
 

@@ -82,6 +82,7 @@ class Trainer:
         # different ones. Only processes on CPUs need to be told so: else it takes each for one of its own.
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu" and group_size() > 1,
+            mixed_precision="no",
             device_placement=False,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
