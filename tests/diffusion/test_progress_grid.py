@@ -34,7 +34,7 @@ def _global_states():
 
 
 def test_weights_are_those_of_a_training_without_and_the_images_those_of_its_model(diffusion_config, cohort, tmp_path):
-    annotated, unlabeled = cohort
+    unlabeled = cohort[1]
     for name in unlabeled.table["mask_file_name"]:
         (unlabeled.root / name).write_bytes(b"not to be opened")
     config, weights, states = diffusion_config(), [], []
@@ -79,7 +79,7 @@ def test_a_killed_training_paints_the_same_images(diffusion_config, cohort, tmp_
 
 
 def test_layouts_and_styles_are_of_different_patients_annotated_ones_first(diffusion_config, cohort):
-    annotated, unlabeled = cohort
+    annotated = cohort[0]
     styles = DiffusionSamples(diffusion_config(), *cohort, _PX, seed=0).some_styles(3)
     own = [annotated.read_image(row, _PX) for row in range(len(annotated))]
     assert len(styles) == 3

@@ -117,7 +117,8 @@ def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         there = below.get(key)
         both = isinstance(there, dict) and isinstance(value, dict)
         # Keys that the kind below doesn't have are those of another one.
-        alike = both and ("kind" not in there or value.get("kind", there["kind"]) == there["kind"] and set(value) <= set(there))
+        of_this_kind = both and value.get("kind", there.get("kind")) == there.get("kind") and set(value) <= set(there)
+        alike = of_this_kind if both and "kind" in there else both
         merged[key] = _over(there, value) if alike else value
     return merged
 

@@ -287,7 +287,7 @@ def check_codec(config: CodecConfig) -> PixelCodec | AutoencoderCodec:
         StedmError: they are missing.
     """
     if isinstance(config, VQF4CodecConfig) and not config.weights.is_file():
-        raise StedmError(f"{config.weights}: missing; it is diffusion.codec.weights (docs/codecs.md says where it is from)")
+        raise StedmError(f"{config.weights}: missing; docs/codecs.md says where diffusion.codec.weights is from")
     if isinstance(config, AutoencoderCodecConfig):
         require_weights(_folder_of(config.source))
     return codec_shapes(config)

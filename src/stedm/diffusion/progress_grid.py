@@ -26,7 +26,7 @@ _LARGEST_CELL_PX, _GAP_PX = 256, 2
 
 
 def steps_between(every: int | None, steps: int) -> int:
-    """Steps from one grid to the next, 0 = none is painted: `every`, or (None) a third of the training, 500 at least."""
+    """Steps from one grid to the next, 0 = none is painted: `every`, or (None) a third of all, 500 at least."""
     return max(math.ceil(steps / _GRIDS), _LEAST_STEPS) if every is None else every
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from stedm.config import RunConfig
 from stedm.data.budget import choose_annotated, choose_annotated_images
 from stedm.data.folder import DatasetFolder
-from stedm.diffusion.codec import check_codec
 from stedm.errors import StedmError
 
 FEW_PATIENTS = 3
@@ -69,17 +68,19 @@ def first_stage_text(config: RunConfig) -> str | None:
     if config.preset != "gpu" or config.diffusion.codec.kind != "pixel":
         return None
     return (
-        f"no autoencoder is given: pixels, at most {config.largest_image_px} px; for latents and 256 px run `hf download "
-        f"{PUBLISHED}` once and add --set diffusion.codec.source={PUBLISHED} (or a folder; docs/codecs.md)"
+        f"no autoencoder is given: pixels, at most {config.largest_image_px} px; for latents and 256 px run "
+        f"`hf download {PUBLISHED}` once and add --set diffusion.codec.source={PUBLISHED} (or a folder; docs/codecs.md)"
     )
 
 
 def check_first_stage(config: RunConfig) -> None:
-    """Refuse what would stop a run after hours: a first stage that isn't there, images that it and the U-Net can't halve.
+    """Refuse what would stop a run after hours: a first stage that isn't there, a side that can't be halved so often.
 
     Raises:
         StedmError: see there.
     """
+    from stedm.diffusion.codec import check_codec  # which needs seconds to be imported
+
     codec, levels = config.diffusion.codec, len(config.diffusion.denoiser.channels)
     multiple = check_codec(codec).factor * 2 ** (levels - 1)
     if config.data.side % multiple:
