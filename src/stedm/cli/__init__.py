@@ -348,7 +348,7 @@ def config_show(
 
     loaded = resolve_if_there(load_config(config, overrides, preset))
     if cost:
-        from stedm.experiment.cost import cost_text
+        from stedm.experiment.cost_text import cost_text
 
         typer.echo(cost_text(loaded))
     else:

@@ -33,7 +33,11 @@ class VQF4CodecConfig(Part):
 
 
 def _codec_kind(value: Any) -> str:
-    return value.get("kind", "pixel") if isinstance(value, dict) else getattr(value, "kind", "pixel")
+    """The kind that is named, else the one that has the key that is given."""
+    if not isinstance(value, dict):
+        return getattr(value, "kind", "pixel")
+    by_key = {"source": "autoencoder", "weights": "vq-f4"}
+    return value.get("kind") or next((kind for key, kind in by_key.items() if key in value), "pixel")
 
 
 CodecConfig = Annotated[

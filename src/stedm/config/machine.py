@@ -1,6 +1,6 @@
 """The machine that a run is computed on: how, not what."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -31,5 +31,10 @@ class MachineConfig(Part):
     cache_latents: bool = False
     """Encode each training image once (in each of its 8 symmetries) instead of in every step, into RUN/latents. Where
     the codec is an autoencoder; elsewhere there is nothing to keep. What is recoloured is encoded in every step."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Who shows losses and images of each training besides metrics.jsonl; its package is installed by hand."""
+    grid_every_steps: Annotated[int, Field(ge=0)] | None = None
+    """How often the diffusion model paints the same few layouts in the styles of the same few patients, to look at, in
+    RUN/progress. null = three times in a training, at least 500 steps apart; 0 = never."""
     checkpoint_every_steps: Positive = 250
     """A killed run loses these steps at most."""

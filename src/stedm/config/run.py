@@ -17,8 +17,8 @@ from stedm.errors import StedmError
 from stedm.io.files import fingerprint
 
 Preset = Literal["cpu", "gpu", "paper"]
-LARGEST_IMAGE_PX: dict[Preset, int] = {"cpu": 64, "gpu": 256, "paper": 512}
-"""Side of the images that networks see, where the data have larger ones and `data.image_px` is null."""
+_LARGEST_IMAGE_PX: dict[Preset, int] = {"cpu": 64, "gpu": 256, "paper": 512}
+_LARGEST_WITHOUT_LATENTS_PX = 128
 
 
 class RunConfig(Part):
@@ -45,6 +45,13 @@ class RunConfig(Part):
         if predicted and predicted.start < 1 and self.diffusion.objective != "flow":
             raise ValueError("rounds.predicted.start: below 1 needs diffusion.objective flow; set it to 1")
         return self
+
+    @property
+    def largest_image_px(self) -> int:
+        """Side of the images that networks see, where the data have larger ones and `data.image_px` is null: pixels
+        without an autoencoder cost too much beyond 128 px."""
+        largest = _LARGEST_IMAGE_PX[self.preset]
+        return min(largest, _LARGEST_WITHOUT_LATENTS_PX) if self.diffusion.codec.kind == "pixel" else largest
 
     @property
     def learns_from_labels(self) -> bool:
@@ -109,7 +116,9 @@ def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         there = below.get(key)
         both = isinstance(there, dict) and isinstance(value, dict)
-        alike = both and value.get("kind", there.get("kind")) == there.get("kind")
+        # Keys that the kind below doesn't have are those of another one.
+        of_this_kind = both and value.get("kind", there.get("kind")) == there.get("kind") and set(value) <= set(there)
+        alike = of_this_kind if both and "kind" in there else both
         merged[key] = _over(there, value) if alike else value
     return merged
 

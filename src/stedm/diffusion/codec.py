@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from stedm.config import CodecConfig, PixelCodecConfig, VQF4CodecConfig
+from stedm.config import AutoencoderCodecConfig, CodecConfig, PixelCodecConfig, VQF4CodecConfig
 from stedm.diffusion.ldm_checkpoint import VQ_F4, load_ldm_vq
-from stedm.diffusion.parts import read_part, read_part_config
+from stedm.diffusion.parts import read_part, read_part_config, require_weights
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
 from stedm.io.files import write_json
@@ -278,6 +278,19 @@ def codec_shapes(config: CodecConfig) -> PixelCodec | AutoencoderCodec:
         except Exception as error:  # building a network from a bad configuration raises anything
             raise StedmError(f"{folder}: no autoencoder can be built ({' '.join(str(error).split())[:200]})") from error
         return _as_codec(autoencoder, folder)
+
+
+def check_codec(config: CodecConfig) -> PixelCodec | AutoencoderCodec:
+    """`codec_shapes` of a first stage whose weights are there too; they aren't read.
+
+    Raises:
+        StedmError: they are missing.
+    """
+    if isinstance(config, VQF4CodecConfig) and not config.weights.is_file():
+        raise StedmError(f"{config.weights}: missing; docs/codecs.md says where diffusion.codec.weights is from")
+    if isinstance(config, AutoencoderCodecConfig):
+        require_weights(_folder_of(config.source))
+    return codec_shapes(config)
 
 
 def _folder_of(source: str) -> Path:

@@ -29,8 +29,7 @@ def read_part(kind: type[_Part], folder: Path) -> _Part:
     """
     folder = Path(folder).resolve()
     read_part_config(folder)
-    if not any(folder.glob("diffusion_pytorch_model*.safetensors*")):
-        raise StedmError(f"{folder}: no weights here (diffusion_pytorch_model.safetensors is missing)")
+    require_weights(folder)
     try:
         with _quiet("diffusers"):
             network, told = kind.from_pretrained(
@@ -46,6 +45,12 @@ def read_part(kind: type[_Part], folder: Path) -> _Part:
     # Diffusers would write the whole path into the config.json of every copy.
     network.register_to_config(_name_or_path=folder.name)
     return network
+
+
+def require_weights(folder: Path) -> None:
+    """Raises `StedmError` where a folder has no weights as safetensors."""
+    if not any(folder.glob("diffusion_pytorch_model*.safetensors*")):
+        raise StedmError(f"{folder}: no weights here (diffusion_pytorch_model.safetensors is missing)")
 
 
 def read_part_config(folder: Path) -> dict[str, Any]:

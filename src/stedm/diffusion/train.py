@@ -21,12 +21,14 @@ from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.latent_cache import LatentCache
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.diffusion.progress_grid import ProgressGrid
 from stedm.errors import StedmError
 from stedm.seeds import numpy_generator, seed_for, torch_generator
 from stedm.style.sampling import StyleSampler, refuse_impossible_sampling
 from stedm.training.trainer import Progress, Trainer
 
 _IMAGES_TO_MEASURE = 256
+_LAYOUTS_TO_LOOK_AT = 8
 
 
 def train_diffusion(
@@ -89,6 +91,15 @@ def train_diffusion(
             first_stage = first_stage.measured(some_images)
         place(first_stage, trainer.device)
     cache = open_cache(trainer, first_stage, samples, image_px) if machine.cache_latents else None
+    about = {
+        "codec": first_stage,
+        "objective": config.objective,
+        "classes": annotated.info.classes,
+        "image_px": image_px,
+        "style_sampling": config.style.sampling,
+    }
+    at_once = config.batch // machine.accumulate
+    grid = ProgressGrid(samples, machine, seed=seed, at_once=at_once, **about)
     for batch in trainer.batches(DrawnSamples(samples, recolour, objective, first_stage, image_px)):
         if recolour.probability > 0:
             image, style = recolour_together(batch["image"], batch["style"], batch["stain_factors"])
@@ -100,17 +111,11 @@ def train_diffusion(
         with trainer.autocast():
             predicted = trainer.network(noisy, timestep, batch["layout"].long(), style, batch["valid"])
         trainer.step(objective(predicted.float(), target))
+        if grid.is_due(trainer):
+            grid.paint(trainer)
     with trainer.averaged_weights() as network:
-        model = StyleDiffusion(
-            network,
-            first_stage,
-            objective=config.objective,
-            classes=annotated.info.classes,
-            image_px=image_px,
-            style_sampling=config.style.sampling,
-        )
         if trainer.accelerator.is_main_process:
-            model.save_pretrained(folder / "model")
+            StyleDiffusion(network, **about).save_pretrained(folder / "model")
     trainer.accelerator.wait_for_everyone()
     return StyleDiffusion.from_pretrained(folder / "model", style_encoder=style_encoder, codec=codec)
 
@@ -183,6 +188,27 @@ class DiffusionSamples(Dataset):
         """File names of all images, annotated ones first."""
         pools = [self._annotated] + ([self._unlabeled] if self._unlabeled else [])
         return [name for pool in pools for name in pool.cache.dataset.table["image_file_name"].iloc[: len(pool)]]
+
+    def some_layouts(self, n: int) -> np.ndarray:
+        """uint8 `(m, px, px)`: layouts of m <= n annotated patients, of each the most varied one of a few."""
+        pool = self._annotated
+        chosen = []
+        for rows in pool.some_patients(n):
+            layouts = [pool.cache.mask(int(row)) for row in rows[:_LAYOUTS_TO_LOOK_AT]]
+            chosen.append(min(layouts, key=lambda layout: np.bincount(layout.ravel()).max()))
+        return np.stack(chosen)
+
+    def some_styles(self, n: int) -> list[list[np.ndarray]]:
+        """Style images of one annotated and n - 1 unannotated patients, or of n annotated ones; fewer where there are
+        fewer."""
+        pools = [(self._annotated, n)]
+        if self._unlabeled:
+            pools = [(self._annotated, 1), (self._unlabeled, n - 1)]
+        return [
+            [pool.cache.image(int(row)) for row in rows[: self.config.style.n_images]]
+            for pool, patients in pools
+            for rows in pool.some_patients(patients)
+        ]
 
     def some_images(self, n: int) -> torch.Tensor:
         """uint8 `(m, 3, px, px)`: m <= n images spread over annotated and unannotated ones."""
@@ -257,6 +283,10 @@ class _Pool:
 
     def __len__(self) -> int:
         return self._n_images
+
+    def some_patients(self, n: int) -> list[np.ndarray]:
+        """The rows of m <= n patients, spread over all."""
+        return [self._rows[i] for i in np.linspace(0, len(self._rows) - 1, min(n, len(self._rows))).astype(int)]
 
     def draw(self, generator: np.random.Generator) -> int:
         rows = self._rows[generator.integers(len(self._rows))]

@@ -1,10 +1,11 @@
-"""What a configuration costs: parameters, FLOPs, training memory; counted on shapes alone, without weights or data.
+"""What a configuration costs: parameters, FLOPs, memory; counted on shapes alone, without weights or data.
 
 The networks of the configuration run once on torch's fake tensors, which have shapes and no content. So even the
 configurations of the paper are counted in seconds and without their memory.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from stedm.config import DiffusionConfig, RunConfig
+from stedm.config import DiffusionConfig, RunConfig, SynthesisConfig
 from stedm.data.folder import read_info
-from stedm.diffusion.codec import Codec, codec_shapes
+from stedm.diffusion.codec import Codec, PixelCodec, codec_shapes
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import make_denoiser
+from stedm.experiment.live_bytes import LiveBytes
 from stedm.phantom.patients import CLASSES
 
 _PARTS = {
@@ -35,15 +37,18 @@ _CPU_ATTENTION = {
 }
 """Formulas for attention on CPUs, for which torch 2.14 counts nothing and torch 2.15 counts this."""
 _FLOAT_BYTES = 4
+CARDS_GB = (16, 24, 40, 80)
+USABLE = 0.85
+"""Part of a card's memory that tensors may take; driver, workspaces of libraries and gaps have the rest. Assumed."""
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one training process; workspaces of libraries and the first stage's passing tensors come on top.
+    """Bytes of one training process; workspaces of libraries come on top.
 
     `weights`, `gradients`, `moments` (AdamW's two) and `average` (of the weights) are float32 in every precision and
-    exact. `activations` is what autograd keeps for the backward pass of a whole batch: the storages of its saved
-    tensors, each counted once, weights left out (their bfloat16 copies are counted).
+    exact. `activations` is the most that all other tensors of a step have at once: images, first stage, what autograd
+    keeps for the backward pass, and what passes; in bf16 as on a GPU, where norms and softmax stay in float32.
     """
 
     weights: int
@@ -62,100 +67,95 @@ class TrainingMemory:
 class Cost:
     """Cost of a configuration.
 
-    FLOPs are those of matrix products, convolutions and attention, forward and backward, a multiply-add as two.
+    FLOPs are those of matrix products, convolutions and attention, forward and backward, a multiply-add as two; blocks
+    that `activation_checkpointing` computes again count twice.
     """
 
     parameters: dict[str, int]
     """By part; `total` is the denoiser without the codec, `codec` stands beside it."""
     latent: tuple[int, int, int]
     """Channels, height and width of a latent."""
+    flops_to_encode: int
+    """The first stage, for one image."""
+    encoded: float
+    """Part of the samples that are encoded: less than 1 where the latents of the others are cached."""
     flops_per_sample: int
-    """One image of a training batch: first stage, style images, forward and backward pass."""
+    """One image of a training batch: first stage (as far as `encoded`), style images, forward and backward pass."""
     flops_per_step: int
     flops_per_call: int
     """One call of the network for one image while sampling."""
     flops_per_image: int
     """One generated image: style images, all network evaluations, decoding."""
-    memory: dict[tuple[str, int], TrainingMemory]
-    """Of training in one process, by precision (fp32, bf16) and batch (1 and the configuration's, or what
-    `accumulate` leaves of it at once)."""
+    at_once: int
+    """Images of a step that are computed at once in one process: the batch, divided by `accumulate`."""
+    memory: dict[str, TrainingMemory]
+    """Of training in one process, by precision (fp32, bf16)."""
+    memory_of_painting: dict[str, int]
+    """Bytes of painting `synthesis.batch` images, weights and all, by precision."""
 
 
 def cost(config: RunConfig, n_classes: int) -> Cost:
     """Count a configuration for layouts of `n_classes` classes.
 
     Every sample counts with all its style images: style dropout and padding are not taken off. Nothing is read but
-    the folder of a codec of kind `autoencoder`.
+    config.json of a codec of kind `autoencoder`.
 
     Raises:
-        StedmError: that folder is missing.
+        StedmError: it is missing.
     """
     diffusion, synthesis = config.diffusion, config.synthesis
-    codec, denoiser = _on_meta(diffusion, n_classes, config.data.side)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        run = _Run(diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.side)
-        per_sample = flops_of(lambda: run.training_loss(1).backward())
-        at_once = diffusion.batch // config.machine.accumulate
-        memory = _memory(run, at_once, fp32=_saved_bytes_of(run, bf16=False), bf16=_saved_bytes_of(run, bf16=True))
+    at_once = diffusion.batch // config.machine.accumulate
+    with _running(config, n_classes) as run:
+        run.checkpoint_activations(config.machine.activation_checkpointing)
+        to_encode = flops_of(lambda: run.encode(1))
+        trained = flops_of(lambda: run.denoising_loss(1).backward())
+        memory = {precision: run.memory(at_once, precision) for precision in ("fp32", "bf16")}
+        painting = {precision: run.memory_of_painting(synthesis, precision) for precision in ("fp32", "bf16")}
         once = flops_of(lambda: run.style(1, synthesis.style_images)) + flops_of(lambda: run.decode(1))
         call = flops_of(lambda: run.denoise(1, torch.empty(1, diffusion.style.dim)))
+        encoded = _encoded(config, run.codec)
+    per_sample = trained + round(to_encode * encoded)
     return Cost(
-        parameters=_parameters(denoiser) | {"codec": _count(codec)},
+        parameters=_parameters(run.denoiser) | {"codec": _count(run.codec)},
         latent=run.latent,
+        flops_to_encode=to_encode,
+        encoded=encoded,
         flops_per_sample=per_sample,
         flops_per_step=per_sample * diffusion.batch,
         flops_per_call=call,
         flops_per_image=once + call * synthesis.sampling.nfe,
+        at_once=at_once,
         memory=memory,
+        memory_of_painting=painting,
     )
 
 
-def cost_text(config: RunConfig) -> str:
-    """The cost of a configuration as tables in fixed-width columns."""
-    n_classes, known_by = classes_of(config)
-    counted, diffusion, synthesis = cost(config, n_classes), config.diffusion, config.synthesis
-    channels, side, _ = counted.latent
-    head = [
-        ["configuration", config.name],
-        ["images", f"{config.data.side} px, latents {channels} x {side} x {side}"],
-        ["classes", f"{n_classes} ({known_by})"],
-        ["style images", f"{diffusion.style.n_images} in training, {synthesis.style_images} at generation"],
-    ]
-    parameters = [["parameters", "number"], *([name, f"{n:,}"] for name, n in counted.parameters.items())]
-    flops = [
-        ["FLOPs", "10^9"],
-        ["training, one image", f"{counted.flops_per_sample / 1e9:,.1f}"],
-        [f"training step, batch {diffusion.batch}", f"{counted.flops_per_step / 1e9:,.1f}"],
-        [
-            f"generated image, {synthesis.sampling.nfe} network evaluations",
-            f"{counted.flops_per_image / 1e9:,.1f}",
-        ],
-    ]
-    memory = [["memory of training, GiB", *(f"{precision}, batch {batch}" for precision, batch in counted.memory)]]
-    for part in ("weights", "gradients", "moments", "average", "codec", "activations", "total"):
-        title = {"moments": "AdamW moments", "average": "averaged weights"}.get(part, part)
-        memory.append([title, *(f"{getattr(of, part) / 2**30:.3f}" for of in counted.memory.values())])
-    notes = (
-        "total = the denoiser, all of it trained unless style.trainable is false; codec = the frozen first stage.\n"
-        "FLOPs: matrix products, convolutions, attention; a multiply-add counts as two.\n"
-        "activations: what autograd keeps for the backward pass; library workspaces and the first stage's passing "
-        "tensors come on top."
-    )
-    return "\n\n".join([_aligned(head), *(_aligned(rows, title=True) for rows in (parameters, flops, memory)), notes])
+def smallest_accumulate(config: RunConfig, n_classes: int, precision: str) -> dict[bool, dict[int, int | None]]:
+    """The smallest `machine.accumulate` with which training fits a card, without and with activation checkpointing, by
+    gigabytes of the card; None = not even one image at once fits.
+
+    Between one image and the whole batch memory is taken to grow linearly. It grows as the largest of several linear
+    functions does, which is nowhere more than that.
+    """
+    batch = config.diffusion.batch
+    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+    found: dict[bool, dict[int, int | None]] = {}
+    with _running(config, n_classes) as run:
+        for checkpointing in (False, True):
+            run.checkpoint_activations(checkpointing)
+            one, every = (run.memory(n, precision).total for n in (1, batch))
+            each = (every - one) / max(1, batch - 1)
+            found[checkpointing] = {
+                card: next((n for n in divisors if one + (batch // n - 1) * each <= USABLE * card * 2**30), None)
+                for card in CARDS_GB
+            }
+    return found
 
 
-def _aligned(rows: list[list[str]], title: bool = False) -> str:
-    """Fixed-width columns: names to the left, the numbers of a table with a title line to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(c.rjust(w) if title else c for c, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    if title:
-        lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+def _encoded(config: RunConfig, codec: Codec) -> float:
+    """Part of the training samples that the first stage encodes, once the others are cached."""
+    keeps = config.machine.cache_latents and not isinstance(codec, PixelCodec)
+    return config.recolour.probability if keeps else 1.0
 
 
 def classes_of(config: RunConfig) -> tuple[int, str]:
@@ -169,6 +169,14 @@ def classes_of(config: RunConfig) -> tuple[int, str]:
     return _ASSUMED_CLASSES, "assumed: data.path has no dataset.yaml"
 
 
+@contextlib.contextmanager
+def _running(config: RunConfig, n_classes: int) -> Iterator["_Run"]:
+    """The networks of a configuration, which can be run while the context lasts."""
+    codec, denoiser = _on_meta(config.diffusion, n_classes, config.data.side)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield _Run(config.diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.side)
+
+
 class _Run:
     """The networks on fake tensors, run as training and generation run them on `batch` images."""
 
@@ -177,13 +185,19 @@ class _Run:
         self.config, self.codec, self.denoiser, self.image_px = config, codec, denoiser.train(), image_px
         self.latent = (codec.latent_channels, image_px // codec.factor, image_px // codec.factor)
 
-    def training_loss(self, batch: int) -> Tensor:
-        """One step of `train_diffusion`, but for the noise."""
+    def checkpoint_activations(self, is_on: bool) -> None:
+        if is_on:
+            self.denoiser.checkpoint_activations()
+
+    def encode(self, batch: int) -> Tensor:
         with torch.no_grad():
-            latent = self.codec.encode(self._images(batch))
+            return self.codec.encode(self._images(batch))
+
+    def denoising_loss(self, batch: int, latent: Tensor | None = None) -> Tensor:
+        """The forward pass of a step of `train_diffusion`, but for the noise."""
+        target = torch.empty(batch, *self.latent) if latent is None else latent
         predicted = self.denoise(batch, self.style(batch, self.config.style.n_images))
-        objective = Objective(self.config.objective, self.config.loss)
-        return objective(predicted.float(), latent)
+        return Objective(self.config.objective, self.config.loss)(predicted.float(), target)
 
     def style(self, batch: int, n: int) -> Tensor:
         """Style vectors `(batch, style_dim)` of n images each, or of the most that the aggregation takes."""
@@ -198,10 +212,68 @@ class _Run:
         return self.denoiser.denoise(torch.empty(batch, *self.latent), torch.empty(batch), layout, style)
 
     def decode(self, batch: int) -> Tensor:
-        return self.codec.decode(torch.empty(batch, *self.latent))
+        with torch.no_grad():
+            return self.codec.decode(torch.empty(batch, *self.latent))
 
     def _images(self, n: int) -> Tensor:
         return torch.empty(n, 3, self.image_px, self.image_px)
+
+    def memory(self, batch: int, precision: str) -> TrainingMemory:
+        """Of a step with `batch` images at once."""
+        every, trained = (_FLOAT_BYTES * _count(self.denoiser, only) for only in (False, True))
+        codec = _FLOAT_BYTES * _count(self.codec)
+        return TrainingMemory(every, trained, 2 * trained, every, codec, self._passing(batch, precision))
+
+    def _passing(self, batch: int, precision: str) -> int:
+        """The most bytes of tensors that are alive at once in a step, without weights and their gradients."""
+        live = self._live()
+        parameters = [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad]
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(lambda parameter: live.forget(parameter.grad))
+            for parameter in parameters
+        ]
+        with live, _float32_on_gpus(self.denoiser, self.codec):
+            with _autocast(precision):
+                loss = self.denoising_loss(batch, self.encode(batch))
+            loss.backward()
+        for hook in hooks:
+            hook.remove()
+        self.denoiser.zero_grad(set_to_none=True)
+        return live.peak
+
+    def memory_of_painting(self, synthesis: SynthesisConfig, precision: str) -> int:
+        """The most bytes that painting a batch takes."""
+        guidance, batch = synthesis.sampling.guidance, synthesis.batch
+        # What guidance compares is computed in one pass.
+        together = batch * (1 + (guidance.style != 1.0) + (guidance.layout != 1.0))
+        live = self._live()
+        with torch.no_grad(), _autocast(precision), live, _float32_on_gpus(self.denoiser, self.codec):
+            self.style(batch, synthesis.style_images)
+            self.denoise(together, torch.empty(together, self.config.style.dim))
+            self.decode(batch)
+        return _FLOAT_BYTES * (_count(self.denoiser) + _count(self.codec)) + live.peak
+
+    def _live(self) -> LiveBytes:
+        networks = (self.denoiser, *([self.codec] if isinstance(self.codec, nn.Module) else []))
+        return LiveBytes(tensor for part in networks for tensor in (*part.parameters(), *part.buffers()))
+
+
+@contextlib.contextmanager
+def _float32_on_gpus(*networks: object) -> Iterator[None]:
+    """Give norms and softmax float32: autocast does so on GPUs, though not on CPUs, and memory is counted for GPUs."""
+    modules = (module for network in networks if isinstance(network, nn.Module) for module in network.modules())
+    hooks = [
+        module.register_forward_pre_hook(lambda _, values: tuple(value.float() for value in values))
+        for module in modules
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.Softmax)
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def _on_meta(config: DiffusionConfig, n_classes: int, image_px: int) -> tuple[Codec, StyleDenoiser]:
@@ -211,43 +283,6 @@ def _on_meta(config: DiffusionConfig, n_classes: int, image_px: int) -> tuple[Co
     codec = codec_shapes(config.codec)
     with torch.device("meta"):
         return codec, make_denoiser(config, codec, n_classes, seed=0, image_px=image_px)
-
-
-def _memory(run: _Run, at_once: int, **saved_bytes_of: Callable[[int], int]) -> dict[tuple[str, int], TrainingMemory]:
-    """By precision and batch (1, and the images of a step at once), from functions of a batch's activations."""
-    every, trained = (_FLOAT_BYTES * _count(run.denoiser, only) for only in (False, True))
-    codec = _FLOAT_BYTES * _count(run.codec)
-    return {
-        (precision, batch): TrainingMemory(every, trained, 2 * trained, every, codec, saved_bytes(batch))
-        for batch in dict.fromkeys((1, at_once))
-        for precision, saved_bytes in saved_bytes_of.items()
-    }
-
-
-def _saved_bytes_of(run: _Run, bf16: bool) -> Callable[[int], int]:
-    """Bytes that autograd saves, as a function of the batch: linear, but for the bfloat16 copies of the weights."""
-    one, two = (_saved_bytes(run, batch, bf16) for batch in (1, 2))
-    return lambda batch: one + (batch - 1) * (two - one)
-
-
-def _saved_bytes(run: _Run, batch: int, bf16: bool) -> int:
-    """Bytes of what autograd saves in a forward pass: storages, each once, parameters left out."""
-    own = {parameter.untyped_storage()._cdata for parameter in run.denoiser.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            # The storage itself is held, lest its address be given to another one.
-            saved[storage._cdata] = storage
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-    ):
-        run.training_loss(batch)
-    return sum(storage.nbytes() for storage in saved.values())
 
 
 def flops_of(action: Callable[[], object]) -> int:

@@ -38,7 +38,7 @@ from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.context import RunContext
 from stedm.experiment.folder import check_unchanged, claim, read_provenance
 from stedm.experiment.inputs import check_files
-from stedm.experiment.resolve import resolve, sizes_text
+from stedm.experiment.resolve import check_first_stage, first_stage_text, resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
 from stedm.experiment.segmenters import fit_segmenter, is_trained
 from stedm.io.artefacts import read_json
@@ -130,6 +130,8 @@ class Experiment:
                     raise StedmError(f"{root}: no unlabeled patients; leave {arm} out of segmentation.arms")
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(context.dataset.info.classes))
+        if any(map(uses_synthetic, self.arms)) and not (self.folder / "model").is_dir():
+            check_first_stage(self.config)
         check_unchanged(self.folder, context.dataset)
         check_files(self.folder, context.dataset, unlabeled_masks="upper" in self.arms)
         split, held_out = self.config.evaluation.split, context.held_out
@@ -140,6 +142,8 @@ class Experiment:
             f"{held_out.size} {split}"
         )
         self.reporter.say(sizes_text(self.config))
+        if hint := first_stage_text(self.config):
+            self.reporter.say(hint)
         parts = [context.annotated, context.unlabeled, held_out]
         self.reporter.say(squares_text(parts, self.config.data.side))
 

@@ -5,15 +5,18 @@ from collections import Counter
 import numpy as np
 
 from stedm.config import RunConfig
-from stedm.config.run import LARGEST_IMAGE_PX
 from stedm.data.budget import choose_annotated, choose_annotated_images
 from stedm.data.folder import DatasetFolder
+from stedm.errors import StedmError
 
 FEW_PATIENTS = 3
 """Up to so many annotated patients, self-trained segmenters label better than those of annotated images alone
 (results/ebhi_few_patients)."""
 _IMAGES_TO_LOOK_AT = 32
-_MULTIPLE_PX = 16
+_MULTIPLE_PX, _MULTIPLE_PX_OF_LATENTS = 16, 32
+"""Three levels of a U-Net on latents of an eighth of the side want a multiple of 32."""
+PUBLISHED = "stabilityai/sd-vae-ft-mse"
+"""An autoencoder under the MIT licence: latents of 4 channels at an eighth of the side."""
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -29,7 +32,7 @@ def resolve(config: RunConfig) -> RunConfig:
     phantom = config.data.phantom
     dataset = None if phantom else open_dataset(config)
     if config.data.image_px is None:
-        px = phantom.image_px if phantom else _common_side(dataset, LARGEST_IMAGE_PX[config.preset])
+        px = phantom.image_px if phantom else _common_side(dataset, config)
         config = config.model_copy(update={"data": config.data.model_copy(update={"image_px": px})})
     if labels is not None and chooses_labels:
         n = _n_annotated_of_phantom(config) if phantom else len(annotated_part(dataset, config).patients())
@@ -43,7 +46,7 @@ def resolve_if_there(config: RunConfig) -> RunConfig:
     """`resolve` for looking at a configuration: where its dataset isn't there, the largest side of the preset."""
     if config.data.path is None or config.data.path.is_dir():
         return resolve(config)
-    px = config.data.image_px or LARGEST_IMAGE_PX[config.preset]
+    px = config.data.image_px or config.largest_image_px
     return config.model_copy(update={"data": config.data.model_copy(update={"image_px": px})})
 
 
@@ -58,6 +61,33 @@ def sizes_text(config: RunConfig) -> str:
         text += f", then {rounds.fine_tune.steps} in each later one of {rounds.last} rounds"
     labels = f"; first labels by {rounds.labels.arm}" if rounds.labels else ""
     return f"{text}; segmenters {segmentation.steps} steps of {segmentation.batch}{labels}"
+
+
+def first_stage_text(config: RunConfig) -> str | None:
+    """How to give an autoencoder, for a configuration of a GPU that has none and works on pixels; None for others."""
+    if config.preset != "gpu" or config.diffusion.codec.kind != "pixel":
+        return None
+    return (
+        f"no autoencoder is given: pixels, at most {config.largest_image_px} px; for latents and 256 px run "
+        f"`hf download {PUBLISHED}` once and add --set diffusion.codec.source={PUBLISHED} (or a folder; docs/codecs.md)"
+    )
+
+
+def check_first_stage(config: RunConfig) -> None:
+    """Refuse what would stop a run after hours: a first stage that isn't there, a side that can't be halved so often.
+
+    Raises:
+        StedmError: see there.
+    """
+    from stedm.diffusion.codec import check_codec  # which needs seconds to be imported
+
+    codec, levels = config.diffusion.codec, len(config.diffusion.denoiser.channels)
+    multiple = check_codec(codec).factor * 2 ** (levels - 1)
+    if config.data.side % multiple:
+        raise StedmError(
+            f"data.image_px {config.data.side}: must be a multiple of {multiple} for this first stage and "
+            f"{levels} levels of the U-Net; set it to {max(1, config.data.side // multiple) * multiple}"
+        )
 
 
 def open_dataset(config: RunConfig, **options) -> DatasetFolder:
@@ -75,12 +105,13 @@ def annotated_part(dataset: DatasetFolder, config: RunConfig) -> DatasetFolder:
     return dataset.select((table["patient_id"].isin(chosen) & (table["mask_file_name"] != "")).to_numpy())
 
 
-def _common_side(dataset: DatasetFolder, largest_px: int) -> int:
-    """The most frequent shorter side of some images, a multiple of 16, at most `largest_px`."""
+def _common_side(dataset: DatasetFolder, config: RunConfig) -> int:
+    """The most frequent shorter side of some images, at most `largest_image_px`, a multiple of what divides it."""
+    multiple = _MULTIPLE_PX if config.diffusion.codec.kind == "pixel" else _MULTIPLE_PX_OF_LATENTS
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), _IMAGES_TO_LOOK_AT)).astype(int)
     sides = Counter(min(dataset.read_image(int(row)).shape[:2]) for row in rows)
-    side = min(sides.most_common(1)[0][0], largest_px)
-    return max(_MULTIPLE_PX, side // _MULTIPLE_PX * _MULTIPLE_PX)
+    side = min(sides.most_common(1)[0][0], config.largest_image_px)
+    return max(multiple, side // multiple * multiple)
 
 
 def _n_annotated_of_phantom(config: RunConfig) -> int:

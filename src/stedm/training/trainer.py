@@ -30,6 +30,7 @@ from stedm.seeds import torch_generator
 from stedm.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from stedm.training.device import choose_device, move
 from stedm.training.precision import autocast, resolve_precision
+from stedm.training.tracker import Tracker
 from stedm.workers.group import group_size
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class Trainer:
         self.step_done = 0
         self.part, self._loss, self._last_loss = 0, torch.zeros((), device=self.device), math.nan
         self._resume()
+        is_main = self.accelerator.is_main_process
+        self.tracker = Tracker(self.machine.tracker if is_main else "none", self.folder, self.step_done)
 
     @property
     def images_seen(self) -> int:
@@ -122,6 +125,7 @@ class Trainer:
             is_last = self.part == self.machine.accumulate - 1
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
                 yield batch
+        self.tracker.close()
         self.accelerator.wait_for_everyone()
 
     def _loader(self, samples: Dataset) -> Iterator[Any]:
@@ -231,6 +235,7 @@ class Trainer:
         }
         with writing(self._metrics_path), self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self.tracker.log({name: value for name, value in row.items() if name != "step"}, self.step_done)
 
     @property
     def _metrics_path(self) -> Path:
