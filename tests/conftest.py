@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import pickle
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -104,6 +105,36 @@ def hugging_face(tmp_path, monkeypatch):
 
     yield read
     gc.collect()  # its open files
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium as Debian has it, without a window and without a network, driven by Playwright; skips where one of the
+    two is not there, unless STEDM_BROWSER=required (as in continuous integration).
+
+    Of a module: while it is open, no event loop can be started in this thread.
+    """
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        found = None
+    if found is None:
+        message = "no Chromium with Playwright: apt-get install chromium; pip install playwright"
+        pytest.fail(message) if os.environ.get("STEDM_BROWSER") == "required" else pytest.skip(message)
+    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as driver:
+        window = driver.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-sync", *quiet]
+        )
+        yield window
+        window.close()
+
+
+@pytest.fixture(scope="session")
+def page_checks():
+    """JavaScript that finds what can't be read in a page (see page_checks.js)."""
+    return Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture

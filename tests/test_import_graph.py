@@ -11,6 +11,7 @@ ROOMS = (
     "version",
     "errors",
     "seeds",
+    "columns",
     "progress",
     "io",
     "config",

@@ -1,17 +1,21 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from stedm.config import EvaluationConfig
+from stedm.config import DataConfig, EvaluationConfig, RunConfig, to_yaml
 from stedm.errors import StedmError
 from stedm.evaluation import figures
+from stedm.evaluation.cards import UNKNOWN_COLOUR, card
 from stedm.evaluation.compare import compare_reports
 from stedm.evaluation.counts import SEEN, UNSEEN, counts_table, read_counts, with_groups
+from stedm.evaluation.figures import WRONG_COLOUR
 from stedm.evaluation.metrics import per_patient
+from stedm.evaluation.next_steps import next_steps
 from stedm.evaluation.report import (
     Overlay,
     PatientExamples,
@@ -21,9 +25,13 @@ from stedm.evaluation.report import (
     worst_and_best,
     write_report,
 )
+from stedm.evaluation.sections import changed_keys
 from stedm.evaluation.stats import summarise
 from stedm.evaluation.text import summary_text
+from stedm.evaluation.training_log import painted_meanwhile, training_curves
 from stedm.evaluation.verdict import judge
+from stedm.io.files import write_text
+from stedm.io.images import write_png
 
 CONFIG = EvaluationConfig()
 BASE = np.linspace(0.2, 0.9, 14)
@@ -99,7 +107,8 @@ def test_report_is_one_file_that_works_offline(report):
     assert "http" not in html
     assert not re.search(r'(?:href|src)="(?!#|data:)', html)
     assert "prefers-color-scheme: dark" in html
-    assert html.count("<svg") == 8  # arms, pair, gain, style grid, strip, examples, two groups of overlays
+    assert html.count('class="plot"') == 3  # arms, pair, gain
+    assert html.count('class="card"') == 2
     assert html.count("data:image/png;base64,") >= 14
 
 
@@ -158,8 +167,12 @@ def test_verdict_speaks_of_groups_and_of_those_who_lose():
     gain = np.where(np.arange(14) % 2 == 0, 0.2, -0.02)
     counts = make_counts({"real": BASE, "real+synthetic": np.clip(BASE + gain, 0, 1)})
     verdict = judge(summarise(with_groups(counts, {"3"}), CONFIG), CONFIG)
-    assert verdict.sentences[0].startswith("7 of annotated categories: from 0.577 to 0.557 (−0.020")
-    assert verdict.sentences[1].startswith("7 of unseen categories: from 0.523 to 0.7")
+    unseen, annotated = verdict.headline.split("; ")
+    assert unseen.startswith("Synthetic images, mean IoU: 7 patients of unseen categories 0.523 → 0.7")
+    assert annotated.startswith("7 patients of annotated categories 0.577 → 0.557, −0.020 (")
+    assert (verdict.tone, verdict.shade) == ("better", "mixed")
+    assert verdict.word == "It helped patients of unseen categories and hurt patients of annotated categories"
+    assert verdict.sentences[0].startswith("Synthetic images raised mean IoU over 14 patients")
     assert any(s.startswith("Who loses most: p01 (−0.020), ") and s.count("p") == 5 for s in verdict.sentences)
 
 
@@ -210,12 +223,9 @@ def test_figures_can_be_saved_as_png(tmp_path, panels):
     patients = per_patient(make_counts({"real": BASE, "upper": BASE}, categories=ODD_IDS))
     drawn = {
         "arms": figures.arms_figure(patients),
-        "pair": figures.paired_figure(patients, "upper", "real"),
-        "gain": figures.gain_figure(patients, "upper", "real"),
         "grid": figures.style_grid_figure(panels.style_grids[0]),
         "strip": figures.style_strip_figure(panels.style_strips[0]),
         "examples": figures.patient_examples_figure(panels.patient_examples),
-        "overlays": figures.overlays_figure(panels.overlays),
     }
     for name, figure in drawn.items():
         figures.save_png(tmp_path / f"{name}.png", figure, dpi=50)
@@ -233,15 +243,63 @@ def test_a_strip_shows_its_images_in_order_and_both_patients(panels):
     assert {"<script>alert(1)</script>", "a$b_{c", "layout", "synthetic"} <= set(texts)
 
 
-def test_wrong_pixels_are_tinted_and_ignored_ones_are_not():
+def test_wrong_pixels_are_tinted_and_unknown_ones_are_not():
     truth = np.zeros((8, 8), np.uint8)
     truth[:, 6:] = 255
     prediction = np.zeros((8, 8), np.uint8)
     prediction[:, 5:] = 1
-    figure = figures.overlays_figure([Overlay("p", np.zeros((8, 8, 3), np.uint8), truth, {"real": prediction})])
-    tint = figure.axes[2].images[1].get_array()
-    assert (tint[..., 3] > 0).sum() == 8
-    assert (tint[:, 5, 3] > 0).all()
+    drawn = card(Overlay("p", np.zeros((8, 8, 3), np.uint8), truth, {"real": prediction}, {"real": 0.5}))
+    assert [(name, number) for name, number, _ in drawn.panels] == [("image", ""), ("truth", ""), ("real", "IoU 0.50")]
+    tints = re.findall(r'<path d="([^"]+)" fill="(#\w+)"', drawn.panels[2][2])
+    assert [(colour, sorted({float(x) for x in re.findall(r"[ML]([\d.]+)", path)})) for path, colour in tints] == [
+        (WRONG_COLOUR, [5.0, 5.5, 6.0]),
+        (UNKNOWN_COLOUR, [6.0, 6.5, 7.5, 8.0]),
+    ]
+
+
+def test_what_to_do_next_comes_with_commands(tmp_path):
+    scores = {"real": BASE, "real+synthetic": BASE + 0.05, "upper": BASE + 0.1}
+    summary = summarise(make_counts(scores, seeds=[3]), CONFIG) | {"contradicted": [f"u{i}" for i in range(7)]}
+    use, annotate, seeds = next_steps(summary, "runs/my run")
+    assert use.command == "stedm segment 'runs/my run'/segmenters/real+synthetic/seed-3/model IMAGES -o MASKS"
+    assert annotate.text.startswith("Annotate next: u0, u1, u2, u3, u4, ....")
+    assert "--set 'segmentation.seeds=[3,4,5]'" in seeds.command
+    few = next_steps(summarise(make_counts({name: values[:4] for name, values in scores.items()}), CONFIG), "run")
+    assert [step.text for step in few if not step.command] == ["Have at least 6 patients to score: 4 can't be evidence"]
+    write_report(tmp_path, make_counts(scores), title="t", evaluation=CONFIG, run="runs/one")
+    html = (tmp_path / "report.html").read_text()
+    assert "<code>stedm segment runs/one/segmenters/real+synthetic/seed-0/model IMAGES -o MASKS</code>" in html
+
+
+def test_how_it_was_made_is_in_words(tmp_path):
+    provenance = {
+        "stedm": "0.1.0",
+        "git": None,
+        "packages": {"torch": "2.9", "numpy": "2.3"},
+        "data": {"root": "/d/tissue", "fingerprint": "abc"},
+        "seconds": {"teacher": 76.4, "train diffusion model": 11_200.0},
+    }
+    config = RunConfig(name="x", data=DataConfig(path=Path("/d/tissue")), seed=7)
+    write_report(tmp_path, make_counts({"real": BASE}), title="t", provenance=provenance, config_yaml=to_yaml(config))
+    html = (tmp_path / "report.html").read_text()
+    for text in ("torch 2.9, numpy 2.3", "fingerprint: abc", "3 h 07 min", "all stages", ">seed<"):
+        assert text in html, text
+    assert "{&#39;" not in html
+    assert changed_keys(to_yaml(config)) == [("seed", "7", "0")]
+
+
+def test_training_is_read_round_by_round(tmp_path):
+    for folder, n in ((tmp_path / "rounds" / "1", 30), (tmp_path, 20)):
+        rows = [json.dumps({"images_seen": 8 * i, "loss": 1 / i, "seconds": i}) for i in range(1, n + 1)]
+        write_text(folder / "metrics.jsonl", "\n".join([*rows, '{"images_seen": 9, "lo']))
+        write_png(folder / "progress" / "step-00000010.png", np.zeros((4, 4, 3), np.uint8))
+    curves = training_curves(tmp_path)
+    assert [(curve.name, len(curve.loss), curve.seconds) for curve in curves] == [
+        ("round 1", 30, 30),
+        ("round 2", 20, 20),
+    ]
+    assert [name for name, _ in painted_meanwhile(tmp_path)] == ["round 1, after 10 steps", "round 2, after 10 steps"]
+    assert training_curves(tmp_path / "nothing") == []
 
 
 def test_compare_reports_joins_common_patients_and_prefixes_colliding_arms(tmp_path):

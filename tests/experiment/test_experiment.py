@@ -22,6 +22,7 @@ from stedm.evaluation.scoring import evaluate_segmenter
 from stedm.evaluation.stats import summarise
 from stedm.experiment import rounds as rounds_of_run
 from stedm.experiment import segmenters
+from stedm.experiment.agenda import agenda
 from stedm.experiment.experiment import Experiment
 from stedm.experiment.folder import claim
 from stedm.experiment.resolve import resolve
@@ -49,6 +50,15 @@ def tiny_config(tiny_run):
     return make
 
 
+def _run_as_announced(config: RunConfig, folder: Path) -> dict:
+    """The summary; the stages that ran are those that were announced, in that order."""
+    experiment = Experiment(config, folder, Reporter(quiet=True))
+    announced = [stage.name for stage in agenda(experiment)]
+    summary = experiment.run()
+    assert [name for name in experiment.reporter.seconds if name != "phantom patients"] == announced
+    return summary
+
+
 def _files(folder: Path) -> dict[str, int]:
     return {path.as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -62,7 +72,7 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
         "images_per_patient": 2,
     }
     config = tiny_config({"phantom": phantom})
-    summary = Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
+    summary = _run_as_announced(config, tmp_path / "run")
     assert list(summary["arms"]) == ARMS
     assert all(arm["n_patients"] == 3 and arm["seeds"] == [0, 1] for arm in summary["arms"].values())
     report = tmp_path / "run" / "report"
@@ -92,7 +102,7 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     left = [tmp_path / "run" / name / "checkpoints/step-00000002" for name in (".", "segmenters/ssl/seed-1")]
     for folder in left:
         folder.mkdir(parents=True)
-    again = Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
+    again = _run_as_announced(config, tmp_path / "run")
     assert again == summary
     assert not list((tmp_path / "run").rglob("checkpoints"))
     after = _files(tmp_path / "run")
@@ -392,7 +402,7 @@ def test_segmenters_that_learned_from_synthetic_images_predict_layouts(closed_da
     values = tiny_run({"path": closed_dataset}, arms=["real+stain+synthetic"], seeds=[0], mirror=True)
     values["rounds"] = {"voters": 1, "labels": None, "predicted": {"fraction": 1, "start": 0.5}, "agreement": 0}
     run = tmp_path / "run"
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    _run_as_announced(parse_config(values, "test"), run)
     first, last = (pd.read_csv(run / part / "synthetic" / "metadata.csv") for part in ("rounds/1", "."))
     assert set(first["layout_kind"]) == {"warp"}
     assert set(last["layout_kind"]) == {"predicted"}
@@ -428,8 +438,7 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
         "agreement": 0,
     }
     run = tmp_path / "run"
-    made = Experiment(parse_config(values, "test"), run, Reporter(quiet=True))
-    made.run()
+    _run_as_announced(parse_config(values, "test"), run)
     first, last = (StyleDiffusion.from_pretrained(folder / "model") for folder in (run / "rounds/1", run))
     assert first.fingerprint != last.fingerprint
     for folder, steps, model in ((run / "rounds/1", 8, first), (run, 3, last)):
@@ -477,7 +486,7 @@ def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to
         write_png(first.root / name, 1 - mask if patient == disputed else mask)
     for labels in (first, seen):
         (labels.root / "manifest.json").unlink()  # changed on purpose
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    _run_as_announced(parse_config(values, "test"), run)
     note = f"about 1 of {1 + len(others)} unannotated patients: {disputed} (agreement.csv)"
     assert note in (run / "report/report.html").read_text()
     kinds = read_plan(run / "plan.parquet").groupby("style_patient_id")["layout_kind"].agg(set)
@@ -536,7 +545,7 @@ def test_teachers_label_images_for_self_training(closed_dataset, tmp_path, tiny_
         return train_segmenter(*arguments, arm=arm, synthetic=synthetic, pseudo_labeled=pseudo_labeled, **more)
 
     monkeypatch.setattr(segmenters, "train_segmenter", note)
-    Experiment(parse_config(values, "test"), run, Reporter(quiet=True)).run()
+    _run_as_announced(parse_config(values, "test"), run)
     rounds = [run / "self_training" / "self-training" / f"round-{number}" for number in (1, 2)]
     unlabeled = DatasetFolder.open(closed_dataset).split("unlabeled").table["image_file_name"].tolist()
     labels = [DatasetFolder.open(folder / "labels") for folder in rounds]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from stedm.columns import aligned, fitted
 from stedm.data.info import DatasetInfo
 from stedm.io.tables import SPLITS
 
-_SHOWN_CATEGORIES = 6
+_SHOWN_CATEGORIES, _LONGEST_CLASS = 6, 24
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def summary_text(splits: Sequence[SplitSummary]) -> str:
     """The table for a terminal."""
     if not splits:
         return ""
-    head = ["split", "patients", "images", "masks", "size (px)", *splits[0].fractions, "ignored", "categories"]
+    names = [fitted(name, _LONGEST_CLASS) for name in splits[0].fractions]
+    head = ["split", "patients", "images", "masks", "size (px)", *names, "ignored", "categories"]
     rows = [
         [
             *(part.split, str(part.patients), str(part.images), str(part.masks)),
@@ -87,16 +89,8 @@ def summary_text(splits: Sequence[SplitSummary]) -> str:
         ]
         for part in splits
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     is_text = {0, 4, len(head) - 1}
-    lines = [
-        "  ".join(
-            cell.ljust(width) if number in is_text else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
-    ]
-    return "\n".join(lines)
+    return aligned([head, *rows], right=set(range(len(head))) - is_text)
 
 
 def _range(ends: tuple[int, int] | None) -> str:
@@ -108,5 +102,5 @@ def _fraction(value: float) -> str:
 
 
 def _categories(categories: dict[str, int]) -> str:
-    shown = [f"{name} {count}" for name, count in list(categories.items())[:_SHOWN_CATEGORIES]]
+    shown = [f"{fitted(name, _LONGEST_CLASS)} {count}" for name, count in list(categories.items())[:_SHOWN_CATEGORIES]]
     return ", ".join(shown) + (" ..." if len(categories) > _SHOWN_CATEGORIES else "")

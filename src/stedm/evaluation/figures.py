@@ -6,6 +6,7 @@ so that the same figure reads in light and in dark mode. No pyplot: nothing here
 
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -25,7 +25,6 @@ from stedm.io.files import replacing
 
 # Okabe & Ito (2008): told apart with every common colour blindness. Markers repeat what colours say.
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d1f"]
-MARKERS = "os^Dv<>PX*"
 ARM_COLOURS = {
     "real": "#7f8790",
     "real+stain": "#e69f00",
@@ -43,7 +42,7 @@ ARM_COLOURS = {
 CLASS_COLOURS = ["#e9e6df", "#7b3f8c", "#2a9d8f", "#e0a030", "#c4473a", "#4a6fb5", "#8a8a3c", "#d884b0"]
 # Outlines lie on tissue, which is itself purple, blue or brown: bright colours.
 OUTLINE_COLOURS = ["#ffffff", "#ffe14d", "#ff7a5c", "#9dff70", "#ff8df2", "#ffffff", "#c9a2ff", "#ffb347"]
-WRONG_COLOUR = "#00e5ff"
+WRONG_COLOUR, UNKNOWN_COLOUR = "#00e5ff", "#464646"
 INK, MUTED, PAPER = "#1b1d22", "#81868f", "#fdfefe"  # replaced by the page's colours in `inline_svg`
 
 
@@ -90,15 +89,14 @@ class PatientExamples:
 
 @dataclass(frozen=True)
 class Overlay:
-    """One image of a test patient with its truth and what each arm predicted (class maps), and the patient's IoU."""
+    """One image of a test patient with its truth and what some arms predicted (class maps), and the patient's IoU."""
 
     patient_id: str
     image: np.ndarray
     truth: np.ndarray
     predictions: dict[str, np.ndarray]
     iou: dict[str, float] = field(default_factory=dict)
-    group: str = ""
-    """Heading under which it is shown, for example "Worst patients"."""
+    category: str = ""
 
 
 def save_png(path: str | Path, figure: Figure, dpi: int = 160) -> None:
@@ -137,9 +135,9 @@ def inline_svg(figure: Figure, description: str) -> str:
 
 
 def arms_figure(patients: pd.DataFrame, unit: str = "patient") -> Figure:
-    """Every patient's IoU in every arm, with the mean (bar) per arm; `patients` from `metrics.per_patient`.
+    """Every patient's IoU in every arm, with the mean (bar) per arm, for documents; the report has `plots.arms_plot`.
 
-    `unit` is what the axis calls a row of the table, here and below.
+    `patients` is the table of `metrics.per_patient`, `unit` what the axis calls one of its rows.
     """
     arms = ordered_arms(patients["arm"].unique())
     rng = np.random.default_rng(0)  # only moves dots apart, the same way each time
@@ -149,70 +147,13 @@ def arms_figure(patients: pd.DataFrame, unit: str = "patient") -> Figure:
         for row, arm in enumerate(arms):
             values = patients.loc[patients["arm"] == arm, "iou"].dropna().to_numpy()
             y = row + rng.uniform(-0.22, 0.22, len(values))
-            ax.plot(values, y, "o", ms=4.5, color=_arm_colour(arm, row), alpha=0.75, mew=0)
+            ax.plot(values, y, "o", ms=4.5, color=arm_colour(arm, row), alpha=0.75, mew=0)
             if len(values):
                 ax.plot([values.mean()] * 2, [row - 0.36, row + 0.36], color=INK, lw=2.2)
         ax.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
         ax.set_ylim(len(arms) - 0.5, -0.5)
         ax.set_xlabel(f"IoU per {unit} (bar: mean)")
         _plain(ax, grid="x")
-    return figure
-
-
-def paired_figure(patients: pd.DataFrame, a: str, b: str, unit: str = "patient") -> Figure:
-    """Each patient's IoU from baseline `b` to new arm `a`, coloured by category; thick: the mean."""
-    pairs, styles = _pairs(patients, a, b), category_styles(patients)
-    with _styled():
-        figure = Figure(figsize=(4.1, 4.2), layout="constrained")
-        ax = figure.add_subplot()
-        for category, group in pairs.groupby("category"):
-            ax.plot([0, 1], group[["b", "a"]].to_numpy().T, lw=1.1, ms=5, alpha=0.75, **styles[category])
-        if len(pairs):
-            ax.plot([0, 1], [pairs["b"].mean(), pairs["a"].mean()], color=INK, lw=3, marker="o", ms=8, zorder=5)
-        ax.set_xticks([0, 1], [_label(b), _label(a)])
-        ax.set_xlim(-0.35, 1.35)
-        ax.set_ylabel(f"IoU of the {unit} (thick line: mean)")
-        _plain(ax, grid="y")
-    return figure
-
-
-def gain_figure(patients: pd.DataFrame, a: str, b: str, unit: str = "patient") -> Figure:
-    """Each patient's gain from `b` to `a` against the IoU it had with `b`: do the difficult patients gain most?"""
-    pairs, styles = _pairs(patients, a, b), category_styles(patients)
-    with _styled():
-        figure = Figure(figsize=(5.6, 4.2), layout="constrained")
-        ax = figure.add_subplot()
-        for category, group in pairs.groupby("category"):
-            label = _label(category) or "patients"
-            # A category that is a unit itself needs no count.
-            label += f" ({len(group)})" if unit == "patient" else ""
-            ax.plot(group["b"], group["a"] - group["b"], ls="", ms=6, alpha=0.85, label=label, **styles[category])
-        ax.axhline(0, color=INK, lw=1)
-        ax.set_xlabel(f"IoU with {_label(b)}")
-        ax.set_ylabel(f"gain in IoU with {_label(a)}")
-        if len(pairs):
-            ax.legend(frameon=False, fontsize=8.5, handletextpad=0.2)
-        _plain(ax, grid="both")
-    return figure
-
-
-def distance_figure(patients: pd.DataFrame, a: str, b: str) -> Figure:
-    """Each patient's gain from `b` to `a` against its `stain_distance`: do patients of unusual colours gain most?"""
-    pairs, styles = _pairs(patients, a, b), category_styles(patients)
-    pairs["distance"] = patients.groupby("patient_id")["stain_distance"].first().reindex(pairs.index)
-    with _styled():
-        figure = Figure(figsize=(5.6, 4.2), layout="constrained")
-        ax = figure.add_subplot()
-        for category, group in pairs.groupby("category"):
-            label = f"{_label(category) or 'patients'} ({len(group)})"
-            gain = group["a"] - group["b"]
-            ax.plot(group["distance"], gain, ls="", ms=6, alpha=0.85, label=label, **styles[category])
-        ax.axhline(0, color=INK, lw=1)
-        ax.set_xlabel("colours: SD from the nearest annotated patient")
-        ax.set_ylabel(f"gain in IoU with {_label(a)}")
-        if len(pairs):
-            ax.legend(frameon=False, fontsize=8.5, handletextpad=0.2)
-        _plain(ax, grid="both")
     return figure
 
 
@@ -274,54 +215,15 @@ def patient_examples_figure(examples: Sequence[PatientExamples]) -> Figure:
     return figure
 
 
-def overlays_figure(overlays: Sequence[Overlay]) -> Figure:
-    """One row an image: plain, with the truth outlined, and with each arm's prediction, wrong pixels tinted."""
-    arms = ordered_arms({arm for overlay in overlays for arm in overlay.predictions})
-    with _styled():
-        figure, axes = _cells(len(overlays), 2 + len(arms), cell=1.5, row_gap=0.24)
-        for row, overlay in zip(axes, overlays, strict=True):
-            for ax in row[:2]:
-                _show(ax, overlay.image, largest_px=192)
-            _shade(row[1], (overlay.truth > 0) & (overlay.truth < len(OUTLINE_COLOURS)), "white", 0.25)
-            _outline(row[1], overlay.truth)
-            for ax, arm in zip(row[2:], arms, strict=True):
-                if arm in overlay.predictions:
-                    _show(ax, overlay.image, largest_px=192)
-                    wrong = (overlay.predictions[arm] != overlay.truth) & (overlay.truth < len(OUTLINE_COLOURS))
-                    _shade(ax, wrong, WRONG_COLOUR, 0.6)
-                    _outline(ax, overlay.predictions[arm])
-                value = overlay.iou.get(arm)
-                shown = "" if value is None else "IoU –" if value != value else f"IoU {value:.2f}"
-                ax.text(0.5, -0.04, shown, transform=ax.transAxes, ha="center", va="top", fontsize=9, color=INK)
-            _row_label(row[0], overlay.patient_id)
-        for ax, heading in zip(axes[0], ["image", "truth", *arms], strict=True):
-            _heading(ax, _label(heading), align="center")
-    return figure
-
-
 def colour_layout(layout: np.ndarray) -> np.ndarray:
     """Class map (H, W) -> uint8 RGB (H, W, 3); indices beyond the known colours (ignored pixels) become dark grey."""
-    table = np.full((256, 3), 70, np.uint8)
+    table = np.full((256, 3), int(UNKNOWN_COLOUR[1:3], 16), np.uint8)
     for index, colour in enumerate(CLASS_COLOURS):
         table[index] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return table[np.asarray(layout, np.uint8)]
 
 
-def category_styles(patients: pd.DataFrame) -> dict[str, dict]:
-    """Colour and marker of each category, as keywords of `Axes.plot`."""
-    return {
-        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "mec": PAPER, "mew": 0.5}
-        for i, name in enumerate(sorted(patients["category"].unique()))
-    }
-
-
-def _pairs(patients: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """Patients with a score in both arms: patient_id, category, a, b."""
-    new, old = (patients[patients["arm"] == arm].set_index("patient_id") for arm in (a, b))
-    return pd.DataFrame({"category": old["category"], "a": new["iou"], "b": old["iou"]}).dropna()
-
-
-def _arm_colour(arm: str, row: int) -> str:
+def arm_colour(arm: str, row: int) -> str:
     return ARM_COLOURS.get(arm.rsplit("/", 1)[-1], COLOURS[row % len(COLOURS)])
 
 
@@ -358,7 +260,7 @@ def _cells(
     rows: int, columns: int, cell: float, gap_after_column: int = 0, gap_after_row: int = 0, row_gap: float = 0.05
 ) -> tuple[Figure, list[list[Axes]]]:
     """A table of square axes, `cell` inches wide, with room for row labels, a heading and one wider gap."""
-    left, top, gap, wide = 1.15, 0.28, 0.05, 0.16
+    left, top, gap, wide = 1.45, 0.28, 0.05, 0.16
     width = left + columns * (cell + gap) + wide
     height = top + rows * (cell + row_gap) + (wide if gap_after_row else 0)
     figure = Figure(figsize=(width, height))
@@ -383,27 +285,6 @@ def _show(ax: Axes, image: np.ndarray, largest_px: int = 160) -> None:
     ax.imshow(np.asarray(shown), extent=(0, width, height, 0))
 
 
-def _outline(ax: Axes, mask: np.ndarray) -> None:
-    """Outline each class but the background; a dark line under the bright one keeps it visible on any tissue."""
-    height, width = mask.shape
-    x, y = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5
-    for index in range(1, len(OUTLINE_COLOURS)):
-        # The border of zeros closes outlines at the edge of the image.
-        inside = np.pad(mask == index, 1).astype(float)
-        if inside.any():
-            for colour, line_width in (("black", 2.6), (OUTLINE_COLOURS[index], 1.5)):
-                ax.contour(x, y, inside, levels=[0.5], colors=[colour], linewidths=line_width)
-    ax.set_xlim(0, width)
-    ax.set_ylim(height, 0)
-
-
-def _shade(ax: Axes, where: np.ndarray, colour: str, alpha: float) -> None:
-    """Tint the pixels of a boolean mask (H, W)."""
-    tint = np.zeros((*where.shape, 4))
-    tint[where] = to_rgba(colour, alpha)
-    ax.imshow(tint, extent=(0, where.shape[1], where.shape[0], 0))
-
-
 def _row_label(ax: Axes, *lines: str) -> None:
     text = "\n".join(_label(line, 16) for line in lines if line)
     ax.text(-0.08, 0.5, text, transform=ax.transAxes, ha="right", va="center", fontsize=9, color=INK)
@@ -416,10 +297,23 @@ def _heading(ax: Axes, text: str, align: str = "left") -> None:
     ax.text(x, 1.05, text, transform=ax.transAxes, ha=align, va="bottom", fontsize=size, color=INK)
 
 
+def printable(text: str) -> str:
+    """Free text on one line, without characters that can't be shown."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
 def _label(text: str, longest: int = 34) -> str:
-    """Free text for a figure: one line, printable, not too long."""
-    text = "".join(c if c.isprintable() else " " for c in str(text))
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    """Free text for a figure: printable and not too long; `longest` counts letters of usual width."""
+    text = printable(text)
+    widths = np.cumsum([_letters(c) for c in text])
+    return text if not len(text) or widths[-1] <= longest else text[: int((widths <= longest - 1.5).sum())] + "…"
+
+
+def _letters(character: str) -> float:
+    """How many usual letters a character is wide, about, whatever the font."""
+    if unicodedata.east_asian_width(character) in "WF":
+        return 1.7
+    return 1.55 if character.isupper() or character in "mw@%—" else 1.0
 
 
 def _attribute(text: str) -> str:

@@ -1,5 +1,6 @@
-"""The images of a report: style x layout grid, synthetic examples per patient, worst and best patients."""
+"""The images of a report: style x layout grid, synthetic examples per patient, patients one by one."""
 
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,12 @@ import pandas as pd
 from stedm.config import MachineConfig, SynthesisConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, rows_by_patient
+from stedm.evaluation.counts import pool_units
 from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleStrip
 from stedm.evaluation.metrics import per_patient
-from stedm.evaluation.report import ReportPanels, worst_and_best
+from stedm.evaluation.report import Doubted, ReportPanels, worst_and_best
+from stedm.evaluation.training_log import painted_meanwhile, training_curves
+from stedm.evaluation.verdict import LIKE_FOR_LIKE
 from stedm.seeds import numpy_generator
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.predict import predict_masks
@@ -20,7 +24,8 @@ from stedm.synthesis.style_bank import StyleBank
 if TYPE_CHECKING:
     from stedm.diffusion.pipeline import StyleDiffusion
 
-GRID_STYLES, GRID_LAYOUTS, EXAMPLE_PATIENTS, EXAMPLE_IMAGES, OVERLAY_PATIENTS = 6, 6, 8, 4, 3
+GRID_STYLES, GRID_LAYOUTS, EXAMPLE_PATIENTS, EXAMPLE_IMAGES = 6, 6, 8, 4
+SHOWN_PATIENTS, SHOWN_ARMS, DOUBTED_PATIENTS = 48, 4, 10
 STRIP_IMAGES, STRIP_ENDS = 9, 3
 GRID_SEED = 0
 
@@ -37,13 +42,24 @@ def report_panels(
     synthesis: SynthesisConfig,
     bank: StyleBank | None = None,
     machine: MachineConfig | None = None,
+    unit: str = "patient",
+    run: Path | None = None,
+    agreement: pd.DataFrame | None = None,
+    contradicted: Collection[str] = (),
 ) -> ReportPanels:
-    """Panels of a run; those of the diffusion model are left out where there is none. `machine`: what segmenters run
-    on."""
+    """Panels of a run; those of the diffusion model are left out where there is none.
+
+    machine: what segmenters run on. run: the run folder, for its diffusion model's training. agreement, contradicted: of the unannotated patients,
+    where the run has it (see stedm.experiment.agreement).
+    """
     return ReportPanels(
         style_grids=[style_grid(model, annotated, unlabeled, synthesis)] if model is not None else [],
         patient_examples=patient_examples(synthetic, unlabeled) if synthetic is not None else [],
-        overlays=overlays(segmenters, held_out, counts, machine or MachineConfig()),
+        overlays=overlays(segmenters, held_out, counts, unit, machine or MachineConfig()),
+        curves=training_curves(run) if run is not None else [],
+        progress=painted_meanwhile(run) if run is not None else [],
+        whom=doubted(agreement, contradicted, unlabeled) if agreement is not None else [],
+        contradicted=list(contradicted),
         style_strips=(
             [style_strip(model, bank, annotated, unlabeled, synthesis)]
             if model is not None and bank is not None and len(bank.patients) > 1
@@ -117,7 +133,7 @@ def patient_examples(synthetic: DatasetFolder, unlabeled: ImageCache) -> list[Pa
         examples.append(
             PatientExamples(
                 patient_id=patient,
-                style_images=[unlabeled.image(int(row)) for row in real_rows[patient][:EXAMPLE_IMAGES]],
+                style_images=_first_images(unlabeled, real_rows[patient]),
                 layouts=[synthetic.read_mask(int(row)) for row in chosen],
                 synthetic=[synthetic.read_image(int(row)) for row in chosen],
                 category=str(unlabeled.dataset.table["category"].iloc[real_rows[patient][0]]),
@@ -127,33 +143,66 @@ def patient_examples(synthetic: DatasetFolder, unlabeled: ImageCache) -> list[Pa
 
 
 def overlays(
-    segmenters: dict[str, Path], held_out: ImageCache, counts: pd.DataFrame, machine: MachineConfig
+    segmenters: dict[str, Path], held_out: ImageCache, counts: pd.DataFrame, unit: str, machine: MachineConfig
 ) -> list[Overlay]:
-    """One image of the worst and best patients of the fullest arm with synthetic images, every arm's prediction."""
-    scores = per_patient(counts)
+    """One image of every scored patient (or category, the unit), and what the networks of a few arms predict in it;
+    lowest IoU of the fullest arm with synthetic images first. Of many the worst and the best.
+    """
+    scores, table = per_patient(pool_units(counts, unit)), held_out.dataset.table
     ours = [arm for arm in segmenters if "synthetic" in arm]
     judged = (ours or list(segmenters))[-1]
-    worst, best = worst_and_best(counts, judged, OVERLAY_PATIENTS)
-    rows = rows_by_patient(held_out.dataset.table)
-    networks = {arm: load_segmenter(folder, machine=machine)[0] for arm, folder in segmenters.items()}
+    worst, best = worst_and_best(pool_units(counts, unit), judged, SHOWN_PATIENTS // 2)
+    chosen = [*worst, *best[::-1]]
+    rows = table.groupby("patient_id" if unit == "patient" else "category").indices
+    # The image with the most even mix of classes shows most.
+    shown = [max(map(int, rows[name]), key=lambda row: held_out.mask(row).astype(float).std()) for name in chosen]
+    images = [held_out.image(row) for row in shown]
+    arms = _shown_arms(segmenters, judged, scores)
+    predictions = {arm: _predictions(segmenters[arm], images, machine) for arm in arms}
     found = []
-    for group, patients in ((f"Worst patients of {judged}", worst), (f"Best patients of {judged}", best)):
-        for patient in patients:
-            # The patient's image with the most even mix of classes shows most.
-            row = max((int(r) for r in rows[patient]), key=lambda r: held_out.mask(r).astype(float).std())
-            image = held_out.image(row)
-            of_patient = scores[scores["patient_id"] == patient]
-            found.append(
-                Overlay(
-                    patient_id=patient,
-                    image=image,
-                    truth=held_out.mask(row),
-                    predictions={arm: predict_masks(network, image[None])[0] for arm, network in networks.items()},
-                    iou=dict(zip(of_patient["arm"], of_patient["iou"], strict=True)),
-                    group=group,
-                )
+    for number, (name, row) in enumerate(zip(chosen, shown, strict=True)):
+        of_it = scores[scores["patient_id"] == name]
+        found.append(
+            Overlay(
+                patient_id=name,
+                image=images[number],
+                truth=held_out.mask(row),
+                predictions={arm: masks[number] for arm, masks in predictions.items()},
+                iou=dict(zip(of_it["arm"], of_it["iou"], strict=True)),
+                category=str(table["category"].iloc[row]) if unit == "patient" else "",
             )
+        )
     return found
+
+
+def _shown_arms(arms: Iterable[str], judged: str, scores: pd.DataFrame) -> list[str]:
+    """All of a few; of many the judged one, the one like it without synthetic images, the bound and the next best."""
+    means = scores.groupby("arm")["iou"].mean().to_dict()
+    first = [judged, next((b for a, b in LIKE_FOR_LIKE if a == judged), "real"), "upper"]
+    others = sorted(arms, key=lambda arm: -means.get(arm, 0.0))
+    return [arm for arm in dict.fromkeys([*first, *others]) if arm in means and arm in set(arms)][:SHOWN_ARMS]
+
+
+def _predictions(segmenter: Path, images: Sequence[np.ndarray], machine: MachineConfig) -> list[np.ndarray]:
+    network, _ = load_segmenter(segmenter, machine=machine)
+    return list(predict_masks(network, np.stack(images))) if images else []
+
+
+def doubted(agreement: pd.DataFrame, contradicted: Collection[str], unlabeled: ImageCache) -> list[Doubted]:
+    """The unannotated patients about whom segmenters agree least, with a few of their images.
+
+    agreement: patient_id, category, agreement. Those whose agreement isn't known are left out.
+    """
+    rows = rows_by_patient(unlabeled.dataset.table)
+    least = agreement.dropna(subset="agreement").sort_values(["agreement", "patient_id"]).head(DOUBTED_PATIENTS)
+    return [
+        Doubted(name, str(category), float(value), name in contradicted, _first_images(unlabeled, rows[name]))
+        for name, category, value in zip(least["patient_id"], least["category"], least["agreement"], strict=True)
+    ]
+
+
+def _first_images(cache: ImageCache, rows: np.ndarray) -> list[np.ndarray]:
+    return [cache.image(int(row)) for row in rows[:EXAMPLE_IMAGES]]
 
 
 def _spread_over_categories(dataset: DatasetFolder, n: int, seen: set[str] | None = None) -> list[str]:

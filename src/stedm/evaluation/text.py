@@ -1,6 +1,15 @@
 """The summary as plain text, for the terminal."""
 
+import shutil
+import textwrap
 from typing import Any
+
+from stedm.columns import aligned, fitted
+from stedm.config import EvaluationConfig
+from stedm.evaluation.next_steps import next_steps
+from stedm.evaluation.verdict import judge
+
+_NARROWEST, _WIDEST, _LONGEST_ARMS = 60, 120, 72
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -34,11 +43,24 @@ def summary_text(summary: dict[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
+def closing_text(summary: dict[str, Any], run: str) -> str:
+    """What a run ends with in a terminal: its verdict, and what to do next; `run` as commands name the run folder."""
+    verdict = judge(summary, EvaluationConfig(unit=summary.get("unit", "patient")))
+    parts = [_wrapped(f"{verdict.word}. {verdict.headline}" if verdict.pair else verdict.headline)]
+    for step in next_steps(summary, run):
+        parts.append(_wrapped(f"next: {step.text}{':' if step.command else '.'}"))
+        parts += [f"  {step.command}"] if step.command else []  # whole, to be copied
+    return "\n".join(parts)
+
+
+def _wrapped(text: str) -> str:
+    columns = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST), _WIDEST)
+    return textwrap.fill(text, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    named = [[fitted(row[0], _LONGEST_ARMS), *row[1:]] for row in rows]
+    return aligned([[fitted(cell) for cell in named[0]], *named[1:]], rule=True)
 
 
 def _shown(value: float | None, form: str = ".3f") -> str:

@@ -36,12 +36,18 @@ FEW_PATIENTS = 10
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run shows: `tone` is better, worse or unclear; `pair` the (new, baseline) arms of the headline."""
+    """What a run shows: `tone` is better, worse or unclear, of all patients together; `word` says in a few words whom
+    it helped and hurt; `pair` are the (new, baseline) arms of the headline.
+
+    `shade` is better, worse, unclear or mixed: a gain of some that others pay for is neither.
+    """
 
     tone: str
     headline: str
     sentences: list[str]
     pair: tuple[str, str] | None = None
+    word: str = "Nothing to compare"
+    shade: str = "unclear"
 
 
 def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
@@ -63,12 +69,20 @@ def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
     for entry in comparisons:
         if "+synthetic" in entry["a"] and entry["b"] == strongest and entry not in told:
             told.append(entry)
+    # The mean of all hides what each group has: where there are groups, they are the headline.
     sentences = [_sentence(entry, evaluation) for entry in told]
+    groups = _groups(main, summary)
+    if groups:
+        sentences.insert(0, _group_sentence(main, groups, evaluation))
+    tones = {_whose(name, evaluation): _tone(group, evaluation) for name, group in groups.items()}
+    word, shade = _word(_tone(main, evaluation), tones)
     return Verdict(
         _tone(main, evaluation),
         sentences[0],
-        [*_groups(main, summary), *sentences[1:], *_caveats(main, summary, evaluation)],
+        [*sentences[1:], *_caveats(main, summary, evaluation)],
         (main["a"], main["b"]),
+        word,
+        shade,
     )
 
 
@@ -84,20 +98,44 @@ def _sentence(entry: dict, evaluation: EvaluationConfig) -> str:
     phrases = CAUSAL_PHRASES if (entry["a"], entry["b"]) in LIKE_FOR_LIKE else PHRASES
     phrase = phrases[_tone(entry, evaluation)].format(subject=subject, mean=f"mean IoU over {n} {evaluation.units}")
     text = f"{capital(phrase)} {change} {size}"
-    return text + (_spread(entry, evaluation.units) if n >= _patients_needed(evaluation) else "") + "."
+    return text + (_spread(entry, evaluation.units) if n >= patients_needed(evaluation) else "") + "."
 
 
-def _groups(main: dict, summary: dict) -> list[str]:
-    """Of patients whose categories nobody annotated and of the others: the mean of one hides what each of them has."""
-    told = []
-    for name, group in summary.get("groups", {}).items():
+def _groups(main: dict, summary: dict) -> dict[str, dict]:
+    """The headline's comparison in each group of categories that has one, with both arms' means; unseen ones first."""
+    found = {}
+    for name, group in reversed(summary.get("groups", {}).items()):
         entry = find(group, main["a"], main["b"])
-        if entry is None or entry["delta_mean"] is None:
-            continue
-        before, after = (shown(group["arms"][arm]["iou_mean"]) for arm in (main["b"], main["a"]))
-        size = f"{signed(entry['delta_mean'])}, {interval(entry['delta_ci'])}"
-        told.append(f"{entry['n_patients']} of {name}: from {before} to {after} ({size}).")
-    return told
+        if entry is not None and entry["delta_mean"] is not None:
+            means = {key: group["arms"][main[key]]["iou_mean"] for key in ("a", "b")}
+            found[name] = {**entry, "mean_a": means["a"], "mean_b": means["b"]}
+    return found
+
+
+def _group_sentence(main: dict, groups: dict[str, dict], evaluation: EvaluationConfig) -> str:
+    told = []
+    for name, entry in groups.items():
+        change = f"{shown(entry['mean_b'])} → {shown(entry['mean_a'])}, {signed(entry['delta_mean'])}"
+        size = f" ({interval(entry['delta_ci'])})" if entry["delta_ci"][0] is not None else ""
+        told.append(f"{entry['n_patients']} {_whose(name, evaluation)} {change}{size}")
+    subject = LIKE_FOR_LIKE.get((main["a"], main["b"]), f"{main['a']} against {main['b']}")
+    return f"{capital(subject)}, mean IoU: {'; '.join(told)}."
+
+
+def _whose(name: str, evaluation: EvaluationConfig) -> str:
+    return f"patients of {name}" if evaluation.unit == "patient" else name
+
+
+def _word(tone: str, groups: dict[str, str]) -> tuple[str, str]:
+    """Whom it helped and hurt, and how that is to be taken: better, worse, unclear or mixed."""
+    found = {kind: [name for name, value in groups.items() if value == kind] for kind in ("better", "worse")}
+    verbs = {"better": "helped", "worse": "hurt"}
+    if not groups or any(len(names) == len(groups) for names in found.values()) or not any(found.values()):
+        only = next((kind for kind, names in found.items() if names and len(names) == len(groups)), tone)
+        return {"better": "It helped", "worse": "It hurt", "unclear": "No evidence that it helps or hurts"}[only], only
+    told = [f"{verbs[kind]} {' and '.join(names)}" for kind, names in found.items() if names]
+    shades = [kind for kind, names in found.items() if names]
+    return "It " + " and ".join(told), shades[0] if len(shades) == 1 else "mixed"
 
 
 def _spread(entry: dict, units: str) -> str:
@@ -117,7 +155,7 @@ def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[st
     if main["lost"]:
         lost = ", ".join(f"{patient} ({signed(loss)})" for patient, loss in main["lost"])
         caveats.append(f"Who loses most: {lost}.")
-    tone, needed = _tone(main, evaluation), _patients_needed(evaluation)
+    tone, needed = _tone(main, evaluation), patients_needed(evaluation)
     p, k = main["p_holm"], sum(entry["p_wilcoxon"] is not None for entry in summary["comparisons"])
     if tone != "unclear" and p is not None and p > 1 - evaluation.confidence:
         caveats.append(f"The signed-rank test, corrected for {k} comparisons, does not confirm it (p = {p_value(p)}).")
@@ -142,7 +180,7 @@ def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[st
     return caveats
 
 
-def _patients_needed(evaluation: EvaluationConfig) -> int:
+def patients_needed(evaluation: EvaluationConfig) -> int:
     """How many patients it takes that a difference of one sign in all of them is evidence: the smallest n for which
     the signed-rank test can reach the level (2 / 2^n). Bootstrap intervals of fewer exclude 0 far too often."""
     return math.ceil(1 - math.log2(1 - evaluation.confidence))
@@ -150,7 +188,7 @@ def _patients_needed(evaluation: EvaluationConfig) -> int:
 
 def _tone(entry: dict, evaluation: EvaluationConfig) -> str:
     low, high = entry["delta_ci"]
-    if low is None or low <= 0 <= high or entry["n_patients"] < _patients_needed(evaluation):
+    if low is None or low <= 0 <= high or entry["n_patients"] < patients_needed(evaluation):
         return "unclear"
     return "better" if low > 0 else "worse"
 

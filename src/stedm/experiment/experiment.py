@@ -35,6 +35,7 @@ from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts, with_groups, write_counts
 from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stats import ordered_arms
+from stedm.experiment.agenda import agenda
 from stedm.experiment.context import RunContext
 from stedm.experiment.folder import check_unchanged, claim, read_provenance
 from stedm.experiment.inputs import check_files
@@ -79,6 +80,7 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """All stages; returns the summary."""
         self.check()
+        self.reporter.expect(agenda(self))
         if any(map(uses_synthetic, self.arms)):
             self.last_round.synthetic()
         self.train_segmenters()
@@ -204,6 +206,8 @@ class Experiment:
 
     def report(self) -> dict[str, Any]:
         """Score, compare and write the report; returns the summary."""
+        if (self.folder / "model").is_dir():
+            self.last_round.style_bank()  # a stage of its own
         with self.reporter.stage("score and report"):
             summary = self._report(self.folder / "report")
             if self.pseudonymise:
@@ -220,12 +224,15 @@ class Experiment:
         sets = (context.annotated, context.unlabeled, context.held_out)
         bank, synthetic = last.style_bank() if has_model else None, last.synthetic() if last.is_drawn else None
         counts, notes, config = self.counts(), self._notes(pseudonyms), to_yaml(self.config)
-        provenance = read_provenance(self.folder)
+        provenance, run = read_provenance(self.folder), str(self.folder)
+        agreed, doubted = self._agreement()
         if pseudonyms is not None:
             sets, counts = [pseudonyms.dataset(part) for part in sets], pseudonyms.table(counts)
             synthetic = synthetic and pseudonyms.dataset(synthetic)
             bank = bank and bank.renamed(pseudonyms.patients)
-            provenance, config = without_paths(provenance), yaml_without_paths(config)
+            provenance, config, run = without_paths(provenance), yaml_without_paths(config), "RUN"
+            if agreed is not None:
+                agreed, doubted = pseudonyms.table(agreed), pseudonyms.patients(doubted)
         annotated, unlabeled, held_out = (ImageCache(part, self.config.data.side) for part in sets)
         first_seed = self.config.segmentation.seeds[0]
         panels = report_panels(
@@ -239,6 +246,10 @@ class Experiment:
             counts=counts,
             synthesis=self.config.synthesis,
             machine=self.config.machine,
+            unit=self.config.evaluation.unit,
+            run=self.folder,
+            agreement=agreed,
+            contradicted=doubted,
         )
         return write_report(
             folder,
@@ -250,7 +261,14 @@ class Experiment:
             panels=panels,
             evaluation=self.config.evaluation,
             distances=stain_distance(annotated, held_out),
+            run=run,
         )
+
+    def _agreement(self) -> tuple[pd.DataFrame | None, list[str]]:
+        """How far segmenters agree about each unannotated patient, and about whom they contradict each other."""
+        if not (self.folder / "agreement.csv").is_file():
+            return None, []
+        return self.last_round.agreement(), self.last_round.contradicted()
 
     def _notes(self, pseudonyms: Pseudonyms | None) -> dict[str, str]:
         config, context = self.config, self.context

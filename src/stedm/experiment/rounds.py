@@ -136,7 +136,7 @@ class Round:
                 before, role = self.before.model(), (*role, "round", self.number)
                 config = config.model_copy(update=self.config.rounds.fine_tune.model_dump())
             suffix = self.suffix if self.config.fine_tunes else ""
-            with context.reporter.stage(f"train diffusion model{suffix}") as tick:
+            with context.reporter.stage(f"train diffusion model{suffix}", config.batch) as tick:
                 together(
                     train_diffusion,
                     config,
@@ -210,7 +210,7 @@ class Round:
         root, context = self.folder / "synthetic", self.context
         if not self.is_drawn:
             model, plan = self.model(), self.plan()
-            with context.reporter.stage(f"draw synthetic images{self.suffix}") as tick:
+            with context.reporter.stage(f"draw synthetic images{self.suffix}", 1) as tick:
                 synthesize(model, plan, root, memory=context.memory, on_progress=tick)
             context.note_seconds()
         return DatasetFolder.open(root, memory=context.memory)
@@ -266,7 +266,7 @@ class Voters:
         with _alone(folder):
             if not (folder / "metadata.csv").is_file():
                 models, hidden = self.models(), unknown()
-                with self.context.reporter.stage(stage) as tick:
+                with self.context.reporter.stage(stage, 1) as tick:
                     write_pseudo_labels(
                         models,
                         self.context.unlabeled,

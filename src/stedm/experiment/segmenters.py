@@ -36,7 +36,7 @@ def fit_segmenter(
         config = context.config.segmentation
         if most_steps is not None:
             config = config.model_copy(update={"steps": min(config.steps, most_steps)})
-        with context.reporter.stage(stage) as tick:
+        with context.reporter.stage(stage, config.batch) as tick:
             together(
                 train_segmenter,
                 config,
