@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import stedm
 from stedm.cli import main
+from stedm.errors import StedmError
 from stedm.training.trainer import Trainer
 from stedm.workers import group
 
@@ -144,6 +145,27 @@ def test_what_is_wrong_is_said_once(tmp_path, config):
     assert _two(tmp_path, lambda rank: main(command)) == [1, 1]
     assert "can't be divided into 4 equal parts (machine.accumulate) of 2 processes" in _said(tmp_path)[0][-1]
     assert _said(tmp_path)[1] == []
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_what_one_alone_meets_ends_the_others(tmp_path, config, fails):
+    """The first writes checkpoints, and its disk may be full; each reads its own part of the images."""
+
+    def train(rank: int) -> None:
+        report = Trainer._report
+
+        def fail(trainer: Trainer) -> None:
+            if rank == fails and trainer.step_done == 3:
+                raise StedmError("no room left; free some")
+            report(trainer)
+
+        Trainer._report = fail
+        main(["train", "diffusion", str(config), "-o", str(tmp_path / "run")])
+
+    assert _two(tmp_path, train) == [1, 1]
+    lines = [[line for line in said if line.startswith(("stedm", "Traceback"))] for said in _said(tmp_path)]
+    assert lines[fails] == ["stedm: no room left; free some"]
+    assert all("ended before the others" in line for line in lines[1 - fails])
 
 
 def test_torchrun_starts_a_command(tmp_path, config):

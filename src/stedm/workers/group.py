@@ -103,8 +103,9 @@ class _Group:
 
     def _tell(self, message: tuple, seconds: float) -> None:
         """Put a message into the store and wait until all have taken it."""
-        self.number += 1
+        # Pickled, as torch.distributed's own messages are: who can reach the store of a job is trusted with it.
         data = zlib.compress(pickle.dumps(message), 1)
+        self.number += 1
         parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
         with _losses():
             for number, part in enumerate(parts):
@@ -138,7 +139,7 @@ class _Group:
                         # The first has met an error too, and one line is enough.
                         raise SystemExit(1) from None
                     raise error
-        except StedmError:
+        except _LostError:
             if self.rank > 1:
                 raise SystemExit(1) from None
             raise
@@ -163,6 +164,10 @@ class _Group:
         return pickle.loads(zlib.decompress(b"".join(parts)))
 
 
+class _LostError(StedmError):
+    """Another process is gone."""
+
+
 _group: _Group | None = None
 _AGAIN = "run the same command again: it resumes, with any number of processes"
 
@@ -176,7 +181,7 @@ def _losses() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, DistError) or "gloo" in str(error) or "closed by peer" in str(error):
-            raise StedmError(f"a process of this command has ended before the others; {_AGAIN}") from error
+            raise _LostError(f"a process of this command has ended before the others; {_AGAIN}") from error
         raise
 
 
