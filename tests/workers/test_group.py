@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 
 import stedm
 from stedm.cli import main
+from stedm.config import load_config
 from stedm.errors import StedmError
+from stedm.experiment.experiment import Experiment
+from stedm.progress import Reporter
 from stedm.training.trainer import Trainer
 from stedm.workers import group
 
@@ -93,7 +96,7 @@ def test_a_run_by_two_processes_is_that_of_one_and_the_first_alone_writes(tmp_pa
     assert (tmp_path / "out-1").read_text() == (tmp_path / "err-1").read_text() == ""
     assert "report.html" in (tmp_path / "written-0").read_text()
     assert (tmp_path / "written-1").read_text() == ""
-    stedm.run(config, tmp_path / "alone")
+    Experiment(load_config(config), tmp_path / "alone", Reporter(quiet=True)).train_segmenters()
     # Samples and noise belong to the sample: two processes change rounding only.
     assert _losses(tmp_path / "run") == pytest.approx(_losses(tmp_path / "alone"), rel=1e-4)
     weights = [
