@@ -15,7 +15,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,6 @@ from stedm.data.facts import RememberedFacts
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
 from stedm.data.memory import CacheBudget
 from stedm.data.squares import in_squares, squares_text
-from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import DiffusionSamples, DrawnSamples
 from stedm.experiment.cost import cost
@@ -68,8 +69,7 @@ def rate(root: Path, px: int, style: StyleConfig, n: int, in_memory: bool) -> fl
     config = DiffusionConfig(style=style, batch=BATCH)
     dataset = DatasetFolder.open(root, memory=CacheBudget(None if in_memory else 0))
     # The latent's noise is that of an autoencoder with a quarter of the side, of 3 channels.
-    codec = PixelCodec(4)
-    codec.latent_channels = 3
+    codec = SimpleNamespace(factor=4, latent_channels=3)
     samples = DiffusionSamples(config, dataset, None, px, seed=0)
     objective = Objective(config.objective, config.loss, config.time_shift)
     drawn = DrawnSamples(samples, RecolourConfig(), objective, codec, px)
@@ -153,7 +153,7 @@ def start(folder: Path, n: int) -> None:
         root, run = folder / f"many-{px}", folder / f"run-{px}"
         many_images(root, n, px)
         run.mkdir()
-        first, second = (processor_seconds(lambda root=root, run=run: begin(root, run)) for _ in range(2))
+        first, second = (processor_seconds(partial(begin, root, run)) for _ in range(2))
         more = 100_000 / n
         print(
             f"  {px:3} px: first {first:6.2f} s, again {second:6.2f} s of processor; 100,000 images: "
@@ -164,20 +164,25 @@ def start(folder: Path, n: int) -> None:
 # ---- PNG, and tissue ------------------------------------------------------------------------------------------------
 
 
+def ms(n: int, action: Callable[[], object]) -> float:
+    return 1e3 * processor_seconds(lambda: [action() for _ in range(n)]) / n
+
+
 def png(folder: Path, n: int) -> None:
-    generator, smooth = np.random.default_rng(0), read_image_file(phantom(folder / "512", 512), "images/A00-000.png")
+    generator = np.random.default_rng(0)
+    smooth = DatasetFolder.open(phantom(folder / "512", 512)).read_image(0)
     noisy = np.clip(smooth + generator.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+    path = folder / "one.png"
     print("\none image of 512 px, ms of processor")
     for title, image in (("phantom", smooth), ("phantom with noise of SD 12", noisy)):
-        path = folder / "one.png"
         for level in (6, 1):
-            write = processor_seconds(lambda i=image, c=level: [write_png(path, i, compress_level=c) for _ in range(n)])
-            size = path.stat().st_size / 1e3
-            read = processor_seconds(lambda: [read_image_file(folder, "one.png") for _ in range(n)])
-            print(f"  {title}, level {level}: write {1e3 * write / n:6.1f}, read {1e3 * read / n:5.1f}, {size:,.0f} kB")
+            write = ms(n, partial(write_png, path, image, compress_level=level))
+            read = ms(n, partial(read_image_file, folder, "one.png"))
+            print(
+                f"  {title}, level {level}: write {write:6.1f}, read {read:5.1f}, {path.stat().st_size / 1e3:,.0f} kB"
+            )
     patch = random_patch(smooth, generator)
-    seconds = processor_seconds(lambda: [tissue_fraction(patch) for _ in range(n)])
-    print(f"  tissue of a patch: {1e3 * seconds / n:.2f}")
+    print(f"  tissue of a patch: {ms(n, partial(tissue_fraction, patch)):.2f}")
 
 
 def main() -> None:

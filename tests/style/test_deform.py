@@ -76,3 +76,27 @@ def test_patches_that_are_mostly_background_are_skipped():
     assert np.mean(plain) < 0.3 < np.mean(chosen)
     # Where everything is background, a patch is given nevertheless.
     assert tissue_fraction(random_tissue_patch(lambda row: glass, rows, numpy_generator(0))) == 0.0
+
+
+@pytest.mark.parametrize("side", [5, 13, 32])
+def test_of_several_patches_the_first_with_enough_tissue_is_shown(side):
+    """Tissue is counted on the piece alone, before it is mirrored and turned: as if on the whole patch."""
+    generator = np.random.default_rng(side)
+    images = [np.clip(generator.normal(m, 15, (side, side, 3)), 0, 255).astype(np.uint8) for m in (150, 225, 240)]
+    for number in range(20):
+        shown = random_tissue_patch(images.__getitem__, np.arange(3), numpy_generator(number))
+        again = numpy_generator(number)
+        patches = [random_patch(images[int(again.choice(3))], again) for _ in range(5)]
+        tissue = [tissue_fraction(patch) for patch in patches]
+        first = next((i for i, part in enumerate(tissue) if part >= 0.5), int(np.argmax(tissue)))
+        assert np.array_equal(shown, patches[first])
+
+
+def test_glass_is_bright_and_has_next_to_no_colour():
+    brightest, darkest = np.meshgrid(np.arange(256), np.arange(256))
+    for turn in range(3):
+        image = np.roll(np.stack([brightest, np.maximum(brightest, darkest), darkest], axis=-1), turn, -1)
+        image = np.where(darkest[..., None] <= brightest[..., None], image, 0).astype(np.uint8)
+        high, low = image.max(-1).astype(np.float32), image.min(-1).astype(np.float32)
+        glass = (high - low < 0.05 * np.maximum(high, 1)) & (high > 255 * 0.85)
+        assert tissue_fraction(image) == 1 - glass.mean()

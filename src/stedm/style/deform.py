@@ -5,6 +5,7 @@ veins or petals are part of the look, and at generation the style images are see
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -63,16 +64,36 @@ def _bent_mesh(
     ]
 
 
+@dataclass(frozen=True)
+class _Patch:
+    """A piece of an image, and how it becomes as large as the image: margins that mirror it, and one of the turns."""
+
+    piece: np.ndarray
+    margins: tuple[tuple[int, int], tuple[int, int]]
+    symmetry_index: int
+
+    @classmethod
+    def draw(cls, image: np.ndarray, generator: np.random.Generator) -> "_Patch":
+        height, width = image.shape[:2]
+        piece = _random_crop(image, _PATCH, generator)
+        above, left = generator.integers(height - piece.shape[0] + 1), generator.integers(width - piece.shape[1] + 1)
+        margins = ((above, height - piece.shape[0] - above), (left, width - piece.shape[1] - left))
+        return cls(piece, margins, int(generator.integers(N_SYMMETRIES)))
+
+    def image(self) -> np.ndarray:
+        return symmetry(np.pad(self.piece, (*self.margins, (0, 0)), mode="symmetric"), self.symmetry_index)
+
+    def tissue_fraction(self) -> float:
+        """`tissue_fraction` of the image, of which only the piece is looked at."""
+        return _tissue_fraction(np.pad(_glass(self.piece), self.margins, mode="symmetric"))
+
+
 def random_patch(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A random patch of 0.5 to 0.9 of the image's side, continued by its mirror images, mirrored or turned.
 
     uint8 `(h, w, 3)` to uint8 `(h, w, 3)`; sides are equal.
     """
-    height, width = image.shape[:2]
-    patch = _random_crop(image, _PATCH, generator)
-    above, left = generator.integers(height - patch.shape[0] + 1), generator.integers(width - patch.shape[1] + 1)
-    margins = ((above, height - patch.shape[0] - above), (left, width - patch.shape[1] - left), (0, 0))
-    return symmetry(np.pad(patch, margins, mode="symmetric"), int(generator.integers(N_SYMMETRIES)))
+    return _Patch.draw(image, generator).image()
 
 
 def random_tissue_patch(
@@ -84,23 +105,45 @@ def random_tissue_patch(
     """
     best, most = None, -1.0
     for _ in range(_PATCH_TRIES):
-        patch = random_patch(read(int(generator.choice(rows))), generator)
-        if (tissue := tissue_fraction(patch)) > most:
+        patch = _Patch.draw(read(int(generator.choice(rows))), generator)
+        if (tissue := patch.tissue_fraction()) > most:
             best, most = patch, tissue
         if tissue >= _TISSUE_ENOUGH:
             break
     assert best is not None
-    return best
+    return best.image()
 
 
 def tissue_fraction(image: np.ndarray) -> float:
     """Part of a uint8 RGB image that isn't empty glass (bright and without colour)."""
+    return _tissue_fraction(_glass(image))
+
+
+def _tissue_fraction(glass: np.ndarray) -> float:
+    return 1.0 - np.count_nonzero(glass) / glass.size
+
+
+def _glass(image: np.ndarray) -> np.ndarray:
+    """Bool `(h, w)`: where a uint8 RGB image shows empty glass."""
     red, green, blue = np.moveaxis(image, -1, 0)
-    # Not max(axis=-1): over an axis of three NumPy is thirteen times slower.
-    brightest = np.maximum(np.maximum(red, green), blue).astype(np.float32)
-    darkest = np.minimum(np.minimum(red, green), blue).astype(np.float32)
-    colourless = brightest - darkest < _GLASS_SATURATION * np.maximum(brightest, 1.0)
-    return float(1.0 - (colourless & (brightest > 255 * _GLASS_BRIGHTNESS)).mean())
+    # Not max(axis=-1): over an axis of three NumPy is thirteen times slower. And no floats: four times the bytes.
+    brightest = np.maximum(np.maximum(red, green), blue)
+    difference = brightest - np.minimum(np.minimum(red, green), blue)
+    glass = np.zeros(difference.shape, bool)
+    for bright, below in _GLASS:
+        glass |= (brightest >= bright) & (difference < below)
+    return glass
+
+
+def _glass_steps() -> list[tuple[int, int]]:
+    """A pixel is glass if for one of these its brightest channel is at least the first number, and the difference of
+    its channels below the second."""
+    bright = np.arange(int(255 * _GLASS_BRIGHTNESS) + 1, 256, dtype=np.float32)
+    below, first = np.unique(np.ceil(_GLASS_SATURATION * bright), return_index=True)
+    return list(zip(bright[first].astype(int).tolist(), below.astype(int).tolist(), strict=True))
+
+
+_GLASS = _glass_steps()
 
 
 def _random_crop(image: np.ndarray, part: tuple[float, float], generator: np.random.Generator) -> np.ndarray:

@@ -17,6 +17,7 @@ slides, whatever their ids. Where a slide or patient is annotated in part, its o
 is padding); `augmented` and `multi-patch` always give as many as asked for.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -52,7 +53,8 @@ class StyleSampler:
     def __call__(self, row: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Style images uint8 `(n, px, px, 3)` of the image `row`, and valid `(n,)`, False at padding."""
         side = self.cache.image_px
-        images = np.zeros((self.n_images, side, side, 3), np.uint8)
+        # Channels lie first in memory, as networks want them: images are turned as they are put down, not once more.
+        images = np.moveaxis(np.zeros((self.n_images, 3, side, side), np.uint8), 1, -1)
         shown = self._draw(self, row, generator)
         for i, image in enumerate(shown):
             images[i] = image
@@ -101,7 +103,9 @@ def _multi_patch(sampler: StyleSampler, row: int, generator: np.random.Generator
     rows = sampler.others_of_slide(row)
     if len(rows) == 0:
         return _augmented(sampler, row, generator)
-    return [random_tissue_patch(sampler.cache.image, rows, generator) for _ in range(sampler.n_images)]
+    # Where there are few images, some are drawn more than once.
+    read = functools.cache(sampler.cache.image)
+    return [random_tissue_patch(read, rows, generator) for _ in range(sampler.n_images)]
 
 
 def _cohort(sampler: StyleSampler, row: int, generator: np.random.Generator) -> list[np.ndarray]:
