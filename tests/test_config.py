@@ -126,8 +126,8 @@ def test_what_rounds_change(rounds, last, fine_tunes):
     assert (config.rounds.last, config.fine_tunes) == (last, fine_tunes)
 
 
-def test_there_are_at_most_96_keys_and_each_is_used_by_a_committed_configuration():
-    assert len(all_keys()) <= 96
+def test_there_are_at_most_98_keys_and_each_is_used_by_a_committed_configuration():
+    assert len(all_keys()) <= 98
     assert set(all_keys()) == used_keys()
 
 

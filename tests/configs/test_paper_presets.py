@@ -84,6 +84,8 @@ def test_each_takes_one_training_step_at_full_size(tiny_dataset, tmp_path, monke
     monkeypatch.setattr(training, "_IMAGES_TO_MEASURE", 2)
     monkeypatch.setattr(AutoencoderCodec, "moments", _remembered(AutoencoderCodec.moments))
     changes = ["diffusion.batch=1", "diffusion.style.dropout=0", "diffusion.lr=0.001", "machine.precision=auto"]
+    # Of a batch of one image; to compute activations again takes half a minute, and is tested elsewhere.
+    changes += ["machine.accumulate=1", "machine.activation_checkpointing=false"]
     monkeypatch.setattr(trainer, "WEIGHT_DECAY", 0.0)
     for name in NAMES:
         config = preset(name, *changes)

@@ -163,3 +163,18 @@ def test_no_model_folder_says_where_its_parts_lay(tmp_path):
     _autoencoder(AutoencoderKL).save_pretrained(tmp_path / "vae")
     AutoencoderCodec.from_pretrained(tmp_path / "vae").save_pretrained(tmp_path / "model" / "codec")
     assert str(tmp_path) not in (tmp_path / "model" / "codec" / "config.json").read_text()
+
+
+def test_float16_is_not_for_autoencoders():
+    """Published ones leave its range; bfloat16 has the range of float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = AutoencoderCodec(AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=3))
+    images, plain = _images(), codec.encode(_images())
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(codec.encode(images), plain)
+        assert torch.equal(codec.decode(plain), codec.decode(plain.float()))
+        assert codec.decode(plain).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(codec.encode(images), plain)
+        assert codec.encode(images).dtype == torch.float32

@@ -97,6 +97,41 @@ def test_every_symmetry_is_the_encoding_of_the_turned_image(cohort, tmp_path, en
     assert not np.allclose(turned, expected[1].numpy(), atol=2e-2)
 
 
+def test_recoloured_images_are_encoded_each_time_and_not_kept(cohort, tmp_path, encodings):
+    codec = AutoencoderCodec(_autoencoder(AutoencoderKL))
+    images, row, symmetry_index = _batch(ImageCache(cohort[0], 16))
+    unchanged = torch.arange(len(row)) % 3 > 0
+    cache = LatentCache(tmp_path / "latents", codec, cohort[0].table["image_file_name"].tolist(), 16)
+    for colours in (images, images.flip(1)):
+        encodings.clear()
+        given = torch.where(unchanged.view(-1, 1, 1, 1), images, colours)
+        found = cache(given, row, symmetry_index, unchanged=unchanged)
+        torch.testing.assert_close(found, codec.encode(given), rtol=2e-3, atol=2e-3)
+    # The second time those alone that were recoloured; and all of them for the comparison.
+    assert encodings == [int((~unchanged).sum()), len(row)]
+    kept = np.load(tmp_path / "latents" / "sums.npy")[row.numpy(), symmetry_index.numpy()] != 0
+    assert np.array_equal(kept, unchanged.numpy())
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_first_stage_runs_in_the_precision_of_the_training(cached, diffusion_config, cohort, tmp_path, monkeypatch):
+    seen = []
+
+    def encode(self, x, *arguments, _encode=AutoencoderKL.encode, **options):
+        seen.append((torch.is_autocast_enabled("cpu"), self.encoder.conv_in(x).dtype))
+        return _encode(self, x, *arguments, **options)
+
+    monkeypatch.setattr(AutoencoderKL, "encode", encode)
+    _autoencoder(AutoencoderKL).save_pretrained(tmp_path / "vae")
+    config = diffusion_config(codec=AutoencoderCodecConfig(source=str(tmp_path / "vae")), steps=1)
+    machine = MachineConfig(precision="bf16", cache_latents=cached)
+    train_diffusion(config, *cohort, tmp_path / "run", image_px=16, machine=machine)
+    # Measured in it, too. What tells the cache the number of channels needn't.
+    is_in_training = [here for here, kind in seen if kind == torch.bfloat16]
+    assert len(is_in_training) == len(seen) - cached
+    assert all(is_in_training)
+
+
 def test_a_cache_of_another_codec_or_of_other_images_is_made_anew(cohort, tmp_path):
     names = cohort[0].table["image_file_name"].tolist()
     images, row, symmetry_index = _batch(ImageCache(cohort[0], 16))

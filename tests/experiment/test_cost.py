@@ -1,15 +1,19 @@
 """The cost of a configuration is what its real networks have, need and do; nothing of it is built to know that."""
 
+import re
+
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
+from speed.measure import peak_bytes
 from stedm.cli import main
-from stedm.config import AutoencoderCodecConfig, RunConfig, StyleConfig
+from stedm.config import AutoencoderCodecConfig, MachineConfig, RunConfig, StyleConfig, VQF4CodecConfig
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
-from stedm.experiment.cost import classes_of, cost, flops_of
+from stedm.experiment import cost as counting
+from stedm.experiment.cost import classes_of, cost, flops_of, smallest_accumulate, training_memory
 
 KINDS = {
     "set-vit": {"style": {"dim": 16, "aggregation": "set-vit", "n_images": 2}},
@@ -61,7 +65,7 @@ def test_weights_gradients_moments_and_average_are_exact(diffusion_config):
     sum(parameter.sum() for parameter in trained).backward()
     optimizer.step()
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
-    for memory in cost(run_config(config), n_classes=2).memory.values():
+    for memory in (training_memory(run_config(config), 2, precision) for precision in ("fp32", "bf16")):
         assert memory.weights == _bytes(real.parameters())
         assert memory.gradients == _bytes(parameter.grad for parameter in trained)
         assert memory.moments == _bytes(moments)
@@ -70,34 +74,83 @@ def test_weights_gradients_moments_and_average_are_exact(diffusion_config):
         assert memory.total == sum(parts)
 
 
-def test_activations_are_what_a_real_forward_pass_saves(diffusion_config):
-    """At a batch that was not run on fake tensors, with nearly nothing between: the real pass keeps some indices."""
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_the_peak_of_a_real_step(checkpointing, diffusion_config):
+    """Against what torch's own record of its allocator says of a step on the CPU, and what autograd saves in it."""
     config = diffusion_config(batch=5, style=StyleConfig(dim=16, n_images=3))
     real = make_denoiser(config, PixelCodec(2), n_classes=2, seed=0, image_px=32)
-    weights, saved = {parameter.data_ptr() for parameter in real.parameters()}, {}
+    machine = {"activation_checkpointing": checkpointing}
+    counted = training_memory(run_config(config, machine=machine), 2, "fp32").activations
+    if checkpointing:
+        real.checkpoint_activations()
+    # With the gradients of a first step there, those of the second are added to them.
+    _step(real).backward()
+    assert counted == pytest.approx(peak_bytes(lambda: _step(real).backward(), torch.device("cpu")), rel=0.1)
+    saved = _saved_bytes(real)
+    without = training_memory(run_config(config), 2, "fp32").activations
+    assert saved < counted <= without
+    assert (counted < 0.9 * without) == checkpointing
+    if not checkpointing:
+        assert counted < 1.5 * saved
+
+
+def _step(network: torch.nn.Module) -> torch.Tensor:
+    """Loss of a forward pass of five images of 32 px with three style images each."""
+    predicted = network(
+        torch.zeros(5, 12, 16, 16),
+        torch.zeros(5),
+        torch.zeros(5, 32, 32, dtype=torch.long),
+        torch.zeros(5, 3, 3, 32, 32),
+        torch.ones(5, 3, dtype=torch.bool),
+    )
+    return torch.nn.functional.mse_loss(predicted.float(), torch.zeros(5, 12, 16, 16))
+
+
+def _saved_bytes(network: torch.nn.Module) -> int:
+    """Bytes of the storages that autograd saves in a forward pass, but for the weights."""
+    weights, saved = {parameter.data_ptr() for parameter in network.parameters()}, {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.data_ptr() not in weights:
             saved[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
         return tensor
 
-    for precision in ("fp32", "bf16"):
-        saved.clear()
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            predicted = real(
-                torch.zeros(5, 12, 16, 16),
-                torch.zeros(5),
-                torch.zeros(5, 32, 32, dtype=torch.long),
-                torch.zeros(5, 3, 3, 32, 32),
-                torch.ones(5, 3, dtype=torch.bool),
-            )
-            loss = torch.nn.functional.mse_loss(predicted.float(), torch.zeros(5, 12, 16, 16))
-        counted = cost(run_config(config), n_classes=2).memory[precision, 5].activations
-        assert counted == pytest.approx(sum(size for size, _ in saved.values()), rel=0.03), precision
-        assert loss.requires_grad
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _step(network)
+    return sum(size for size, _ in saved.values())
+
+
+def test_bfloat16_halves_what_is_no_norm(diffusion_config):
+    config = run_config(diffusion_config(batch=8))
+    fp32, bf16 = (training_memory(config, 2, precision).activations for precision in ("fp32", "bf16"))
+    assert 0.5 * fp32 < bf16 < fp32
+
+
+def test_a_batch_is_divided_until_it_fits(diffusion_config, monkeypatch):
+    config = run_config(diffusion_config(batch=8))
+    totals = {
+        n: training_memory(config.model_copy(update={"machine": MachineConfig(accumulate=n)}), 2, "fp32").total
+        for n in (1, 2, 8)
+    }
+    # Cards on which all eight images fit at once, four but not eight, one but not four, and none.
+    cards = [totals[1] * 1.01, totals[2] * 1.03, totals[8] * 1.01, totals[8] * 0.99]
+    sizes = [bytes_ / 2**30 / counting.USABLE for bytes_ in cards]
+    monkeypatch.setattr(counting, "CARDS_GB", sizes)
+    found = smallest_accumulate(config, 2, "fp32")
+    assert [found[False][size] for size in sizes[:2]] == [1, 2]
+    assert found[False][sizes[2]] == 8
+    assert found[False][sizes[3]] is None
+    assert all((found[True][size] or 99) <= (found[False][size] or 99) for size in sizes)
+
+
+@pytest.mark.parametrize(("cached", "recoloured", "part"), [(False, 0.5, 1), (True, 0.5, 0.5), (True, 0, 0)])
+def test_cached_latents_are_not_encoded(cached, recoloured, part, diffusion_config):
+    codec = VQF4CodecConfig(weights="nowhere.ckpt")
+    parts = {"machine": {"cache_latents": cached}, "recolour": {"probability": recoloured}}
+    counted = cost(run_config(diffusion_config(codec=codec), **parts), 2)
+    network = counted.flops_per_sample - round(part * counted.flops_to_encode)
+    assert counted.encoded == part
+    assert 2 * counted.flops_per_call < network < counted.flops_to_encode
 
 
 def test_flops_follow_batch_and_network_calls(diffusion_config):
@@ -147,9 +200,12 @@ def test_the_command_prints_the_tables_without_any_data(tmp_path, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     rows = ("U-Net", "style encoder", "aggregation", "layout embedding", "codec", "total", "weights", "AdamW moments")
-    for row in (*rows, "assumed", "training step, batch 3", "8 network evaluations", "bf16, batch 3", "activations"):
+    for row in (*rows, "assumed", "training step, batch 3", "8 network evaluations", "3 images at once", "activations"):
         assert row in shown, row
     assert "diffusion:" not in shown
+    assert re.search(
+        r"fits with machine.accumulate, bf16 +16 GB +24 GB +40 GB +80 GB\n[- ]+\n.*false +1 +1 +1 +1\n", shown
+    )
 
 
 def _bytes(tensors) -> int:

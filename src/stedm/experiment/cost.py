@@ -86,12 +86,6 @@ class Cost:
     """One call of the network for one image while sampling."""
     flops_per_image: int
     """One generated image: style images, all network evaluations, decoding."""
-    at_once: int
-    """Images of a step that are computed at once in one process: the batch, divided by `accumulate`."""
-    memory: dict[str, TrainingMemory]
-    """Of training in one process, by precision (fp32, bf16)."""
-    memory_of_painting: dict[str, int]
-    """Bytes of painting `synthesis.batch` images, weights and all, by precision."""
 
 
 def cost(config: RunConfig, n_classes: int) -> Cost:
@@ -104,13 +98,10 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
         StedmError: it is missing.
     """
     diffusion, synthesis = config.diffusion, config.synthesis
-    at_once = diffusion.batch // config.machine.accumulate
     with _running(config, n_classes) as run:
         run.checkpoint_activations(config.machine.activation_checkpointing)
         to_encode = flops_of(lambda: run.encode(1))
         trained = flops_of(lambda: run.denoising_loss(1).backward())
-        memory = {precision: run.memory(at_once, precision) for precision in ("fp32", "bf16")}
-        painting = {precision: run.memory_of_painting(synthesis, precision) for precision in ("fp32", "bf16")}
         once = flops_of(lambda: run.style(1, synthesis.style_images)) + flops_of(lambda: run.decode(1))
         call = flops_of(lambda: run.denoise(1, torch.empty(1, diffusion.style.dim)))
         encoded = _encoded(config, run.codec)
@@ -124,10 +115,20 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
         flops_per_step=per_sample * diffusion.batch,
         flops_per_call=call,
         flops_per_image=once + call * synthesis.sampling.nfe,
-        at_once=at_once,
-        memory=memory,
-        memory_of_painting=painting,
     )
+
+
+def training_memory(config: RunConfig, n_classes: int, precision: str) -> TrainingMemory:
+    """Of training in one process, in fp32 or bf16, with the images of a batch that `accumulate` leaves at once."""
+    with _running(config, n_classes) as run:
+        run.checkpoint_activations(config.machine.activation_checkpointing)
+        return run.memory(config.diffusion.batch // config.machine.accumulate, precision)
+
+
+def painting_memory(config: RunConfig, n_classes: int, precision: str) -> int:
+    """Bytes of painting `synthesis.batch` images at once, weights and all."""
+    with _running(config, n_classes) as run:
+        return run.memory_of_painting(config.synthesis, precision)
 
 
 def smallest_accumulate(config: RunConfig, n_classes: int, precision: str) -> dict[bool, dict[int, int | None]]:

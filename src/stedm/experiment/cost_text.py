@@ -1,9 +1,19 @@
 """What a configuration costs, as text."""
 
 from stedm.config import RunConfig
-from stedm.experiment.cost import CARDS_GB, USABLE, Cost, classes_of, cost, smallest_accumulate
+from stedm.experiment.cost import (
+    CARDS_GB,
+    USABLE,
+    Cost,
+    classes_of,
+    cost,
+    painting_memory,
+    smallest_accumulate,
+    training_memory,
+)
 from stedm.experiment.resolve import first_stage_text
 
+_PRECISIONS = ("fp32", "bf16")
 _NOTES = (
     "total = the denoiser, all of it trained unless style.trainable is false; codec = the frozen first stage.\n"
     "FLOPs: matrix products, convolutions, attention; a multiply-add counts as two. Style images that dropout hides "
@@ -27,7 +37,7 @@ def cost_text(config: RunConfig) -> str:
         ["style images", f"{diffusion.style.n_images} in training, {synthesis.style_images} at generation"],
     ]
     parameters = [["parameters", "number"], *([name, f"{n:,}"] for name, n in counted.parameters.items())]
-    tables = (parameters, _flops(config, counted), _memory(config, counted), _fits(config, n_classes))
+    tables = (parameters, _flops(config, counted), _memory(config, n_classes), _fits(config, n_classes))
     hint = [text] if (text := first_stage_text(config)) else []
     return "\n\n".join([_aligned(head), *(_aligned(rows, title=True) for rows in tables), _NOTES, *hint])
 
@@ -47,15 +57,18 @@ def _flops(config: RunConfig, counted: Cost) -> list[list[str]]:
     ]
 
 
-def _memory(config: RunConfig, counted: Cost) -> list[list[str]]:
+def _memory(config: RunConfig, n_classes: int) -> list[list[str]]:
+    memory = {precision: training_memory(config, n_classes, precision) for precision in _PRECISIONS}
+    painting = [painting_memory(config, n_classes, precision) for precision in _PRECISIONS]
+    at_once = config.diffusion.batch // config.machine.accumulate
     how = ", activations computed again" if config.machine.activation_checkpointing else ""
-    title = f"memory of training, GiB, {counted.at_once} images at once{how}"
-    rows = [[title, *counted.memory]]
+    title = f"memory of training, GiB, {at_once} images at once{how}"
+    rows = [[title, *_PRECISIONS]]
     for part in ("weights", "gradients", "moments", "average", "codec", "activations", "total"):
         name = {"moments": "AdamW moments", "average": "averaged weights"}.get(part, part)
-        rows.append([name, *(f"{getattr(of, part) / 2**30:.3f}" for of in counted.memory.values())])
-    painting = (f"{size / 2**30:.3f}" for size in counted.memory_of_painting.values())
-    return [*rows, [f"painting, {config.synthesis.batch} images at once", *painting]]
+        rows.append([name, *(f"{getattr(of, part) / 2**30:.3f}" for of in memory.values())])
+    sizes = (f"{size / 2**30:.3f}" for size in painting)
+    return [*rows, [f"painting, {config.synthesis.batch} images at once", *sizes]]
 
 
 def _fits(config: RunConfig, n_classes: int) -> list[list[str]]:

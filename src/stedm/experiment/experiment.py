@@ -12,6 +12,7 @@ RUN/rounds/R/                       what the rounds before the last made, with t
     predicted_layouts/ agreement.csv    what they see, sure or not; whether they contradict the first ones, by patient
     plan.parquet synthetic/             the plan and its images, a dataset folder
 RUN/style_bank.parquet              style vectors of the unannotated patients under the last model
+RUN/progress/                       images to look at, painted as the diffusion model trained
 RUN/latents/                        cached latents of the training images, where asked for; may be deleted
 RUN/self_training/ARM/round-R/      teachers of the self-training arms and their labels
 RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts

@@ -96,7 +96,7 @@ def _connected() -> tuple[ModuleType, bool]:
     except (OSError, ValueError, RuntimeError) as error:
         where = f"at {address} (RAY_ADDRESS)" if address != "auto" else "on this machine, and RAY_ADDRESS is not set"
         reason = " ".join(str(error).split())[:200]
-        raise StedmError(f"no Ray cluster {where}; see docs/scaling.md for how to start one ({reason})") from error
+        raise StedmError(f"no Ray cluster {where}; see docs/scale.md for how to start one ({reason})") from error
     return ray, True
 
 
