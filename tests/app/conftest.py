@@ -45,7 +45,7 @@ def slide(tmp_path_factory):
     """A slide with a pyramid, of tissue with glass around it."""
     pytest.importorskip("tifffile")
     path = tmp_path_factory.mktemp("slides") / "slide one.svs"
-    write_phantom_slide(draw_phantom_slide(PhantomConfig(stain="he"), "test", 0, (900, 700), unit_px=512), path)
+    write_phantom_slide(draw_phantom_slide(PhantomConfig(stain="he"), "test", 0, (420, 300), unit_px=256), path)
     return path
 
 

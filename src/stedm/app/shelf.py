@@ -182,9 +182,9 @@ def _on_disk(tiff: Path, path: Path) -> np.ndarray:
     with tifffile().TiffFile(tiff) as file:
         page = file.pages[0]
         labels = np.memmap(path, np.uint8, "w+", shape=page.shape)
-        for tile, place, shape in page.segments():
+        for tile, place, _ in page.segments():
             if tile is not None:
-                top, left = place[2], place[3]
-                labels[top : top + shape[1], left : left + shape[2]] = tile[0, : shape[1], : shape[2], 0]
+                part = labels[place[2] :, place[3] :][: tile.shape[1], : tile.shape[2]]
+                part[:] = tile[0, : part.shape[0], : part.shape[1], 0]  # tiles hang over the edge
     tiff.unlink()
     return labels

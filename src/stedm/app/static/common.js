@@ -180,8 +180,9 @@ export function takesFiles(region, work) {
   });
 }
 
-export function pick(title, buttons) {
+export function pick(title, buttons, upload) {
   const dialog = $("#picker");
+  $("#picker-upload").onclick = () => { dialog.close(); upload(); };
   $("h2", dialog).textContent = title;
   $(".thumbs", dialog).replaceChildren(...buttons);
   dialog.showModal();

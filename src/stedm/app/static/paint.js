@@ -7,6 +7,7 @@ let told, brush, recipe = null, running = null, waiting = false;
 const style = { kind: "images", set: "unlabeled", patient: null, images: [] };
 const patients = {};
 const gallery = [];
+const IMAGES = "image/png,image/jpeg,image/tiff,image/bmp";
 
 const image = (set, row) => `/api/images/${set}/${row}.png`;
 const addressOf = (chosen) => ("upload" in chosen ? `/api/uploads/${chosen.upload}.png` : image(chosen.set, chosen.row));
@@ -49,7 +50,7 @@ async function layoutsDialog() {
     button.addEventListener("click", attempt(async () => { closePicker(); await take({ kind: "resample", row }, `of ${patient}`); }));
     return button;
   });
-  pick("Layouts of annotated patients", buttons);
+  pick(buttons.length ? "Layouts of annotated patients" : "Upload a mask", buttons, () => chooseFiles("image/png", false, uploadLayout));
 }
 
 const fromPrior = attempt(async () => {
@@ -131,7 +132,7 @@ function stylesDialog() {
     });
     return button;
   })));
-  pick("Style images", buttons);
+  pick("Style images", buttons, () => chooseFiles(IMAGES, true, uploadStyle));
 }
 
 function addStyle(chosen) {
@@ -300,9 +301,8 @@ async function begin() {
   setSlider("#g-layout", told.guidance.layout);
   setSlider("#steps", told.steps);
   $("#seen-empty").textContent = told.judge ? "" : "Open a run to see what a segmenter finds.";
-  for (const [selector, work] of [["#go", paint], ["#undo", () => brush.undo()], ["#fill", () => brush.fill()], ["#layout-data", layoutsDialog], ["#layout-prior", fromPrior], ["#style-pick", stylesDialog]]) $(selector).addEventListener("click", work);
-  $("#layout-upload").addEventListener("click", () => chooseFiles("image/png", false, uploadLayout));
-  $("#style-upload").addEventListener("click", () => chooseFiles("image/png,image/jpeg,image/tiff,image/bmp", true, uploadStyle));
+  for (const [selector, work] of [["#go", paint], ["#undo", () => brush.undo()], ["#fill", () => brush.fill()], ["#layout-choose", layoutsDialog], ["#layout-prior", fromPrior], ["#style-pick", stylesDialog]]) $(selector).addEventListener("click", work);
+  $("#style-upload").addEventListener("click", () => chooseFiles(IMAGES, true, uploadStyle));
   $("#brush-size").addEventListener("input", () => resize(Number($("#brush-size").value)));
   $("#reseed").addEventListener("click", () => { $("#seed").value = Math.floor(Math.random() * 1e6); live(); });
   for (const selector of ["#g-style", "#g-layout", "#steps", "#seed", "#live"]) $(selector).addEventListener("change", live);
@@ -317,7 +317,7 @@ async function begin() {
 async function withData() {
   if (told.data_problem) say(`The images of the run are not shown: ${told.data_problem}`);
   const has = (set) => told.sets.includes(set);
-  for (const id of ["layout-data", "layout-prior"]) $(`#${id}`).hidden = !has("annotated");
+  $("#layout-prior").hidden = !has("annotated");
   for (const set of ["unlabeled", "annotated"].filter(has)) patients[set] = await get(`/api/patients/${set}`);
   $("#style-pick").hidden = !patients.unlabeled && !patients.annotated;
   for (const kind of ["patient", "mix"]) $(`input[name=style][value=${kind}]`).disabled = !patients.unlabeled;
