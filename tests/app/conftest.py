@@ -53,9 +53,9 @@ def slide(tmp_path_factory):
 def served(run, slide):
     """The app on a free port: `address` (with the token), `app`."""
     uvicorn = pytest.importorskip("uvicorn")
-    from stedm.app.server import App, _listen, make_app
+    from stedm.app.server import App, listen, make_app
 
-    app, listening = App(open_folder(run), [slide]), _listen("127.0.0.1", 0)
+    app, listening = App(open_folder(run), [slide]), listen("127.0.0.1", 0)
     config = uvicorn.Config(make_app(app, TOKEN), log_level="error", ws="none", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

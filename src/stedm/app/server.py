@@ -404,7 +404,7 @@ def serve(folder: Path | None, slides: Sequence[Path], machine: MachineConfig, h
         StedmError: nothing there to open, or the port is taken.
     """
     app, token = App(open_folder(folder, machine), slides), secrets.token_urlsafe(16)
-    listening = _listen(host, port)
+    listening = listen(host, port)
     config = uvicorn.Config(make_app(app, token), log_level="warning", ws="none", lifespan="off", server_header=False)
     shown = f"[{host}]" if ":" in host else host
     print(f"{app.opened.name}: http://{shown}:{listening.getsockname()[1]}/?token={token}", flush=True)
@@ -421,12 +421,14 @@ def serve(folder: Path | None, slides: Sequence[Path], machine: MachineConfig, h
         app.shelf.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address; port 0 = any that is free. `StedmError` where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # whoever is faster than the server waits
     except OSError as error:
         listening.close()
         raise StedmError(f"{host}:{port}: {error.strerror or error}; give another --port, or 0 for any") from error
