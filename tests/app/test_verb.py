@@ -38,7 +38,7 @@ def test_it_serves_until_ctrl_c_and_writes_nothing_into_the_run(run, slide):
     ("arguments", "told"),
     [
         (["nowhere"], "nowhere: not a run, and no model; give a folder that `stedm run` has written"),
-        (["--slides", "RUN/config.yaml", "RUN"], "config.yaml: not a slide"),
+        (["--slides", "RUN/config.yaml", "RUN"], "config.yaml: not readable as a slide"),
     ],
 )
 def test_mistakes_are_one_line(run, capsys, arguments, told):

@@ -20,6 +20,7 @@ from stedm.io.images import class_palette
 from stedm.segmentation.predict import IMAGE_SUFFIXES
 from stedm.segmentation.slide_sources import SLIDE_SUFFIXES, SlideSource, slides_in
 from stedm.segmentation.whole_slide import segment_slide
+from stedm.slides.readers import first_that_reads
 from stedm.slides.slide import Slide
 from stedm.slides.write_label_map import tifffile
 
@@ -156,7 +157,10 @@ def _sources(opened: Opened, slides: Sequence[Path]) -> list[SlideSource]:
     """Slides that the user named, and those that the run's tiles are cut from."""
     found: list[SlideSource] = []
     for path in slides:
-        of_path = slides_in(path, "x.geojson" if path.is_file() and path.suffix.lower() != ".csv" else "folder")
+        is_one = path.is_file() and path.suffix.lower() != ".csv"
+        if is_one:
+            first_that_reads(path)  # what was named by hand is refused now, in a line
+        of_path = slides_in(path, "x.geojson" if is_one else "folder")
         if of_path is None:
             raise StedmError(f"{path}: has no slides; give a slide, a folder of slides or a slides.csv")
         found += of_path
