@@ -40,7 +40,7 @@ def served(run: Path, slide: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{listening.getsockname()[1]}/?token=shown"
     server.should_exit = True
     thread.join()
-    app.shelf.close()
+    app.close()
 
 
 def paint(page: Page) -> None:

@@ -67,7 +67,7 @@ def served(run, slide):
     server.should_exit = True
     thread.join(10)
     listening.close()
-    app.shelf.close()
+    app.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ Numbers stand in addresses, never names of files: row 3 of a set, slide 0. So th
 the run. Whoever asks has the token of the address that the terminal shows: other users of the machine don't.
 """
 
+import contextlib
 import functools
 import hashlib
 import secrets
@@ -70,6 +71,10 @@ class App:
     def __init__(self, opened: Opened, slides: Sequence[Path] = ()):
         self.opened, self.painting, self.shelf = opened, Painting(opened), Shelf(opened, slides)
         self._painting_turn, self._slide_turn = threading.Lock(), threading.Lock()
+
+    def close(self) -> None:
+        """Remove what was uploaded and computed."""
+        self.shelf.close()
 
     def routes(self) -> list[Route]:
         get = [
@@ -403,22 +408,22 @@ def serve(folder: Path | None, slides: Sequence[Path], machine: MachineConfig, h
     Raises:
         StedmError: nothing there to open, or the port is taken.
     """
-    app, token = App(open_folder(folder, machine), slides), secrets.token_urlsafe(16)
-    listening = listen(host, port)
-    config = uvicorn.Config(make_app(app, token), log_level="warning", ws="none", lifespan="off", server_header=False)
-    shown = f"[{host}]" if ":" in host else host
-    print(f"{app.opened.name}: http://{shown}:{listening.getsockname()[1]}/?token={token}", flush=True)
-    if host not in ("127.0.0.1", "::1", "localhost"):
-        print(f"stedm: others can reach {host}; whoever has this address sees the images", file=sys.stderr)
-    print("Ctrl-C ends it.", file=sys.stderr, flush=True)
-    try:
-        uvicorn.Server(config).run(sockets=[listening])
-    except Terminated:
-        raise
-    except KeyboardInterrupt:
-        return
-    finally:
-        app.shelf.close()
+    token, opened = secrets.token_urlsafe(16), open_folder(folder, machine)
+    with listen(host, port) as listening, contextlib.closing(App(opened, slides)) as app:
+        config = uvicorn.Config(
+            make_app(app, token), log_level="warning", ws="none", lifespan="off", server_header=False
+        )
+        shown = f"[{host}]" if ":" in host else host
+        print(f"{opened.name}: http://{shown}:{listening.getsockname()[1]}/?token={token}", flush=True)
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            print(f"stedm: others can reach {host}; whoever has this address sees the images", file=sys.stderr)
+        print("Ctrl-C ends it.", file=sys.stderr, flush=True)
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            return
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -57,8 +57,8 @@ class Shelf:
 
     def __init__(self, opened: Opened, slides: Sequence[Path] = ()):
         self.opened, self._lock = opened, threading.Lock()
-        self._folder = TemporaryDirectory(prefix="stedm-app-slides-")
         self.slides = [Shown(source) for source in _sources(opened, slides)]
+        self._folder = TemporaryDirectory(prefix="stedm-app-slides-")
 
     def close(self) -> None:
         """Remove what was uploaded and computed."""
