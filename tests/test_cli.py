@@ -40,6 +40,7 @@ FLAGS = {
         "--overwrite",
     ],
     "evaluate": ["--device", "--output", "--split", "--overwrite", "--pseudonymise"],
+    "app": ["--device", "--slides", "--host", "--port"],
     "compare": ["--output", "--overwrite"],
     "config show": ["--preset", "--set", "--cost"],
     "config schema": [],

@@ -29,6 +29,7 @@ ROOMS = (
     "synthesis",
     "evaluation",
     "experiment",
+    "app",
     "cli",
     "__main__",
     "",

@@ -28,6 +28,7 @@ from stedm.cli.options import (
     machine_of,
     with_device,
 )
+from stedm.cli.studio import studio
 from stedm.errors import Interrupted, StedmError, disk_problem, terminable
 from stedm.version import __version__
 from stedm.workers.group import as_one
@@ -333,6 +334,9 @@ def compare(
     from stedm.evaluation.text import summary_text
 
     typer.echo(summary_text(compare_reports(reports, output, overwrite=overwrite)))
+
+
+app.command("app")(studio)
 
 
 @config_app.command("show")

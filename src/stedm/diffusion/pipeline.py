@@ -106,6 +106,7 @@ class StyleDiffusion:
         start: float = 1.0,
         batch: int = 32,
         on_progress: Callable[[int], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """Paint layouts in a style.
 
@@ -124,6 +125,7 @@ class StyleDiffusion:
             start: 1 = pure noise, where there are no `start_images`; with them a time below 1.
             batch: images drawn at once.
             on_progress: called with the number of images done.
+            on_step: called with (steps done, steps) of the images that are being drawn.
 
         Returns:
             uint8 RGB `(n, H, W, 3)`.
@@ -149,7 +151,7 @@ class StyleDiffusion:
             with autocast(self.precision, self.device):
                 chosen = self.style_vectors(styles[part]) if vectors is None else vectors[part]
                 images = None if start_images is None else start_images[part]
-                done.append(self._draw(layouts[part], chosen, seeds[part], sampling, images, start))
+                done.append(self._draw(layouts[part], chosen, seeds[part], sampling, images, start, on_step))
             if on_progress:
                 on_progress(min(first + batch, len(layouts)))
         return np.concatenate(done)
@@ -206,6 +208,7 @@ class StyleDiffusion:
         sampling: Sampling,
         start_images: np.ndarray | None,
         start: float,
+        on_step: Callable[[int, int], None] | None,
     ) -> np.ndarray:
         height, width = layouts.shape[1:]
         shape = (self.codec.latent_channels, height // self.codec.factor, width // self.codec.factor)
@@ -214,9 +217,12 @@ class StyleDiffusion:
         latents = torch.stack(noise).to(self.device)
         layout = torch.from_numpy(layouts.astype(np.int64)).to(self.device)
         clean = None if start_images is None else self._latents(start_images)
-        *_, latents = guided_trajectory(
+        trajectory = guided_trajectory(
             self.denoiser, latents, layout, style, sampling, objective=self.objective, clean=clean, start=start
         )
+        for step, latents in enumerate(trajectory, start=1):  # noqa: B007 - the last one is the image
+            if on_step:
+                on_step(step, sampling.steps)
         images = self.codec.decode(latents)
         return ((images + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
