@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
+from stedm.version import __version__
 
 # RGB of classes on stained tissue, by index; the first is the background.
 CLASS_COLOURS = (
@@ -310,6 +311,11 @@ def class_palette(ignore_index: int = 255) -> bytes:
     return bytes(value for colour in colours for value in colour)
 
 
+def synthetic_by(fingerprint: str) -> str:
+    """The description of an image that a model painted: whoever finds the file alone can tell."""
+    return f"Synthetic image, no photograph: painted by the diffusion model {fingerprint} with stedm {__version__}"
+
+
 def write_png(
     path: str | Path,
     array: np.ndarray,
@@ -317,12 +323,14 @@ def write_png(
     compress_level: int = 6,
     palette: bytes | None = None,
     software: str | None = None,
+    description: str | None = None,
 ) -> None:
     """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically; level 1 is the fastest, 9 the smallest.
 
     Args:
         palette: colours in which viewers show the values of (H, W), as `class_palette` gives them; None = grey.
         software: what made it, written into the file (see stedm.io.ownership).
+        description: what it is, written into the file.
     """
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {array.dtype} {array.shape}")
@@ -331,5 +339,7 @@ def write_png(
         image.putpalette(palette)
     if software is not None:
         notes.add_text("Software", software)
+    if description is not None:
+        notes.add_text("Description", description)
     with replacing(path, durable=False) as temporary:
         image.save(temporary, format="PNG", compress_level=compress_level, pnginfo=notes)
