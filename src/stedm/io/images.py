@@ -1,5 +1,6 @@
 """Image and mask files of a dataset folder: what is read and written, and what is refused."""
 
+import colorsys
 import contextlib
 import re
 import struct
@@ -306,7 +307,9 @@ def _alone(image: Image.Image, large: contextlib.AbstractContextManager | None) 
 
 def class_palette(ignore_index: int = 255) -> bytes:
     """Colours for the 256 values of a mask, RGB by turns: those of the classes, and white where it is ignored."""
-    colours = [CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(256)]
+    # No two classes look the same: `stedm check` takes such a palette for classes that were swapped.
+    others = ((index * 0.618034 % 1, 0.45 + 0.1 * (index % 5), 0.9 - 0.15 * (index % 3)) for index in range(8, 256))
+    colours = [*CLASS_COLOURS, *(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(*hsv)) for hsv in others)]
     colours[ignore_index] = (255, 255, 255)
     return bytes(value for colour in colours for value in colour)
 
