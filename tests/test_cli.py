@@ -10,23 +10,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import stedm
 from stedm.cli import app, expand_lists, main
 from stedm.data.folder import write_png
+from stedm.diffusion.pipeline import StyleDiffusion
+from stedm.io.images import CLASS_COLOURS
 
 FLAGS = {
-    "demo": ["--device", "--output"],
-    "run": ["--device", "--output", "--preset", "--set", "--workers", "--engine", "--pseudonymise"],
+    "demo": ["--device", "--output", "--quiet"],
+    "run": ["--device", "--output", "--preset", "--set", "--workers", "--engine", "--pseudonymise", "--quiet"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
     "data catch": ["--annotated"],
-    "check": [],
-    "tile": ["--output", "--tile-px", "--mpp", "--config", "--set", "--table-only", "--workers", "--engine", "--shard"],
-    "train diffusion": ["--device", "--output", "--preset", "--set"],
-    "train segmenter": ["--device", "--output", "--preset", "--set"],
+    "check": ["--sheet"],
+    "tile": [
+        "--output",
+        "--tile-px",
+        "--mpp",
+        "--config",
+        "--set",
+        "--table-only",
+        "--workers",
+        "--engine",
+        "--shard",
+        "--quiet",
+    ],
+    "train diffusion": ["--device", "--output", "--preset", "--set", "--quiet"],
+    "train segmenter": ["--device", "--output", "--preset", "--set", "--quiet"],
     "plan": ["-n", "--output", "--preset", "--set", "--overwrite"],
-    "synthesize": ["--device", "--output", "--shard", "--workers", "--engine", "--pseudonymise"],
+    "synthesize": ["--device", "--output", "--shard", "--workers", "--engine", "--pseudonymise", "--quiet"],
     "generate": ["--device", "--layout", "--style", "--output", "--guidance", "--steps", "--seed", "--overwrite"],
     "segment": [
         "--device",
@@ -189,6 +203,32 @@ def test_check_prints_every_problem_and_its_exit_status_tells(capsys, tmp_path, 
         assert name in shown
 
 
+def test_check_draws_a_sheet_of_all_patients_and_keeps_masks_of_unlabeled_ones_closed(capsys, tmp_path, tiny_dataset):
+    root, sheet = tiny_dataset(), tmp_path / "sheet.png"
+    long = "患者の名前がとても長い場合のために"
+    table = (root / "metadata.csv").read_text().replace("testP1,", f"{long},")
+    (root / "metadata.csv").write_text(table)
+    for mask in (root / "masks").glob("unlabeled*"):
+        mask.write_bytes(b"not to be opened")
+    main_without_exit(["check", str(root), "--sheet", str(sheet)])
+    assert f"{sheet}: an image of each of 9 patients" in capsys.readouterr().out
+    with Image.open(sheet) as image:
+        assert image.text["Software"] == "stedm check"
+        drawn = np.asarray(image).reshape(-1, 3)
+    assert (drawn == CLASS_COLOURS[1]).all(1).sum() > 100  # outlines of the discs
+    main_without_exit(["check", str(root), "--sheet", str(sheet)])  # its own may be drawn again
+    write_png(tmp_path / "mine.png", np.zeros((4, 4), np.uint8))
+    assert "stedm did not write" in _fails(capsys, "check", root, "--sheet", tmp_path / "mine.png")
+
+
+def test_shells_can_complete_verbs_and_flags():
+    asked = {"_STEDM_COMPLETE": "complete_bash", "COMP_WORDS": "stedm sy", "COMP_CWORD": "1"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "stedm"], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert shown.stdout.split() == ["synthesize"], shown
+
+
 def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys, elsewhere):
     """The verbs one by one, as someone would who runs stages on different machines; where a verb computes, on the
     device that it is given."""
@@ -202,7 +242,7 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
         "segmentation: {encoder: tu-test_resnet, encoder_depth: 3, decoder_channels: [16, 8, 8], steps: 2, "
         "batch: 2, arms: [real], seeds: [0]}\n"
     )
-    run, image = tmp_path / "run", root / "images" / "unlabeledP0-0.png"
+    run, style = tmp_path / "run", root / "images" / "unlabeledP0-0.png"
     layout = root / "masks" / "trainP0-0.png"
     segmenter = run / "segmenters" / "real" / "seed-0" / "model"
     verbs = (
@@ -210,7 +250,7 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
         ["plan", config, "-n", "5", "-o", tmp_path / "plan.parquet"],
         ["synthesize", run / "model", tmp_path / "plan.parquet", "-o", tmp_path / "set"],
         ["check", tmp_path / "set"],
-        ["generate", run / "model", "--layout", layout, "--style", image, image, "-o", tmp_path / "one.png"],
+        ["generate", run / "model", "--layout", layout, "--style", style, style, "-o", tmp_path / "one.png"],
         ["train", "segmenter", config, "-o", run],
         ["segment", segmenter, root / "images", "-o", tmp_path / "masks"],
         ["evaluate", segmenter, root, "-o", tmp_path / "a" / "report"],
@@ -228,7 +268,20 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
     # The demo is `run` of a file of ours.
     assert computing - done == {"demo"}, "a verb that computes is not looked at here"
     assert len(list((tmp_path / "masks").glob("*.png"))) == len(list((root / "images").glob("*.png")))
-    assert (tmp_path / "one.png").is_file()
+    for image in (tmp_path / "one.png", *(tmp_path / "set" / "images").glob("*.png")):
+        with Image.open(image) as opened:
+            made = StyleDiffusion.from_pretrained(run / "model").fingerprint
+            assert opened.text["Description"].startswith(
+                f"Synthetic image, no photograph: painted by the diffusion model {made}"
+            )
+    with Image.open(next((tmp_path / "masks").glob("*.png"))) as mask:
+        assert mask.mode == "P"
+    # Who names the run is told what is in it.
+    shown = _fails(capsys, "segment", run, root / "images", "-o", tmp_path / "m").splitlines()
+    assert shown == [f"stedm: {run}: is a run, not a segmenter; name one of its 1:", f"stedm:   {segmenter}"]
+    assert f"give {run / 'model'}" in _fails(
+        capsys, "generate", run, "--layout", layout, "--style", style, "-o", tmp_path / "two.png"
+    )
     assert "a/real" in (tmp_path / "ab" / "summary.json").read_text()
     assert "mean IoU" in capsys.readouterr().out
 

@@ -32,7 +32,7 @@ def test_stages_are_counted_and_the_time_left_is_that_of_the_whole_run(clock, ca
     # Of the model 120 s are left, and the arm takes three times as long as the teacher.
     assert told[:3] == [
         "[1/3] teacher ...",
-        "  [1/3] teacher: 10/10, loss 0.5000, 3.2 images/s, about 3 min left",
+        "  [1/3] teacher: 10/10, loss 0.5000, 3.2 images/s, about 4 min left",
         "[1/3] teacher: done in 50 s",
     ]
     assert told[4] == "  [2/3] model: 1/4, loss 0.2500, 0.2 images/s, about 4 min left"

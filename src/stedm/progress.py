@@ -32,7 +32,7 @@ class _Ahead:
     """What is to come of a run, and how long it takes at the pace of what has been done."""
 
     def __init__(self, stages: Sequence[Stage]):
-        self.stages, self.number = list(stages), 0
+        self.stages, self.number, self._is_known = list(stages), 0, bool(stages)
         self._done: dict[str, tuple[float, float]] = {}
 
     def begin(self, name: str) -> None:
@@ -48,11 +48,11 @@ class _Ahead:
         self._done[stage.kind] = (work + stage.work, spent + seconds)
 
     def label(self, name: str) -> str:
-        return f"[{self.number}/{len(self.stages)}] {name}" if self.stages else name
+        return f"[{self.number}/{len(self.stages)}] {name}" if self._is_known else name
 
     def seconds_left(self, part: float, seconds: float) -> float | None:
         """Of this stage, of which a part is done after some seconds, and all later ones; None = not known yet."""
-        if not self.stages or seconds < _LEAST_SECONDS or part < _LEAST_PART:
+        if not self._is_known or seconds < _LEAST_SECONDS or part < _LEAST_PART:
             return None
         here = self.stages[self.number - 1]
         paces = {kind: spent / work for kind, (work, spent) in self._done.items() if work > 0}

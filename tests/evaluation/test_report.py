@@ -160,6 +160,7 @@ def test_verdict_also_tells_of_the_strongest_baseline():
     scores = {"real": BASE, "real+stain": BASE + 0.1, "real+synthetic": BASE + 0.05}
     told = verdict_of(scores).sentences
     assert any(s.startswith("real+synthetic against real+stain") and "is lower" in s for s in told)
+    assert verdict_of(scores).word == "It helped, but real+stain without synthetic images is better"
 
 
 def test_verdict_speaks_of_groups_and_of_those_who_lose():

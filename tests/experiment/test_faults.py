@@ -17,7 +17,7 @@ import stedm
 from stedm.cli import main
 from stedm.config import RunConfig, parse_config, to_yaml
 from stedm.errors import DiskError, StedmError
-from stedm.evaluation.text import summary_text
+from stedm.evaluation.text import closing_text, summary_text
 
 READ_ONLY = "Read-only file system; give another -o, or make it writable"
 PHANTOM = {
@@ -94,7 +94,11 @@ def test_a_complete_run_in_a_read_only_folder_is_printed_and_others_are_one_line
     assert _mount(disk, "remount,ro")
     printed = ends_with(0)
     summary = json.loads((whole / "report/summary.json").read_text())
-    assert printed == f"{summary_text(summary)}\nreport: {disk / 'run/report/report.html'}\n"
+    run = disk / "run"
+    assert (
+        printed
+        == f"{summary_text(summary)}\n\n{closing_text(summary, str(run))}\nreport: {disk / 'run/report/report.html'}\n"
+    )
     assert ends_with(1, "new").startswith(f"stedm: {disk / 'new/config.yaml'}: {READ_ONLY}")
     for missing in ("report/report.html", "segmenters/real/seed-0/counts-test.parquet", "provenance.json"):
         assert _mount(disk, "remount,rw")

@@ -9,7 +9,7 @@ from stedm.data.check import examine
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata
 from stedm.errors import StedmError
 from stedm.io import images as module
-from stedm.io.images import image_size, mask_as_shown, read_image_file, read_mask_file, write_png
+from stedm.io.images import class_palette, image_size, mask_as_shown, read_image_file, read_mask_file, write_png
 
 ORIENTATIONS = range(1, 9)
 
@@ -135,3 +135,13 @@ def test_masks_with_a_palette_are_read_as_indices(tmp_path):
         assert image.info["Software"] == "stedm test"
     assert (colours.max(axis=2) > 80).all()  # nothing looks black
     assert colours[1, 2].tolist() == [255, 255, 255]
+
+
+def test_no_two_classes_look_the_same_in_a_mask_that_stedm_writes(tmp_path):
+    palette = class_palette()
+    assert len({palette[3 * index : 3 * index + 3] for index in range(256)}) == 256
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    write_png(tmp_path / "mask.png", values, palette=palette)
+    assert np.array_equal(read_mask_file(tmp_path, "mask.png"), values)
+    with Image.open(tmp_path / "mask.png") as image:
+        assert image.mode == "P"

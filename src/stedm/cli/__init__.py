@@ -21,6 +21,7 @@ from stedm.cli.options import (
     Overwrite,
     Preset,
     Pseudonymise,
+    Quiet,
     RunFolder,
     Shard,
     Workers,
@@ -49,7 +50,7 @@ app = typer.Typer(
     cls=_Verbs,
     help="Style-extracting diffusion models for semi-supervised histopathology segmentation.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -61,12 +62,12 @@ app.add_typer(config_app, name="config")
 
 
 @app.command()
-def demo(output: RunFolder = Path("runs/demo"), device: Device = None) -> None:
+def demo(output: RunFolder = Path("runs/demo"), device: Device = None, quiet: Quiet = False) -> None:
     """Phantom patients, end to end, on a CPU, in minutes: prints the table, writes report.html."""
     from importlib.resources import as_file, files
 
     with as_file(files("stedm") / "demo.yaml") as path:
-        _run(path, output, device=device)
+        _run(path, output, device=device, quiet=quiet)
 
 
 @app.command()
@@ -79,29 +80,40 @@ def run(
     workers: Workers = 1,
     engine: EngineName = "local",
     pseudonymise: Pseudonymise = False,
+    quiet: Quiet = False,
 ) -> None:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Run again to resume."""
-    _run(config, output, preset, overrides, device, workers=workers, engine=engine, pseudonymise=pseudonymise)
+    how = {"workers": workers, "engine": engine, "pseudonymise": pseudonymise, "quiet": quiet}
+    _run(config, output, preset, overrides, device, **how)
 
 
 def _run(config: Path, output: Path, preset=None, overrides=None, device=None, **options: Any) -> None:
-    from stedm.evaluation.text import summary_text
+    from stedm.evaluation.text import closing_text, summary_text
     from stedm.experiment.api import run
 
-    typer.echo(summary_text(run(config, output, preset=preset, overrides=with_device(overrides, device), **options)))
+    summary = run(config, output, preset=preset, overrides=with_device(overrides, device), **options)
     folder = "report_pseudonymised" if options.get("pseudonymise") else "report"
+    typer.echo(f"{summary_text(summary)}\n\n{closing_text(summary, str(output))}")
     typer.echo(f"report: {output / folder / 'report.html'}")
 
 
 @app.command()
-def check(dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")]) -> None:
+def check(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")],
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Draw an image of every patient with its mask's outlines.")
+    ] = None,
+) -> None:
     """Show what is in a dataset and verify it: files, sizes, classes, patient leakage; exit status 0 or 1."""
     from stedm.data.check import examine
+    from stedm.data.contact_sheet import write_contact_sheet
     from stedm.data.summary import summary_text
 
     found = examine(dataset)
     if found.splits:
         typer.echo(summary_text(found.splits))
+    if sheet is not None:
+        typer.echo(write_contact_sheet(dataset, sheet))
     for line in (warnings := [*found.warnings, *found.notes]):
         typer.echo(f"warning: {line}", err=True)
     if found.problems:
@@ -124,6 +136,7 @@ def tile(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 = one a CPU.")] = 0,
     engine: EngineName = "local",
     shard: Shard = "1/1",
+    quiet: Quiet = False,
 ) -> None:
     """Find the tissue of slides and cut it into tiles; run again to resume."""
     import os
@@ -135,7 +148,7 @@ def tile(
 
     given = [f"{key}={value}" for key, value in (("tile_px", tile_px), ("mpp", mpp)) if value is not None]
     settings = load_tiling_config(config, [*(overrides or []), *given])
-    reporter, part = Reporter(), parse_shard(shard)
+    reporter, part = Reporter(quiet), parse_shard(shard)
     with make_pool(engine, workers or os.cpu_count() or 1) as pool:
         done = tile_slides(slides, output, settings, table_only=table_only, pool=pool, shard=part, reporter=reporter)
     for note in done.notes:
@@ -152,31 +165,42 @@ def tile(
 
 @train_app.command("diffusion")
 def train_diffusion(
-    config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None, device: Device = None
+    config: ConfigPath,
+    output: RunFolder,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
-    with _checked(config, output, preset, with_device(overrides, device)) as experiment:
+    with _checked(config, output, preset, with_device(overrides, device), quiet) as experiment:
         experiment.last_round.model()
     typer.echo(str(output / "model"))
 
 
 @train_app.command("segmenter")
 def train_segmenter(
-    config: ConfigPath, output: RunFolder, preset: Preset = None, overrides: Overrides = None, device: Device = None
+    config: ConfigPath,
+    output: RunFolder,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train the segmenters of a run, every arm and seed, and before them what they need."""
-    with _checked(config, output, preset, with_device(overrides, device)) as experiment:
+    with _checked(config, output, preset, with_device(overrides, device), quiet) as experiment:
         experiment.train_segmenters()
     typer.echo(str(output / "segmenters"))
 
 
 @contextlib.contextmanager
-def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None) -> Iterator[Any]:
+def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None, quiet: bool) -> Iterator[Any]:
     from stedm.config import load_config
     from stedm.experiment.experiment import Experiment
     from stedm.io.files import alone_in
+    from stedm.progress import Reporter
 
-    experiment = Experiment(load_config(config, overrides, preset), output)
+    experiment = Experiment(load_config(config, overrides, preset), output, Reporter(quiet))
     with alone_in(output):
         experiment.check()
         yield experiment
@@ -212,6 +236,7 @@ def synthesize(
     workers: Workers = 1,
     engine: EngineName = "local",
     pseudonymise: Pseudonymise = False,
+    quiet: Quiet = False,
 ) -> None:
     """Paint the images of a plan; run again to resume."""
     from stedm.diffusion.pipeline import StyleDiffusion
@@ -222,7 +247,7 @@ def synthesize(
 
     part, machine = parse_shard(shard), machine_of(device)
     painter, rows = StyleDiffusion.from_pretrained(model), read_plan(plan)
-    with make_pool(engine, workers) as pool, Reporter().stage("draw synthetic images") as tick:
+    with make_pool(engine, workers) as pool, Reporter(quiet).stage("draw synthetic images", 1) as tick:
         how = {"shard": part, "pool": pool, "model_folder": model, "machine": machine, "pseudonymise": pseudonymise}
         complete = draw(painter.on(machine) if pool.is_here else painter, rows, output, **how, on_progress=tick)
     typer.echo(str(output) if complete else f"{output}: shard {shard} done, others are missing")
@@ -242,7 +267,7 @@ def generate(
 ) -> None:
     """Paint one layout in the style of given images."""
     from stedm.diffusion.pipeline import StyleDiffusion
-    from stedm.io.images import read_image_file, read_mask_file, write_png
+    from stedm.io.images import read_image_file, read_mask_file, synthetic_by, write_png
     from stedm.io.ownership import PAINTED, check_outputs
 
     check_outputs({output: PAINTED}, [layout, *style], overwrite=overwrite)
@@ -250,7 +275,7 @@ def generate(
     images = [read_image_file(path.parent, path.name) for path in style]
     painter = StyleDiffusion.from_pretrained(model).on(machine_of(device))
     image = painter.generate(mask, images, guidance=guidance, steps=steps, seed=seed)[0]
-    write_png(output, image, software=PAINTED)
+    write_png(output, image, software=PAINTED, description=synthetic_by(painter.fingerprint))
     typer.echo(str(output))
 
 

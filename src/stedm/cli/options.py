@@ -22,6 +22,7 @@ Preset = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that stedm did not write.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. seed=1.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: results and errors alone.")]
 Pseudonymise = Annotated[bool, typer.Option("--pseudonymise", help="Numbers for ids of patients, and no paths.")]
 
 

@@ -25,6 +25,7 @@ from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
 from stedm.errors import DiskError, StedmError
 from stedm.io.artefacts import Column, read_parquet, write_parquet
 from stedm.io.files import claim, fingerprint, write_text
+from stedm.io.images import class_palette
 from stedm.io.names import without_split_words
 from stedm.io.tables import patient_warnings, write_csv
 from stedm.progress import Reporter
@@ -160,7 +161,8 @@ def write_tiles(
             if annotation is None:
                 read = read_annotation or annotation_reader(config.classes, config.ignore_index, config.class_mapping)
                 annotation = read(Path(row["annotation"]), slide)
-            write_png(path, annotation.rasterise(tile.x, tile.y, tile.tile_px, tile.mpp / slide.mpp))
+            mask = annotation.rasterise(tile.x, tile.y, tile.tile_px, tile.mpp / slide.mpp)
+            write_png(path, mask, palette=class_palette(config.ignore_index))
     return len(tiles)
 
 

@@ -294,7 +294,10 @@ class StyleDiffusion:
         folder = Path(folder)
         index_path = folder / "model_index.json"
         if not index_path.is_file():
-            raise StedmError(f"{folder}: no model here (model_index.json is missing); give the model/ folder of a run")
+            where = (
+                folder / "model" if (folder / "model" / "model_index.json").is_file() else "the model/ folder of a run"
+            )
+            raise StedmError(f"{folder}: no model here (model_index.json is missing); give {where}")
         verify_folder(folder)
         index = read_model_index(index_path)
         if index.own_codec and codec is None:

@@ -49,8 +49,8 @@ def report_panels(
 ) -> ReportPanels:
     """Panels of a run; those of the diffusion model are left out where there is none.
 
-    machine: what segmenters run on. run: the run folder, for its diffusion model's training. agreement, contradicted: of
-    the unannotated patients, where the run has it (see stedm.experiment.agreement).
+    machine: what segmenters run on. run: the run folder, for its diffusion model's training. agreement, contradicted:
+    of the unannotated patients, where the run has it (see stedm.experiment.agreement).
     """
     return ReportPanels(
         style_grids=[style_grid(model, annotated, unlabeled, synthesis)] if model is not None else [],

@@ -9,7 +9,7 @@ from stedm.config import EvaluationConfig
 from stedm.evaluation.next_steps import next_steps
 from stedm.evaluation.verdict import judge
 
-_NARROWEST, _WIDEST, _LONGEST_ARMS = 60, 120, 72
+_NARROWEST, _WIDEST, _LONGEST_ARMS, _TOLD = 60, 120, 72, 4
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -47,6 +47,7 @@ def closing_text(summary: dict[str, Any], run: str) -> str:
     """What a run ends with in a terminal: its verdict, and what to do next; `run` as commands name the run folder."""
     verdict = judge(summary, EvaluationConfig(unit=summary.get("unit", "patient")))
     parts = [_wrapped(f"{verdict.word}. {verdict.headline}" if verdict.pair else verdict.headline)]
+    parts += [_wrapped(f"- {sentence}") for sentence in verdict.sentences[:_TOLD]]
     for step in next_steps(summary, run):
         parts.append(_wrapped(f"next: {step.text}{':' if step.command else '.'}"))
         parts += [f"  {step.command}"] if step.command else []  # whole, to be copied

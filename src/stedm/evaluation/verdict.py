@@ -76,6 +76,10 @@ def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
         sentences.insert(0, _group_sentence(main, groups, evaluation))
     tones = {_whose(name, evaluation): _tone(group, evaluation) for name, group in groups.items()}
     word, shade = _word(_tone(main, evaluation), tones)
+    ahead = find(summary, main["a"], strongest) if strongest and strongest != main["b"] else None
+    if ahead is not None and shade in ("better", "mixed") and _tone(ahead, evaluation) == "worse":
+        # Who reads this line alone should not go away with the weaker network.
+        word, shade = f"{word}, but {strongest} without synthetic images is better", "mixed"
     return Verdict(
         _tone(main, evaluation),
         sentences[0],

@@ -14,6 +14,7 @@ from stedm.errors import StedmError
 from stedm.experiment.experiment import Experiment
 from stedm.experiment.parallel import run_side_by_side
 from stedm.io.files import alone_in
+from stedm.progress import Reporter
 from stedm.workers.group import as_one
 from stedm.workers.pool import make_pool
 
@@ -29,6 +30,7 @@ def run(
     workers: int = 1,
     engine: str = "local",
     pseudonymise: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """The whole experiment: diffusion model, synthetic images, segmenters, report. Call it again to resume.
 
@@ -39,6 +41,7 @@ def run(
         overrides: `{"diffusion.steps": 500}` or `["diffusion.steps=500"]`, over file and preset.
         workers: processes that train networks at the same time; engine: `local` or `ray`.
         pseudonymise: write `output/report_pseudonymised` too, a report without ids of patients and without paths.
+        quiet: show no progress.
 
     Returns:
         The summary: arms with their scores over patients, and their comparisons; as `output/report/summary.json`.
@@ -47,11 +50,14 @@ def run(
         StedmError: wrong configuration or data, or a run folder of another run.
     """
     config = _config(dataset_or_config, preset, overrides)
-    return as_one(partial(_run, config, output, workers=workers, engine=engine, pseudonymise=pseudonymise))
+    how = {"workers": workers, "engine": engine, "pseudonymise": pseudonymise, "quiet": quiet}
+    return as_one(partial(_run, config, output, **how))
 
 
-def _run(config: RunConfig, output: str | Path, *, workers: int, engine: str, pseudonymise: bool) -> dict[str, Any]:
-    experiment = Experiment(config, output, pseudonymise=pseudonymise)
+def _run(
+    config: RunConfig, output: str | Path, *, workers: int, engine: str, pseudonymise: bool, quiet: bool
+) -> dict[str, Any]:
+    experiment = Experiment(config, output, Reporter(quiet), pseudonymise=pseudonymise)
     if not os.access(output, os.W_OK) and (summary := experiment.finished()) is not None:
         return summary  # to be read only, as an archive is
     with alone_in(output), make_pool(engine, workers, patient=False) as pool:

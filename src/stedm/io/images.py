@@ -1,5 +1,6 @@
 """Image and mask files of a dataset folder: what is read and written, and what is refused."""
 
+import colorsys
 import contextlib
 import re
 import struct
@@ -14,6 +15,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
+from stedm.version import __version__
 
 # RGB of classes on stained tissue, by index; the first is the background.
 CLASS_COLOURS = (
@@ -305,9 +307,16 @@ def _alone(image: Image.Image, large: contextlib.AbstractContextManager | None) 
 
 def class_palette(ignore_index: int = 255) -> bytes:
     """Colours for the 256 values of a mask, RGB by turns: those of the classes, and white where it is ignored."""
-    colours = [CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(256)]
+    # No two classes look the same: `stedm check` takes such a palette for classes that were swapped.
+    others = ((index * 0.618034 % 1, 0.45 + 0.1 * (index % 5), 0.9 - 0.15 * (index % 3)) for index in range(8, 256))
+    colours = [*CLASS_COLOURS, *(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(*hsv)) for hsv in others)]
     colours[ignore_index] = (255, 255, 255)
     return bytes(value for colour in colours for value in colour)
+
+
+def synthetic_by(fingerprint: str) -> str:
+    """The description of an image that a model painted: whoever finds the file alone can tell."""
+    return f"Synthetic image, no photograph: painted by the diffusion model {fingerprint} with stedm {__version__}"
 
 
 def write_png(
@@ -317,12 +326,14 @@ def write_png(
     compress_level: int = 6,
     palette: bytes | None = None,
     software: str | None = None,
+    description: str | None = None,
 ) -> None:
     """Write uint8 RGB (H, W, 3) or uint8 (H, W) as PNG, atomically; level 1 is the fastest, 9 the smallest.
 
     Args:
         palette: colours in which viewers show the values of (H, W), as `class_palette` gives them; None = grey.
         software: what made it, written into the file (see stedm.io.ownership).
+        description: what it is, written into the file.
     """
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {array.dtype} {array.shape}")
@@ -331,5 +342,7 @@ def write_png(
         image.putpalette(palette)
     if software is not None:
         notes.add_text("Software", software)
+    if description is not None:
+        notes.add_text("Description", description)
     with replacing(path, durable=False) as temporary:
         image.save(temporary, format="PNG", compress_level=compress_level, pnginfo=notes)

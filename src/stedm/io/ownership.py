@@ -12,8 +12,8 @@ from pathlib import Path
 from stedm.errors import StedmError
 from stedm.io.files import sweep
 
-SEGMENTED, PAINTED = "stedm segment", "stedm generate"
-"""Marks of masks and annotations, and of images."""
+SEGMENTED, PAINTED, CHECKED = "stedm segment", "stedm generate", "stedm check"
+"""Marks of masks and annotations, of images, and of contact sheets."""
 _LOOKED_AT = 1 << 15
 """Bytes at both ends of a file in which its mark stands: the head of most formats, the footer of parquet."""
 

@@ -9,6 +9,7 @@ from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.errors import StedmError
 from stedm.io.files import replacing, sweep, write_json
+from stedm.io.images import class_palette
 from stedm.phantom.patients import CATEGORIES, CLASSES, Patient, draw_layout, draw_patient
 from stedm.phantom.render import render_patient_image
 from stedm.seeds import numpy_generator
@@ -79,7 +80,7 @@ def _write_images(
         )
         file_name = f"{name}_{image:03d}.png"
         write_png(folder / "images" / file_name, rendered)
-        write_png(folder / "masks" / file_name, layout)
+        write_png(folder / "masks" / file_name, layout, palette=class_palette())
         rows.append(
             {
                 "image_file_name": f"images/{file_name}",

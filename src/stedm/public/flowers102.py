@@ -18,7 +18,7 @@ from PIL import Image
 from stedm.data.folder import DatasetInfo, write_metadata
 from stedm.errors import StedmError
 from stedm.io.files import replacing
-from stedm.io.images import leaves_folder, write_png
+from stedm.io.images import class_palette, leaves_folder, write_png
 
 FLOWERS102_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 # As in torchvision.datasets.Flowers102, but for 102segmentations.tgz, which torchvision doesn't use: that one is from a
@@ -207,4 +207,4 @@ def _write_mask(path: Path, image: Image.Image, image_px: int) -> None:
     red, green, blue = np.moveaxis(np.asarray(image), -1, 0)
     flower = ~((red <= 10) & (green <= 10) & (blue >= 220))
     mask = Image.fromarray(flower.astype(np.uint8))
-    write_png(path, np.array(mask.resize((image_px, image_px), Image.Resampling.NEAREST)))
+    write_png(path, np.array(mask.resize((image_px, image_px), Image.Resampling.NEAREST)), palette=class_palette())

@@ -25,6 +25,7 @@ from stedm.io.manifest import verify_folder, write_manifest
 from stedm.io.ownership import check_folder
 from stedm.io.weights import load_backbone_weights, load_weights, read_weights, require_finite
 from stedm.seeds import seed_for
+from stedm.segmentation.in_run import no_segmenter
 from stedm.training.device import place
 
 Network = Callable[[int], nn.Module]
@@ -230,7 +231,7 @@ def load_segmenter(
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise StedmError(f"{folder}: not a segmenter folder (config.json is missing)")
+        raise no_segmenter(folder)
     verify_folder(folder)
     info = read_json(folder / "config.json", SegmenterInfo, hint="give the model/ folder of a segmenter")
     is_own = info.architecture == OWN_NETWORK

@@ -12,7 +12,7 @@ from stedm.config import MachineConfig
 from stedm.data.folder import DatasetFolder, write_metadata
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
-from stedm.io.images import write_png
+from stedm.io.images import class_palette, write_png
 from stedm.segmentation.model import Mirrored, Network, load_segmenter
 
 _IMAGES_AT_ONCE = 64
@@ -43,6 +43,7 @@ def write_pseudo_labels(
     """
     info = images.info
     networks = [_checked(path, info.classes, network, machine or MachineConfig()) for path in segmenters]
+    palette = class_palette(info.ignore_index)
     hidden = images.table["patient_id"].isin(set(unknown)).to_numpy()
     for start in range(0, len(images), _IMAGES_AT_ONCE):
         rows = range(start, min(start + _IMAGES_AT_ONCE, len(images)))
@@ -52,7 +53,7 @@ def write_pseudo_labels(
         masks[hidden[rows]] = info.ignore_index
         for row, image, mask in zip(rows, batch, masks, strict=True):
             write_png(folder / _name("images", row), image)
-            write_png(folder / _name("masks", row), mask)
+            write_png(folder / _name("masks", row), mask, palette=palette)
         if on_progress:
             on_progress(rows.stop, len(images))
     table = images.table.assign(
