@@ -40,6 +40,7 @@ FLAGS = {
         "--overwrite",
     ],
     "evaluate": ["--device", "--output", "--split", "--overwrite", "--pseudonymise"],
+    "quality": ["--device", "--against", "--segmenter", "--output", "--overwrite"],
     "compare": ["--output", "--overwrite"],
     "config show": ["--preset", "--set", "--cost"],
     "config schema": [],
