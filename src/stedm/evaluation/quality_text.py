@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from stedm.columns import aligned
 from stedm.evaluation.numbers import shown
 
 _NONE = "-"
@@ -74,7 +75,7 @@ def quality_text(quality: dict[str, Any]) -> str:
     ]
     if kid is not None:
         rows.append(["KID", _number(kid["value"]), _interval(kid["ci"]), _number(kid["held_out"]), _NONE, ""])
-    text = [_table(rows), "", _table(_copy_rows(quality["memorisation"]))]
+    text = [aligned(rows, rule=True), "", aligned(_copy_rows(quality["memorisation"]), rule=True)]
     if kid is None:
         text.append("no KID: it needs 50 images of either kind and `pip install 'stedm[quality]'`")
     text += [f"warning: {line}" for line in quality["warnings"]]
@@ -129,10 +130,3 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def _interval(bounds: list[float | None] | None) -> str:
     return _NONE if not bounds or None in bounds else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
