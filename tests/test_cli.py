@@ -55,6 +55,7 @@ FLAGS = {
     ],
     "evaluate": ["--device", "--output", "--split", "--overwrite", "--pseudonymise"],
     "app": ["--device", "--slides", "--host", "--port"],
+    "quality": ["--device", "--against", "--segmenter", "--output", "--overwrite"],
     "compare": ["--output", "--overwrite"],
     "config show": ["--preset", "--set", "--cost"],
     "config schema": [],

@@ -235,6 +235,14 @@ def _counts_of_run(folder: Path, workshop: Workshop) -> Any:
     return Experiment(load_config(workshop.at("run.yaml")), folder, Reporter(quiet=True)).counts()
 
 
+def _quality_of_run(folder: Path, workshop: Workshop) -> Any:
+    from stedm.config import load_config
+    from stedm.experiment.experiment import Experiment
+    from stedm.progress import Reporter
+
+    return Experiment(load_config(workshop.at("run.yaml")), folder, Reporter(quiet=True)).quality()
+
+
 def _check_run(folder: Path, workshop: Workshop) -> Any:
     """The beginning of `stedm run` in a folder that is there. What it reads decides only whether it goes on."""
     from stedm.config import load_config
@@ -391,6 +399,7 @@ READERS: dict[str, Reader] = {
     "run: pseudo-labels": Reader("run", ("pseudo_labels/**/*",), _pseudo_labels, ours=True),
     "run: predicted layouts": Reader("run", ("predicted_layouts/**/*",), _predicted, ours=True),
     "run: agreement": Reader("run", ("agreement.csv",), _agreement, ours=True),
+    "run: quality": Reader("run", ("quality.json",), _quality_of_run, ours=True),
     "run: counts": Reader("run", ("segmenters/*/*/counts-*",), _counts_of_run, ours=True, batches=3),
     "run: data since its beginning": Reader(
         "cohort", ANY, _check_run_on_copy, ours=True, begin=_check_run_on_copy, copies=True, batches=4

@@ -89,8 +89,8 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     again = Experiment(config, tmp_path / "run", Reporter(quiet=True))
     assert sorted(bank.patients) == again.context.unlabeled.patients()
     # Anyone can compute the figures again from the counts.
-    # (Distances are of images; they stand in per_patient.csv.)
-    of_counts = {key: value for key, value in summary.items() if key != "stain_distance"}
+    # (Distances and quality are of images; they stand in per_patient.csv and in RUN/quality.json.)
+    of_counts = {key: value for key, value in summary.items() if key not in ("stain_distance", "quality")}
     assert summarise(read_counts(report / "counts.parquet"), config.evaluation) == of_counts
     assert len(summary["stain_distance"]) == len(summary["comparisons"])
     assert "For whom" in html
@@ -261,6 +261,7 @@ def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path, tiny_conf
     assert len(experiment.context.unlabeled) == 6
     assert summary["arms"]["real"]["n_patients"] == 2
     assert summary["groups"]["unseen categories"]["categories"] == ["b"]
+    assert summary.pop("quality")["layout"]["verdict"]
     assert summarise(read_counts(tmp_path / "run" / "report" / "counts.parquet"), config.evaluation) == summary
     with pytest.raises(StedmError, match=r"trainP1-0\.png"):
         Experiment(tiny_config(data, arms=["upper"]), tmp_path / "upper", Reporter(quiet=True)).run()

@@ -349,6 +349,30 @@ def evaluate(
 
 
 @app.command()
+def quality(
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTHETIC", help="Dataset folder of synthetic images.")],
+    against: Annotated[Path, typer.Option(metavar="DATASET", help="The dataset that they were painted for.")],
+    segmenter: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="A segmenter folder that has learned from real images alone.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Write quality.json and the closest pairs.")
+    ] = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Do synthetic images show their layouts and their patients' styles, and are some of them copies of real ones?"""
+    from stedm.evaluation.quality_files import measure_folder
+    from stedm.evaluation.quality_text import quality_text
+    from stedm.progress import Reporter
+
+    with Reporter().stage("look at synthetic images", images=1) as tick:
+        how = {"segmenter": segmenter, "output": output, "machine": machine_of(device), "overwrite": overwrite}
+        found = measure_folder(synthetic, against, **how, on_progress=tick)
+    typer.echo(quality_text(found))
+
+
+@app.command()
 def compare(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT REPORT ...", help="Report folders.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="report.html")],

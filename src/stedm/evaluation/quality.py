@@ -116,7 +116,11 @@ def measure_appearance(
 
 
 def own_patient_retrieval(
-    queries: np.ndarray, query_patients: np.ndarray, reference: np.ndarray, reference_patients: np.ndarray
+    queries: np.ndarray,
+    query_patients: np.ndarray,
+    reference: np.ndarray,
+    reference_patients: np.ndarray,
+    left_out: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Measure, Measure]:
     """Top-1 rate and mean reciprocal rank at which an image retrieves its own patient among all reference patients.
 
@@ -126,22 +130,35 @@ def own_patient_retrieval(
 
     Args:
         queries, reference: features (n, d) and (m, d) of the images to judge and of real ones.
+        left_out: of each query the rows of the reference that don't count for its own patient: itself, or what the
+            model was shown. A query whose patient has no other is left out.
 
     Raises:
         StedmError: a queried patient has no reference image.
     """
     patients, number = np.unique(np.asarray(reference_patients, dtype=str), return_inverse=True)
-    unknown = sorted(set(map(str, query_patients)) - set(patients))
+    query_patients = np.asarray(query_patients, dtype=str)
+    unknown = sorted(set(query_patients.tolist()) - set(patients))
     if unknown:
         raise StedmError(f"quality: patient {unknown[0]} has no reference image; leave some out of the style images")
     centres = np.stack([reference[number == index].mean(axis=0) for index in range(len(patients))])
     scale = np.sqrt(np.mean((reference - centres[number]) ** 2, axis=0))
     scale[scale <= 1e-8 * (1 + np.abs(centres).max(axis=0))] = np.inf  # a constant feature tells nothing
-    distances = np.linalg.norm((queries[:, None] - centres) / scale, axis=-1)
-    own = distances[np.arange(len(queries)), np.searchsorted(patients, np.asarray(query_patients, dtype=str))][:, None]
-    ranks = 1 + (distances < own).sum(axis=1) + ((distances == own).sum(axis=1) - 1) / 2
-    table = pd.DataFrame({"patient": query_patients, "top1": ranks == 1, "mrr": 1 / ranks}).groupby("patient")
-    return over_patients(table["top1"].mean()), over_patients(table["mrr"].mean())
+    ranks = np.full(len(queries), np.nan)
+    for row, patient in enumerate(np.searchsorted(patients, query_patients)):
+        near = centres
+        if left_out is not None and len(left_out[row]):
+            kept = np.setdiff1d(np.flatnonzero(number == patient), left_out[row])
+            if len(kept) == 0:
+                continue
+            near = centres.copy()
+            near[patient] = reference[kept].mean(axis=0)
+        distances = np.linalg.norm((queries[row] - near) / scale, axis=-1)
+        own = distances[patient]
+        ranks[row] = 1 + (distances < own).sum() + ((distances == own).sum() - 1) / 2
+    table = pd.DataFrame({"patient": query_patients, "top1": ranks == 1, "mrr": 1 / ranks})[~np.isnan(ranks)]
+    found = table.groupby("patient")
+    return over_patients(found["top1"].mean()), over_patients(found["mrr"].mean())
 
 
 def retrieval_chance(n_patients: int) -> dict[str, float]:
@@ -158,7 +175,11 @@ def colour_distance(synthetic: ImageSet, reference: ImageSet, space: ColourSpace
     Raises:
         StedmError: fewer than two reference patients, so that there is no spread between patients.
     """
-    real, made = colour_statistics(reference, space), colour_statistics(synthetic, space)
+    return distance_of_colours(colour_statistics(synthetic, space), colour_statistics(reference, space))
+
+
+def distance_of_colours(made: pd.DataFrame, real: pd.DataFrame) -> Measure:
+    """`colour_distance` of two tables of `colour_statistics`."""
     if len(real) < 2:
         raise StedmError("quality: the colour distance needs real images of two patients or more")
     common = made.index.intersection(real.index)
@@ -167,10 +188,19 @@ def colour_distance(synthetic: ImageSet, reference: ImageSet, space: ColourSpace
 
 def colour_statistics(images: ImageSet, space: ColourSpace = "hed") -> pd.DataFrame:
     """Mean and SD of each stain (or L*a*b* channel) over all pixels of each patient: patients x 6."""
-    amounts = colour_amounts(images.images, space)
+    return statistics_of_colours(colour_moments(images.images, space), images.patients, space)
+
+
+def colour_moments(images: np.ndarray, space: ColourSpace = "hed") -> np.ndarray:
+    """Mean and mean square of each channel over each image, (n, 6); those of a patient are the means of its images'."""
+    amounts = colour_amounts(images, space)
+    return np.concatenate([amounts.mean(axis=(1, 2)), (amounts**2).mean(axis=(1, 2))], axis=1)
+
+
+def statistics_of_colours(moments: np.ndarray, patients: np.ndarray, space: ColourSpace = "hed") -> pd.DataFrame:
+    """`colour_statistics` of `colour_moments`."""
     columns = [f"{moment}_{channel}" for moment in ("mean", "square") for channel in space]
-    moments = np.concatenate([amounts.mean(axis=(1, 2)), (amounts**2).mean(axis=(1, 2))], axis=1)
-    table = pd.DataFrame(moments, columns=columns).groupby(images.patients).mean()
+    table = pd.DataFrame(moments, columns=columns).groupby(patients).mean()
     for channel in space:
         variance = table.pop(f"square_{channel}") - table[f"mean_{channel}"] ** 2
         table[f"sd_{channel}"] = np.sqrt(variance.clip(lower=0))

@@ -22,6 +22,7 @@ from stedm.evaluation.figures import Overlay, PatientExamples, StyleGrid, StyleS
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.next_steps import next_steps
 from stedm.evaluation.numbers import interval, p_value, percent, shown, signed
+from stedm.evaluation.quality_text import png_url
 from stedm.evaluation.stats import summarise
 from stedm.evaluation.training_log import TrainingCurve
 from stedm.evaluation.verdict import LIKE_FOR_LIKE, Verdict, find, judge
@@ -86,18 +87,23 @@ def write_report(
     evaluation: EvaluationConfig | None = None,
     distances: pd.Series | None = None,
     run: str | None = None,
+    quality: dict | None = None,
+    closest_pairs: Path | None = None,
 ) -> dict:
     """Write counts.parquet, per_patient.csv, summary.json and report.html into `folder`; returns the summary.
 
     counts: the table of `stedm.evaluation.counts`, all arms and seeds. notes: short facts shown under the title.
     provenance: versions and fingerprints. distances: of each patient from the annotated ones (`stain_distance`),
-    where the patient is the unit. run: the run folder as commands name it, for what to do next.
+    where the patient is the unit. run: the run folder as commands name it, for what to do next. quality: of the
+    synthetic images, with the picture of its closest pairs (docs/quality.md).
     report.html comes last: where it stands, the report is complete.
     """
     folder, evaluation = Path(folder), evaluation or EvaluationConfig()
     if counts.empty:
         raise StedmError(f"{folder}: nothing was scored, so there is nothing to report")
     summary = summarise(counts, evaluation)
+    if quality is not None:
+        summary["quality"] = quality
     patients = per_patient(pool_units(counts, evaluation.unit))
     if distances is not None and evaluation.unit == "patient" and distances.notna().any():
         patients[stain_distance.COLUMN] = patients["patient_id"].map(distances)
@@ -110,7 +116,8 @@ def write_report(
     write_json(folder / "summary.json", summary)
     write_manifest(folder, {name: folder / name for name in ("counts.parquet", "per_patient.csv", "summary.json")})
     facts = {"Split": evaluation.split} | (notes or {})
-    html = render(counts, summary, evaluation, title, facts, config_yaml, provenance, panels, patients, run)
+    how = (config_yaml, provenance, panels, patients, run, closest_pairs)
+    html = render(counts, summary, evaluation, title, facts, *how)
     write_text(folder / "report.html", html)
     return summary
 
@@ -126,6 +133,7 @@ def render(
     panels: ReportPanels | None = None,
     patients: pd.DataFrame | None = None,
     run: str | None = None,
+    closest_pairs: Path | None = None,
 ) -> str:
     """The HTML of a report; every text from outside is escaped by the template engine.
 
@@ -143,6 +151,7 @@ def render(
         "verdict": verdict,
         "steps": next_steps(summary, run) if run is not None else [],
         "summary": summary,
+        "closest_pairs": png_url(closest_pairs),
         "unit": unit,
         "units": evaluation.units,
         "facts": sections.facts(counts, summary, evaluation.units, images) | (notes or {}),

@@ -40,6 +40,7 @@ def summary_text(summary: dict[str, Any]) -> str:
                 ]
             )
         tables.append(_table(rows))
+    tables += [_wrapped(f"warning: {line}") for line in summary.get("quality", {}).get("warnings", [])]
     return "\n\n".join(tables)
 
 

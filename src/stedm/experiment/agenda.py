@@ -36,6 +36,7 @@ class _Agenda:
         last, paints = self.experiment.last_round, any(map(uses_synthetic, self.experiment.arms))
         if paints:
             self._synthetic(last)
+            self._quality()
         for seed in self.config.segmentation.seeds:
             for arm in self.experiment.arms:
                 if not is_trained(self.folder / "segmenters" / arm / f"seed-{seed}"):
@@ -59,6 +60,15 @@ class _Agenda:
         if of.before is not None and self.config.rounds.predicted:
             self._predicted(of)
         self._add(f"draw synthetic images{of.suffix}", "draw", self._painting(self.config.synthesis.n_images))
+
+    def _quality(self) -> None:
+        """The look at the images, and before it the segmenter that looks."""
+        arm, seed = self.experiment.real_arm, self.config.segmentation.seeds[0]
+        if arm is not None and not is_trained(self.folder / "segmenters" / arm / f"seed-{seed}"):
+            self._add(f"segmenter {arm}, seed {seed}", "segmenter", self._training(arm))
+        if not (self.folder / "quality.json").is_file():
+            images = self.config.synthesis.n_images + len(self.context.annotated) + len(self.context.unlabeled)
+            self._add("look at synthetic images", "look", _PREDICT * images)
 
     def _model(self, of: Round) -> None:
         before, rounds = of.before, self.config.rounds

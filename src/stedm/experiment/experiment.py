@@ -13,6 +13,8 @@ RUN/rounds/R/                       what the rounds before the last made, with t
     plan.parquet synthetic/             the plan and its images, a dataset folder
 RUN/style_bank.parquet              style vectors of the unannotated patients under the last model
 RUN/progress/                       images to look at, painted as the diffusion model trained
+RUN/quality.json quality_closest.png
+                                    what the synthetic images are worth: layouts, styles, copies
 RUN/latents/                        cached latents of the training images, where asked for; may be deleted
 RUN/self_training/ARM/round-R/      teachers of the self-training arms and their labels
 RUN/segmenters/ARM/seed-K/          one network per arm and seed, with its counts
@@ -47,6 +49,9 @@ from stedm.io.artefacts import read_json
 from stedm.io.manifest import verify
 from stedm.progress import Reporter
 from stedm.segmentation.model import build_segmenter
+
+REAL_ARMS: tuple[Arm, ...] = ("real+stain", "real")
+"""Of annotated images alone; the first that a run has judges its synthetic images."""
 
 
 class Experiment:
@@ -84,6 +89,7 @@ class Experiment:
         self.reporter.expect(agenda(self))
         if any(map(uses_synthetic, self.arms)):
             self.last_round.synthetic()
+            self.quality()
         self.train_segmenters()
         return self.report()
 
@@ -149,6 +155,26 @@ class Experiment:
             self.reporter.say(hint)
         parts = [context.annotated, context.unlabeled, held_out]
         self.reporter.say(squares_text(parts, self.config.data.side))
+
+    def quality(self) -> dict[str, Any] | None:
+        """What the synthetic images are worth, looked at once; None where there are none."""
+        from stedm.experiment.quality import look_at_synthetic
+
+        if not self.last_round.is_drawn:
+            return None
+        return look_at_synthetic(self.context, self.last_round.synthetic(), self._segmenter_of_real_images())
+
+    @property
+    def real_arm(self) -> Arm | None:
+        """The arm of annotated images alone whose first segmenter judges synthetic images."""
+        return next((arm for arm in REAL_ARMS if arm in self.arms), None)
+
+    def _segmenter_of_real_images(self) -> Path | None:
+        """One that has learned from annotated images alone: of an arm, trained now, or a voter of the first round."""
+        if self.real_arm is not None:
+            return self.train_segmenter(self.real_arm, self.config.segmentation.seeds[0])
+        teacher = self.folder / "teachers" / "seed-0"
+        return teacher / "model" if is_trained(teacher) and self.last_round.first.voters.arm in REAL_ARMS else None
 
     # ---- segmentation ---------------------------------------------------------------------------------------------
 
@@ -218,8 +244,10 @@ class Experiment:
     def _report(self, folder: Path, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
         """With `pseudonyms` no id of a patient and no path is in it."""
         from stedm.evaluation.panels import report_panels
+        from stedm.evaluation.quality_files import PICTURE
         from stedm.evaluation.report import write_report
         from stedm.evaluation.stain_distance import stain_distance
+        from stedm.experiment.quality import for_report
 
         has_model, context, last = (self.folder / "model").is_dir(), self.context, self.last_round
         sets = (context.annotated, context.unlabeled, context.held_out)
@@ -227,6 +255,7 @@ class Experiment:
         counts, notes, config = self.counts(), self._notes(pseudonyms), to_yaml(self.config)
         provenance, run = read_provenance(self.folder), str(self.folder)
         agreed, doubted = self._agreement()
+        quality = self.quality()
         if pseudonyms is not None:
             sets, counts = [pseudonyms.dataset(part) for part in sets], pseudonyms.table(counts)
             synthetic = synthetic and pseudonyms.dataset(synthetic)
@@ -263,6 +292,8 @@ class Experiment:
             evaluation=self.config.evaluation,
             distances=stain_distance(annotated, held_out),
             run=run,
+            quality=quality and for_report(quality, list if pseudonyms is None else pseudonyms.patients),
+            closest_pairs=self.folder / PICTURE if quality else None,
         )
 
     def _agreement(self) -> tuple[pd.DataFrame | None, list[str]]:

@@ -270,14 +270,15 @@ def claim(path: Path, text: str, is_mine: Callable[[str], bool], *, another: Cal
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write JSON atomically (NaN becomes null: JSON has no NaN)."""
-    write_text(path, json.dumps(_without_nan(value), indent=2, sort_keys=False) + "\n")
+    write_text(path, json.dumps(without_nan(value), indent=2, sort_keys=False) + "\n")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain values with None for NaN."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float) and value != value:
         return None
     return value
