@@ -8,7 +8,7 @@ import pytest
 from stedm.config import RunConfig, load_config
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.experiment.cost import cost, painting_memory, smallest_accumulate
+from stedm.experiment.cost import USABLE, cost, training_memory
 from stedm.experiment.experiment import Experiment
 from stedm.experiment.resolve import PUBLISHED, check_first_stage, first_stage_text, resolve, resolve_if_there
 
@@ -53,8 +53,8 @@ def test_with_an_autoencoder_it_fits_the_card_it_says(preset, autoencoder):
     assert counted.encoded == config.recolour.probability, "the latents of the others are kept"
     assert config.synthesis.sampling.nfe == 16
     # src/stedm/config/presets/gpu.yaml: the whole batch at once fits 16 GB.
-    assert smallest_accumulate(config, 2, "bf16")[False][16] == config.machine.accumulate == 1
-    assert painting_memory(config, 2, "bf16") < 10 * 2**30
+    assert (config.machine.accumulate, config.machine.activation_checkpointing) == (1, False)
+    assert training_memory(config, 2, "bf16").total < USABLE * 16 * 2**30
 
 
 def test_without_one_it_works_on_pixels_and_says_how_to_give_one(preset):
