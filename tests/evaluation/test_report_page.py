@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,10 @@ import pytest
 
 from stedm.config import DataConfig, EvaluationConfig, RunConfig, to_yaml
 from stedm.evaluation.counts import counts_table, with_groups
+from stedm.evaluation.quality_text import warnings_of
 from stedm.evaluation.report import Doubted, Overlay, PatientExamples, ReportPanels, StyleGrid, StyleStrip, write_report
 from stedm.evaluation.training_log import TrainingCurve
+from stedm.io.images import write_png
 
 ARMS = ("real", "real+stain", "ssl", "real+synthetic", "real+stain+synthetic", "real+stain+synthetic+ssl", "upper")
 LONG = ["x" * 60, "患者の名前がとても長い場合" * 3, "a_b-c.d/" * 8, "W" * 30, "patient 12, left breast, block 3 of 14"]
@@ -48,8 +51,46 @@ def page_file(tmp_path_factory):
         panels=_panels(rng, names, kinds),
         evaluation=EvaluationConfig(),
         run="runs/page",
+        quality=_quality(names),
+        closest_pairs=_picture(folder / "closest.png"),
     )
     return folder / "report.html"
+
+
+def _quality(names) -> dict:
+    """As `stedm.evaluation.assessment` finds it, of a set that is bad in every way."""
+    look = {"n_images": 512, "iou": 0.5, "ci": [0.486, 0.514], "per_class": dict.fromkeys(CLASSES[1:], 0.5)}
+    look |= {"iou_of_other_layouts": 0.434, "contrast": 0.011, "contrast_of_other_layouts": 0.003}
+    copies = {"copies": 12, "n": 1024, "rate": 12 / 1024, "ci": [0.006, 0.02]}
+    space = {**copies, "held_out": {**copies, "copies": 0}, "auth_pct": 70.0, "held_out_auth_pct": None}
+    quality = {
+        "n_images": 20_000,
+        "n_looked_at": {"synthetic": 1024, "annotated": 205, "unannotated": 1182, "held_out": 217},
+        "layout": {
+            "verdict": "ignored",
+            "share": 0.1,
+            "share_contrast": 0.01,
+            "synthetic": look,
+            "real": {"images": "held_out", **look},
+            "per_patient": dict.fromkeys(names, 0.5),
+        },
+        "style": {"verdict": "ignored", "mrr": 0.133, "ci": [0.095, 0.18], "real": 0.995, "chance": 0.211},
+        "stain_distance": {"value": 6.091, "ci": [5.978, 6.209], "real": 0.126, "next_patient": None},
+        "kid": {"value": 121.083, "ci": [112.242, 129.924], "held_out": None, "space": "features"},
+        "memorisation": {
+            "verdict": "copies",
+            "n_begun_at_real": 512,
+            "n_known": 1387,
+            "spaces": dict.fromkeys(("pixels", "texture", "features"), space),
+        },
+        "segmenter": "real+stain/seed-0/model",
+    }
+    return quality | {"warnings": warnings_of(quality)}
+
+
+def _picture(path) -> Path:
+    write_png(path, np.full((72, 10 * 36, 3), 90, np.uint8))
+    return path
 
 
 def _panels(rng, names, kinds) -> ReportPanels:

@@ -235,6 +235,7 @@ class Experiment:
         """Score, compare and write the report; returns the summary."""
         if (self.folder / "model").is_dir():
             self.last_round.style_bank()  # a stage of its own
+        self.quality()  # where several workers painted, nobody has looked yet
         with self.reporter.stage("score and report"):
             summary = self._report(self.folder / "report")
             if self.pseudonymise:
