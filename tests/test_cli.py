@@ -277,14 +277,16 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
             )
     with Image.open(next((tmp_path / "masks").glob("*.png"))) as mask:
         assert mask.mode == "P"
-    # Who names the run is told what is in it.
-    shown = _fails(capsys, "segment", run, root / "images", "-o", tmp_path / "m").splitlines()
-    assert shown == [f"stedm: {run}: is a run, not a segmenter; name one of its 1:", f"stedm:   {segmenter}"]
-    assert f"give {run / 'model'}" in _fails(
-        capsys, "generate", run, "--layout", layout, "--style", style, "-o", tmp_path / "two.png"
-    )
     assert "a/real" in (tmp_path / "ab" / "summary.json").read_text()
-    assert "mean IoU" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "mean IoU" in shown.out
+    assert "\nreport: " in shown.out
+    # Who names the run is told what is in it.
+    listed = _fails(capsys, "segment", run, root / "images", "-o", tmp_path / "m").splitlines()
+    assert listed[0] == f"stedm: {run}: is a run, not a segmenter; name one of its 1:"
+    assert listed[1].startswith(f"stedm:   {segmenter}  (mean IoU of the arm 0.")
+    wrong = "generate", run, "--layout", layout, "--style", style, "-o", tmp_path / "two.png"
+    assert f"give {run / 'model'}" in _fails(capsys, *wrong)
 
 
 def main_without_exit(arguments: list[str]) -> None:
