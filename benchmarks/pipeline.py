@@ -139,9 +139,9 @@ def many_images(root: Path, n: int, px: int) -> None:
 
 def begin(root: Path, run: Path) -> None:
     """What `Experiment.check` does with the files of a data set."""
-    dataset = DatasetFolder.open(root)
+    dataset, remembered = DatasetFolder.open(root), RememberedFacts(run / ".data_facts", root)
     parts = [in_squares(dataset.split(split)) for split in ("train", "unlabeled", "test")]
-    found = examine(root, read_unlabeled_masks=False, remembered=RememberedFacts(run / ".data_facts"))
+    found = examine(root, read_unlabeled_masks=False, remembered=remembered)
     assert not found.problems, found.problems[0]
     check_files(run, dataset, unlabeled_masks=False)
     squares_text(parts, 64)
