@@ -135,3 +135,16 @@ def test_masks_with_a_palette_are_read_as_indices(tmp_path):
         assert image.info["Software"] == "stedm test"
     assert (colours.max(axis=2) > 80).all()  # nothing looks black
     assert colours[1, 2].tolist() == [255, 255, 255]
+
+
+def test_the_head_of_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
+    opened, open_image = [], module.open_image
+    monkeypatch.setattr(module, "open_image", lambda path, *formats: opened.append(path) or open_image(path, *formats))
+    write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    assert [image_size(tmp_path, "a.png") for _ in range(3)] == 3 * [(8, 8)]
+    assert len(opened) == 1
+    write_png(tmp_path / "a.png", np.zeros((8, 16, 3), np.uint8))
+    assert image_size(tmp_path, "a.png") == (16, 8)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(StedmError, match="missing"):
+        image_size(tmp_path, "a.png")
