@@ -3,10 +3,10 @@
 python benchmarks/pipeline.py                       every part
 python benchmarks/pipeline.py stream -n 24          one of stream, need, start, png
 
-Rates are of processor time, so that other processes count little; load is printed. Images are phantom tissue of the
-size that is measured, several a slide. `from memory`: decoded before; `from PNG`: nothing is held, each image is read
-and decoded again. Batches are put together as workers of the data loader do it; their way to the training process is
-not in it.
+Rates are of processor time; a core that is shared makes fewer, so that the load is printed. Images are phantom tissue
+(H&E) of the size that is measured, several a slide. `from memory`: decoded before; `from PNG`: nothing is held, each
+image is read and decoded again. Batches are put together as workers of the data loader do it; their way to the training
+process is not in it.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def processor_seconds(action: Callable[[], object]) -> float:
 
 def phantom(root: Path, px: int, images: int = 12) -> Path:
     if not root.exists():
-        make_phantom(PhantomConfig(image_px=px, patients={"train": 2}, images_per_patient=images), root)
+        make_phantom(PhantomConfig(stain="he", image_px=px, patients={"train": 2}, images_per_patient=images), root)
     return root
 
 
@@ -139,9 +139,9 @@ def many_images(root: Path, n: int, px: int) -> None:
 
 def begin(root: Path, run: Path) -> None:
     """What `Experiment.check` does with the files of a data set."""
-    dataset = DatasetFolder.open(root)
+    dataset, remembered = DatasetFolder.open(root), RememberedFacts(run / ".data_facts", root)
     parts = [in_squares(dataset.split(split)) for split in ("train", "unlabeled", "test")]
-    found = examine(root, read_unlabeled_masks=False, remembered=RememberedFacts(run / ".data_facts"))
+    found = examine(root, read_unlabeled_masks=False, remembered=remembered)
     assert not found.problems, found.problems[0]
     check_files(run, dataset, unlabeled_masks=False)
     squares_text(parts, 64)

@@ -26,7 +26,7 @@ def examined(tiny_dataset, tmp_path):
     """Function: what an examination finds, with what the ones before it have left; the folder is its `root`."""
 
     def run(**options):
-        return examine(run.root, remembered=RememberedFacts(tmp_path / "facts"), **options)
+        return examine(run.root, remembered=RememberedFacts(tmp_path / "facts", run.root), **options)
 
     run.root = tiny_dataset()
     return run

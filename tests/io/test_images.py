@@ -145,3 +145,16 @@ def test_no_two_classes_look_the_same_in_a_mask_that_stedm_writes(tmp_path):
     assert np.array_equal(read_mask_file(tmp_path, "mask.png"), values)
     with Image.open(tmp_path / "mask.png") as image:
         assert image.mode == "P"
+
+
+def test_the_head_of_a_file_is_read_again_only_where_it_has_changed(tmp_path, monkeypatch):
+    opened, open_image = [], module.open_image
+    monkeypatch.setattr(module, "open_image", lambda path, *formats: opened.append(path) or open_image(path, *formats))
+    write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    assert [image_size(tmp_path, "a.png") for _ in range(3)] == 3 * [(8, 8)]
+    assert len(opened) == 1
+    write_png(tmp_path / "a.png", np.zeros((8, 16, 3), np.uint8))
+    assert image_size(tmp_path, "a.png") == (16, 8)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(StedmError, match="missing"):
+        image_size(tmp_path, "a.png")

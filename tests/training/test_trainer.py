@@ -86,7 +86,7 @@ def test_any_number_of_workers_gives_the_same_weights(tmp_path, stop):
 def test_workers_are_automatic_beside_a_gpu_only(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     assert resolve_workers(None, CPU) == 0
-    assert resolve_workers(None, torch.device("cuda"), processes=1) == 4
+    assert resolve_workers(None, torch.device("cuda"), processes=1) == 8
     assert resolve_workers(None, torch.device("cuda"), processes=8) == 1
     assert resolve_workers(3, CPU) == 3
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])

@@ -227,7 +227,7 @@ class _Reader:
         try:
             if self.remembered is None:
                 return read(self.root, name, self._one_at_a_time)
-            return self.remembered.of(kind, self.root, name, lambda: read(self.root, name, self._one_at_a_time))
+            return self.remembered.of(kind, name, lambda: read(self.root, name, self._one_at_a_time))
         except StedmError as error:
             problems.append(str(error))
             return None

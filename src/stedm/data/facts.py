@@ -12,7 +12,7 @@ import pandas as pd
 
 from stedm.errors import StedmError
 from stedm.io.artefacts import Column, read_parquet, write_parquet
-from stedm.io.images import FileFacts
+from stedm.io.images import FileFacts, note_size
 from stedm.io.manifest import stamp_of
 from stedm.version import __version__
 
@@ -30,17 +30,21 @@ class RememberedFacts:
 
     Args:
         path: where they are written by `save`; a file there that isn't readable, or of another version, is ignored.
+        root: folder of the files.
     """
 
-    def __init__(self, path: Path):
-        self.path, self._known, self._changed = path, _read(path), False
+    def __init__(self, path: Path, root: Path):
+        self.path, self.root, self._known, self._changed = path, root, _read(path), False
+        for (kind, name), (stamp, facts) in self._known.items():
+            if kind == "image":
+                note_size(root, name, stamp, facts.size)
         self._seen: dict[_Key, tuple[_Stamp, FileFacts]] = {}
 
-    def of(self, kind: str, root: Path, name: str, decode: Callable[[], FileFacts]) -> FileFacts:
-        """Facts of a file of a folder, by `decode` where they are not known or the file has changed."""
+    def of(self, kind: str, name: str, decode: Callable[[], FileFacts]) -> FileFacts:
+        """Facts of a file, by `decode` where they are not known or the file has changed."""
         key = kind, name
         try:
-            stamp = stamp_of(root / name)
+            stamp = stamp_of(self.root / name)
         except (OSError, ValueError):
             return decode()  # which says what is wrong
         if key in self._known and self._known[key][0] == stamp:

@@ -121,13 +121,14 @@ class Experiment:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
         context = self.context
         root = context.dataset.root
+        remembered = RememberedFacts(self.folder / ".data_facts", root)  # first: sizes are asked for from here on
         found = examine(
             root,
             read_unlabeled_masks="upper" in self.arms,
             unseen_categories=self.config.data.unseen_categories,
             annotated=set(files_of(context.annotated)),
             scored_split=self.config.evaluation.split,
-            remembered=RememberedFacts(self.folder / ".data_facts"),
+            remembered=remembered,
         )
         for line in found.warnings:
             self.reporter.say(f"warning: {line}")

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing
+from stedm.io.manifest import stamp_of
 from stedm.version import __version__
 
 # RGB of classes on stained tissue, by index; the first is the background.
@@ -45,6 +46,7 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 _LARGE_PX = 4_000_000
+_sizes: dict[str, tuple[tuple[int, int, int] | None, tuple[int, int]]] = {}
 LARGEST_PX = 50_000_000
 """Pixels of an image file of a dataset; what is larger is a slide. Decoding such an image takes 0.4 GB."""
 LARGEST_WHOLE_PX = 1 << 27
@@ -177,9 +179,25 @@ def resized(image: np.ndarray, image_px: int | None) -> np.ndarray:
 
 
 def image_size(root: Path, name: str) -> tuple[int, int]:
-    """(width, height) of an image file as `read_image_file` gives it; only the head of the file is read."""
-    with _opened_image(root, name) as image:
-        return _shown_size(image)
+    """(width, height) of an image file as `read_image_file` gives it; only the head of the file is read.
+
+    Once in a process, and again if the file changes.
+    """
+    path = str(root / name)
+    try:
+        stamp = stamp_of(path)
+    except (OSError, ValueError):
+        stamp = None  # what follows says why
+    known = _sizes.get(path)
+    if known is None or known[0] != stamp:
+        with _opened_image(root, name) as image:
+            known = _sizes[path] = stamp, _shown_size(image)
+    return known[1]
+
+
+def note_size(root: Path, name: str, stamp: tuple[int, int, int], size: tuple[int, int]) -> None:
+    """Tell `image_size` what was found in a file when it had this stamp (`stedm.io.manifest.stamp_of`)."""
+    _sizes[str(root / name)] = stamp, size
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
