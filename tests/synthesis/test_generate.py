@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from stedm import StyleDiffusion
+from stedm.cli import main
 from stedm.config import (
     DenoiserConfig,
     DiffusionConfig,
@@ -288,6 +289,20 @@ def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan,
         assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
     assert pickling_pool.pieces == 6
     assert seen[-1] == (22, 22)
+    assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+
+
+def test_the_command_line_gives_batches_to_workers(model, plan, tmp_path, pickling_pool, monkeypatch):
+    asked = []
+    monkeypatch.setattr("stedm.workers.pool.make_pool", lambda *given: asked.append(given) or pickling_pool)
+    model.save_pretrained(tmp_path / "model")
+    synthesize(model, plan, tmp_path / "whole")
+    command = ["synthesize", tmp_path / "model", tmp_path / "plan.parquet", "-o", tmp_path / "out", "--workers", "3"]
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, command)))
+    assert end.value.code == 0
+    assert asked == [("local", 3)]
+    assert pickling_pool.pieces == 6
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
