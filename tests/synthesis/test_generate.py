@@ -293,7 +293,7 @@ def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan,
 
 
 def test_the_command_line_gives_batches_to_workers(model, plan, tmp_path, pickling_pool, monkeypatch):
-    asked = []
+    asked, model.precision = [], "auto"
     monkeypatch.setattr("stedm.workers.pool.make_pool", lambda *given: asked.append(given) or pickling_pool)
     model.save_pretrained(tmp_path / "model")
     synthesize(model, plan, tmp_path / "whole")
