@@ -12,6 +12,7 @@ from PIL import Image
 from stedm.app.files import read_layout, read_style
 from stedm.app.opened import open_folder
 from stedm.app.painting import Order, Painting, Recipe, Style, agreement
+from stedm.config import MachineConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.io.images import class_palette, write_png
@@ -40,6 +41,15 @@ def test_layout_and_style_each_change_the_image(painting):
     assert np.array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
     assert not np.array_equal(images[0], images[3])
+
+
+def test_networks_run_where_the_app_was_told(run, elsewhere):
+    opened = open_folder(run)
+    opened.machine = MachineConfig(device="cuda:7")
+    with elsewhere():
+        painting = Painting(opened)
+        painting.paint(order(painting.layout_of(Recipe(kind="resample", row=0))))
+        opened.segmenter(opened.judge).predict(np.zeros((32, 32, 3), np.uint8))
 
 
 def test_a_mix_begins_at_one_patient_and_ends_at_the_other(painting):

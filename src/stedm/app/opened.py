@@ -20,7 +20,6 @@ from stedm.experiment.context import RunContext
 from stedm.experiment.folder import read_provenance
 from stedm.progress import Reporter
 from stedm.segmentation.segmenter import Segmenter
-from stedm.training.device import choose_device
 
 INDEPENDENT = ("real+stain", "real", "ssl", "self-training")
 """Arms that never saw a painted image, the best judge first."""
@@ -76,8 +75,7 @@ class Opened:
         """The segmenter of an arm, read when it is first needed."""
         if arm not in self.segmenters:
             raise StedmError(f"{self.folder}: has no segmenter of arm {arm}")
-        device = choose_device(self.machine.device)
-        return self.once(f"segmenter {arm}", lambda: Segmenter.from_pretrained(self.segmenters[arm]).to(device))
+        return self.once(f"segmenter {arm}", lambda: Segmenter.from_pretrained(self.segmenters[arm]).on(self.machine))
 
     def images(self, name: str) -> ImageCache:
         """One of `sets`; `StedmError` where it isn't there."""

@@ -28,7 +28,7 @@ from stedm.segmentation.scale import refuse_useless_mpp
 from stedm.segmentation.slide_sources import SlideSource, slides_in
 from stedm.segmentation.train import train_segmenter
 from stedm.segmentation.whole_slide import segment_slides
-from stedm.training.device import move
+from stedm.training.device import move, place
 from stedm.training.trainer import Progress
 
 Dataset = DatasetFolder | str | Path
@@ -141,6 +141,11 @@ class Segmenter:
     def to(self, device: str | torch.device) -> "Segmenter":
         """Move the network."""
         move(self.network, device)
+        return self
+
+    def on(self, machine: MachineConfig) -> "Segmenter":
+        """Move the network to the device of `machine`, where it predicts in its precision."""
+        place(self.network, machine)
         return self
 
     def predict(self, images: np.ndarray, *, mpp: float | None = None) -> np.ndarray:
