@@ -16,7 +16,7 @@ from stedm.diffusion.codec import AutoencoderCodec
 from stedm.diffusion.ldm_checkpoint import VQ_F4
 from stedm.diffusion.objective import BETAS
 from stedm.diffusion.train import make_denoiser, train_diffusion
-from stedm.experiment.cost import cost
+from stedm.experiment.cost import USABLE, cost, training_memory
 from stedm.segmentation.model import build_segmenter
 from stedm.training import trainer
 
@@ -60,6 +60,12 @@ def test_sizes_are_those_of_the_paper(name):
     for figure in (counted.parameters["U-Net"], counted.parameters["total"], round(counted.flops_per_sample / 1e9, 1)):
         assert f"{figure:,}" in page, "the page isn't what the command prints"
     assert counted.flops_per_call == pytest.approx(872e9, rel=0.01)
+
+
+def test_training_fits_the_card_that_the_preset_names():
+    config = preset("her2")
+    assert (config.machine.accumulate, config.machine.activation_checkpointing) == (8, True)
+    assert training_memory(config, 2, config.machine.precision).total < USABLE * 24 * 2**30
 
 
 def test_the_segmenter_is_built_with_a_word_about_its_licence():

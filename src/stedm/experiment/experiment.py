@@ -49,6 +49,7 @@ from stedm.io.artefacts import read_json
 from stedm.io.manifest import verify
 from stedm.progress import Reporter
 from stedm.segmentation.model import build_segmenter
+from stedm.training.tracker import require_tracker
 
 REAL_ARMS: tuple[Arm, ...] = ("real+stain", "real")
 """Of annotated images alone; the first that a run has judges its synthetic images."""
@@ -138,6 +139,7 @@ class Experiment:
             for arm in self.arms:
                 if uses_ssl(arm) or uses_self_training(arm) or uses_synthetic(arm):
                     raise StedmError(f"{root}: no unlabeled patients; leave {arm} out of segmentation.arms")
+        require_tracker(self.config.machine.tracker)
         # An encoder that doesn't exist should stop the run now, not after hours of diffusion training.
         build_segmenter(self.config.segmentation, len(context.dataset.info.classes))
         if any(map(uses_synthetic, self.arms)) and not (self.folder / "model").is_dir():
