@@ -427,9 +427,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: bad input becomes one clear line on stderr and status 1."""
+    given = expand_lists(sys.argv[1:] if arguments is None else arguments)
     try:
         with terminable():
-            return as_one(lambda: app(expand_lists(sys.argv[1:] if arguments is None else arguments)), at_end=True)
+            # By its name also where it runs as `python -m stedm`: completion goes by it.
+            return as_one(lambda: app(given, prog_name="stedm"), at_end=True)
     except Interrupted as interrupted:
         _end("interrupted; run the same command again to resume", interrupted.status)
     except Exception as error:
