@@ -23,9 +23,11 @@ function plot() {
   scored.sort((p, q) => (p.iou[b] ?? -1) - (q.iou[b] ?? -1) || (p.iou[a] ?? -1) - (q.iou[a] ?? -1));
   const width = 620, height = 250, left = 34, right = 8, top = 10, bottom = 22;
   const x = (i) => left + (width - left - right) * (i + 0.5) / scored.length;
-  const y = (value) => top + (height - top - bottom) * (1 - value);
+  // From the quarter below the worst patient.
+  const least = Math.min(0.75, Math.floor(4 * Math.min(...scored.flatMap(({ iou }) => [iou[a] ?? 1, iou[b] ?? 1]))) / 4);
+  const y = (value) => top + (height - top - bottom) * (1 - value) / (1 - least);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `IoU per patient, ${b} and ${a}` });
-  for (const tick of [0, 0.25, 0.5, 0.75, 1]) {
+  for (const tick of [0, 0.25, 0.5, 0.75, 1].filter((value) => value >= least)) {
     svg.append(drawn("line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "grid" }), drawn("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(2)));
   }
   scored.forEach((patient, i) => {

@@ -48,7 +48,7 @@ function showAreas() {
     swatch.style.background = place > 0 ? `rgb(${told.colours[place]})` : "transparent";
     return make("tr", {}, make("td", {}, swatch, row.class), make("td", {}, number.format(row.area_mm2)), make("td", {}, `${Math.round(100 * row.fraction)} %`));
   });
-  const head = make("tr", {}, make("th", {}, "class"), make("th", {}, "mm²"), make("th", {}, "tissue"));
+  const head = make("tr", {}, make("th", {}, "class"), make("th", {}, "mm²"), make("th", {}, "of tissue"));
   const link = make("a", { className: "button", href: `/api/slides/${index}/geojson?${arm()}`, download: "" }, "Download GeoJSON");
   $("#areas").replaceChildren(make("table", { className: "key" }, make("thead", {}, head), make("tbody", {}, ...rows)), link);
 }
