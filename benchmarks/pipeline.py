@@ -29,9 +29,10 @@ from stedm.data.facts import RememberedFacts
 from stedm.data.folder import DatasetFolder, write_metadata, write_png
 from stedm.data.memory import CacheBudget
 from stedm.data.squares import in_squares, squares_text
+from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import DiffusionSamples, DrawnSamples
-from stedm.experiment.cost import cost
+from stedm.experiment.cost import _running, flops_of
 from stedm.experiment.inputs import check_files
 from stedm.io.images import read_image_file
 from stedm.phantom.cohort import make_phantom
@@ -104,12 +105,19 @@ def configurations(folder: Path) -> dict[tuple[str, int], RunConfig]:
     return {("paper", 512): load_config(PAPER, []), ("gpu", 256): load_config(folder / "gpu.yaml", folded, "gpu")}
 
 
+def flops_per_sample(config: RunConfig) -> int:
+    """As `stedm.experiment.cost.cost` counts them, without the memory, which takes longest."""
+    with _running(config, 2) as run:
+        encoded = 0 if isinstance(run.codec, PixelCodec) else flops_of(lambda: run.encode(1))
+        return encoded + flops_of(lambda: run.denoising_loss(1).backward())
+
+
 def need(folder: Path, found: dict[tuple[str, int, bool], float]) -> None:
     print("\nneeded / delivered: below 1 the GPU waits for nothing; delivered = workers x the rate of one core")
     print(f"{'preset':8}{'px':>4}{'GFLOP a sample':>16}{'GPU':>6}{'needs':>10}", end="")
     print("".join(f"{f'{n} workers, {where}':>19}" for n in WORKERS for where in ("memory", "PNG")))
     for (name, px), config in configurations(folder).items():
-        flops = cost(config, 2).flops_per_sample
+        flops = flops_per_sample(config)
         for gpu, (peak, used) in GPUS.items():
             needed = peak * used / flops
             ratios = [needed / (n * found[name, px, where]) for n in WORKERS for where in (True, False)]

@@ -157,11 +157,11 @@ def _draw_piece(painter: "_Painter", folder: Path, batch: pd.DataFrame) -> None:
 
 
 def _writer(folder: Path, description: str) -> Writer:
-    """Writes images and masks by id. At level 1 a noisy image takes a fifth of the time of the usual 6."""
+    """Writes images and masks by id."""
 
     def write(image_id: str, image: np.ndarray, mask: np.ndarray) -> None:
         write_png(folder / _mask_name(image_id), mask, palette=class_palette())
-        write_png(folder / _image_name(image_id), image, compress_level=1, software=_SOFTWARE, description=description)
+        write_png(folder / _image_name(image_id), image, software=_SOFTWARE, description=description)
 
     return Writer(write)
 
