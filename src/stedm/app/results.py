@@ -44,13 +44,13 @@ def overview(opened: Opened, painting: Painting) -> dict[str, Any]:
     arms = list(summary["arms"])
     return {
         "headline": told.headline,
-        "tone": told.tone,
+        "tone": told.shade,
         "sentences": told.sentences,
         "pair": list(told.pair or (arms[-1], arms[0])),
         "arms": [{"name": arm, "iou": summary["arms"][arm]["iou_mean"]} for arm in arms],
         "patients": _patients(opened, painting, scores),
         "contradicted": _contradicted(opened, painting),
-        "quality": _flat(summary.get("quality") or {}),
+        "quality": _quality(summary.get("quality") or {}),
         "unit": opened.config.evaluation.unit,
     }
 
@@ -90,16 +90,21 @@ def _contradicted(opened: Opened, painting: Painting) -> list[dict[str, Any]] | 
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[list[Any]]:
-    """Single values of a nested mapping, as [name, value]."""
-    found: list[list[Any]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            found += _flat(value, f"{name}, ")
-        elif isinstance(value, str | int | float | bool):
-            found.append([name, value])
-    return found
+def _quality(found: dict[str, Any]) -> dict[str, Any]:
+    """Of what `stedm quality` measured the warnings, and rows [measure, synthetic, real, chance]; those it has."""
+    layout, style, stains, kid, copies = (
+        found.get(name) or {} for name in ("layout", "style", "stain_distance", "kid", "memorisation")
+    )
+    made, real = layout.get("synthetic") or {}, layout.get("real") or {}
+    rows = [
+        ["layout IoU, by the segmenter", made.get("iou"), real.get("iou"), made.get("iou_of_other_layouts")],
+        ["own patient found, mean reciprocal rank", style.get("mrr"), style.get("real"), style.get("chance")],
+        ["stain distance, 0 = alike", stains.get("value"), stains.get("real"), stains.get("next_patient")],
+        ["KID, 0 = alike", kid.get("value"), kid.get("held_out"), None],
+    ]
+    for name, space in (copies.get("spaces") or {}).items():
+        rows.append([f"part that copies training images, {name}", space.get("rate"), None, None])
+    return {"warnings": found.get("warnings") or [], "rows": [row for row in rows if row[1] is not None]}
 
 
 def patient(opened: Opened, painting: Painting, name: str, number: int) -> dict[str, Any]:

@@ -72,11 +72,13 @@ function asides() {
       button.addEventListener("click", () => showPatient("unlabeled", number, { id, category, iou: {} }));
       return button;
     }));
-    parts.push(make("h2", {}, "Whom to annotate next"), make("p", { className: "soft" }, "Unannotated patients, and how far the segmenters of two rounds agree about them. Those in orange contradict each other: their masks would teach most."), list);
+    parts.push(make("h2", {}, "Whom to annotate next"), make("p", { className: "soft" }, "Unannotated patients, and how far the segmenters of two rounds agree about them. " + (run.contradicted.some(({ doubted }) => doubted) ? "Those in orange contradict each other: their masks would teach most." : "The first ones would teach most.")), list);
   }
-  if (run.quality.length) {
-    const rows = run.quality.map(([name, value]) => make("tr", {}, make("td", {}, name), make("td", {}, typeof value === "number" ? String(Number(value.toPrecision(3))) : String(value))));
-    parts.push(make("h2", {}, "Quality of the painted images"), make("table", {}, make("tbody", {}, ...rows)));
+  const { rows, warnings } = run.quality;
+  if (rows.length || warnings.length) {
+    const cells = (kind, values) => make("tr", {}, ...values.map((value) => make(kind, {}, typeof value === "number" ? value.toFixed(3) : value ?? "–")));
+    const table = make("table", { id: "quality" }, make("thead", {}, cells("th", ["measure", "synthetic", "real", "chance"])), make("tbody", {}, ...rows.map((row) => cells("td", row))));
+    parts.push(make("h2", {}, "Quality of the painted images"), ...warnings.map((text) => make("p", { className: "warning" }, text)), table);
   }
   $("#asides").replaceChildren(...parts);
 }
