@@ -1,7 +1,7 @@
 """Does the stream of samples feed a GPU? Samples a second of one core, what a GPU needs, how long a run takes to start.
 
 python benchmarks/pipeline.py                       every part
-python benchmarks/pipeline.py stream -n 24          one of stream, need, start, png
+python benchmarks/pipeline.py stream -n 24          one of stream, need, start, png, imports
 
 Rates are of processor time; a core that is shared makes fewer, so that the load is printed. Images are phantom tissue
 (H&E) of the size that is measured, several a slide. `from memory`: decoded before; `from PNG`: nothing is held, each
@@ -12,6 +12,8 @@ process is not in it.
 import argparse
 import itertools
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -193,9 +195,23 @@ def png(folder: Path, n: int) -> None:
     print(f"  tissue of a patch: {ms(n, partial(tissue_fraction, patch)):.2f}")
 
 
+# ---- imports --------------------------------------------------------------------------------------------------------
+
+
+def imports() -> None:
+    print("\nimport, in a process of its own")
+    for module in ("torch", "stedm.experiment.experiment"):
+        # Not ru_maxrss, which a process has from the one that started it.
+        peak = "kb = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))"
+        show = "print(f'{time.process_time():.1f} s of processor, {int(kb) / 1e6:.2f} GB')"
+        code = f"import {module}, time; {peak}; {show}"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        print(f"  {module:30}{found.stdout.strip()}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=("stream", "need", "start", "png"))
+    parser.add_argument("part", nargs="?", choices=("stream", "need", "start", "png", "imports"))
     parser.add_argument("-n", type=int, default=48, help="samples of a rate")
     parser.add_argument("--images", type=int, default=2000, help="of the data set that a run starts with")
     asked = parser.parse_args()
@@ -208,6 +224,8 @@ def main() -> None:
                 need(folder, found)
         if asked.part in (None, "png"):
             png(folder, max(4, asked.n // 4))
+        if asked.part in (None, "imports"):
+            imports()
         if asked.part in (None, "start"):
             start(folder, asked.images)
 

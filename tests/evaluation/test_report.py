@@ -261,7 +261,9 @@ def test_wrong_pixels_are_tinted_and_unknown_ones_are_not():
 def test_what_to_do_next_comes_with_commands(tmp_path):
     scores = {"real": BASE, "real+synthetic": BASE + 0.05, "upper": BASE + 0.1}
     summary = summarise(make_counts(scores, seeds=[3]), CONFIG) | {"contradicted": [f"u{i}" for i in range(7)]}
-    use, annotate, seeds = next_steps(summary, "runs/my run")
+    summary["quality"] = {"warnings": ["The synthetic images ignore their layouts."]}
+    use, longer, annotate, seeds = next_steps(summary, "runs/my run")
+    assert longer.command.endswith("-o 'runs/my run'-longer --set diffusion.steps=N")
     assert use.command == "stedm segment 'runs/my run'/segmenters/real+synthetic/seed-3/model IMAGES -o MASKS"
     assert annotate.text.startswith("Annotate next: u0, u1, u2, u3, u4, ....")
     assert "--set 'segmentation.seeds=[3,4,5]'" in seeds.command

@@ -28,6 +28,12 @@ def next_steps(summary: dict, run: str) -> list[Step]:
         model = f"{run}/segmenters/{best}/seed-{usable[best]['seeds'][0]}/model"
         text = f"Use the network of the arm with the highest mean here, {best}"
         steps.append(Step(text, f"stedm segment {model} IMAGES -o MASKS"))
+    if summary.get("quality", {}).get("warnings"):
+        text = (
+            "The synthetic images are not what was asked for: have the diffusion model learn for longer, N being "
+            "several times its steps"
+        )
+        steps.append(Step(text, f"stedm run {run}/config.yaml -o {run}-longer --set diffusion.steps=N"))
     if doubted := summary.get("contradicted"):
         named = ", ".join(doubted[:MOST_NAMED]) + (", ..." if len(doubted) > MOST_NAMED else "")
         text = (
