@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("config", type=Path)
     made.add_argument("-o", dest="folder", type=Path, required=True)
     made.add_argument("--seeds", nargs="+", type=int, required=True)
-    made.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE")
+    made.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     table = verbs.add_parser("table", help="one report of all cohorts")
     table.add_argument("folder", type=Path)
     table.add_argument("-o", dest="target", type=Path, required=True)
