@@ -1,6 +1,6 @@
 """Pictures of `stedm app` for the pages, taken in Debian's Chromium.
 
-    stedm run benchmarks/app_screenshots.yaml -o runs/app
+    stedm run configs/app_screenshots.yaml -o runs/app
     python benchmarks/app_screenshots.py runs/app -o docs/app
 
 Needs the extra `app`, Playwright and /usr/bin/chromium. The slide is a phantom of a test patient of the run.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import slide_chain
-import stedm.experiment.rounds
+import stedm.diffusion.train
 from slide_chain import Size, compare, passed, run_chain, tile_counts, write_cohort
 
 SMALL = Size(1024, train=1, unlabeled=1, val=1, test=1, tile_px=32, diffusion_steps=4, segmenter_steps=40)
@@ -19,10 +19,10 @@ MODEL = "run/segmenters/real+synthetic/seed-0/model"
 def chain(tmp_path_factory):
     """Folder, result, and the images that the training of the diffusion model was given as styles only."""
     folder, shown = tmp_path_factory.mktemp("chain"), []
-    train = stedm.experiment.rounds.train_diffusion
+    train = stedm.diffusion.train.train_diffusion
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            stedm.experiment.rounds,
+            stedm.diffusion.train,
             "train_diffusion",
             lambda *a, **k: shown.append(k["style_sources"]) or train(*a, **k),
         )

@@ -14,13 +14,13 @@ from stedm.data import cache as samples
 from stedm.data.budget import choose_annotated
 from stedm.data.folder import DatasetFolder
 from stedm.data.pseudonyms import Pseudonyms
+from stedm.diffusion import train as diffusion_training
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.errors import StedmError
 from stedm.evaluation import scoring
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.scoring import evaluate_segmenter
 from stedm.evaluation.stats import summarise
-from stedm.experiment import rounds as rounds_of_run
 from stedm.experiment import segmenters
 from stedm.experiment.agenda import agenda
 from stedm.experiment.experiment import Experiment
@@ -523,7 +523,7 @@ def test_arms_and_diffusion_model_are_told_the_same_about_stains(tiny_dataset, t
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain", "ssl", "upper", "real+stain+synthetic"], seeds=[0])
     values["recolour"] = {"probability": 0.7, "dab": [-0.6, 1.4]}
     told = []
-    for where, name in ((segmenters, "train_segmenter"), (rounds_of_run, "train_diffusion")):
+    for where, name in ((segmenters, "train_segmenter"), (diffusion_training, "train_diffusion")):
         plain = getattr(where, name)
         note = lambda *a, recolour, plain=plain, **more: told.append(recolour) or plain(*a, recolour=recolour, **more)  # noqa: E731
         monkeypatch.setattr(where, name, note)

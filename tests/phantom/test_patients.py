@@ -87,7 +87,7 @@ def test_table_truth_and_files_agree(cohort: Path) -> None:
     assert [p["category"] for p in truth if p["split"] == "test"] == ["0", "1", "2", "3"]
     for row in table.itertuples():
         with Image.open(cohort / row.image_file_name) as image, Image.open(cohort / row.mask_file_name) as mask:
-            assert (image.mode, mask.mode, image.size, mask.size) == ("RGB", "L", (64, 64), (64, 64))
+            assert (image.mode, mask.mode, image.size, mask.size) == ("RGB", "P", (64, 64), (64, 64))
             assert set(np.unique(np.asarray(mask))) == {0, 1}
 
 
