@@ -1,6 +1,5 @@
 """A tiny run, opened in the app and served; a page in Debian's Chromium where it is installed."""
 
-import shutil
 import threading
 import time
 from types import SimpleNamespace
@@ -68,20 +67,6 @@ def served(run, slide):
     thread.join(10)
     listening.close()
     app.close()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium; skips where it or Playwright isn't installed."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    flags = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-sync", *flags])
-        yield found
-        found.close()
 
 
 @pytest.fixture
