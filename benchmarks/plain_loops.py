@@ -280,7 +280,7 @@ def plain_inference(network: nn.Module, path: Path, result: Path, n_classes: int
             chosen = places[first : first + batch]
             tiles = [read_tile(slide, x * side // TILE_PX, y * side // TILE_PX, side) for x, y in chosen]
             images = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 127.5 - 1
-            with torch.inference_mode(), autocast("auto", CPU):
+            with torch.inference_mode():
                 probabilities = network(images).float().softmax(dim=1).numpy()
             for (x, y), values in zip(chosen, probabilities, strict=True):
                 total[:, y : y + TILE_PX, x : x + TILE_PX] += values * window
