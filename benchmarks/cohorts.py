@@ -5,8 +5,8 @@
 
 `run` makes or goes on with FOLDER/cohort-N (`seed` and `data.phantom.seed` are N); several processes may divide the
 seeds among them. `table` writes results/NAME/{counts.parquet, per_patient.csv, summary.json, arms.png} of all cohorts
-that are done, patients called N/PATIENT, and prints tables. With more than one folder the arms of all are compared, and
-what `table` wrote before is such a folder; they must have the same patients. Comparisons have `delta_by_cohort` and
+that are done, patients called N/PATIENT, and prints tables. With more than one folder, their cohorts and arms are
+joined; what `table` wrote before is such a folder. Comparisons have `delta_by_cohort` and
 `delta_ci_cohorts`, an interval for which cohorts are drawn anew, and patients in each.
 """
 
@@ -52,18 +52,23 @@ def pooled_counts(folder: Path) -> pd.DataFrame:
 
 
 def joined_counts(folders: list[Path]) -> pd.DataFrame:
-    """Counts of the arms of several folders; of an arm that two have, those of the first.
+    """Counts of several folders: further cohorts, further arms. What two have is taken from the first.
 
     Raises:
-        StedmError: the folders have different patients.
+        StedmError: an arm lacks patients that another one has.
     """
     joined = pooled_counts(folders[0])
     for folder in folders[1:]:
         further = pooled_counts(folder)
-        if set(further["patient_id"]) != set(joined["patient_id"]):
-            raise StedmError(f"{folder}: has other patients than {folders[0]}; give folders of the same cohorts")
-        new = further[~further["arm"].isin(joined["arm"].unique())]
+        there = pd.MultiIndex.from_frame(joined[["arm", "patient_id"]])
+        new = further[~pd.MultiIndex.from_frame(further[["arm", "patient_id"]]).isin(there)]
         joined = pd.concat([joined, new], ignore_index=True).astype({"class": joined["class"].dtype})
+    patients = joined.groupby("arm")["patient_id"].agg(set)
+    for arm, own in patients.items():
+        if missing := set.union(*patients) - own:
+            raise StedmError(
+                f"{folders[-1]}: arm {arm} lacks {len(missing)} patients; give folders of the same cohorts"
+            )
     return joined
 
 

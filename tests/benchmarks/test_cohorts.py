@@ -52,5 +52,12 @@ def test_arms_of_another_folder_join_a_table_that_was_written(tmp_path):
         "ssl": 3,
     }
     assert any({c["a"], c["b"]} == {"real+stain+synthetic", "ssl"} for c in summary["comparisons"])
-    with pytest.raises(StedmError, match="other patients"):
+    with pytest.raises(StedmError, match="arm real.stain.synthetic lacks 3 patients"):
         cohorts.write_cohorts([tmp_path / "a", tmp_path / "c"], tmp_path / "no")
+
+
+def test_cohorts_of_another_folder_join_a_table_that_was_written(tmp_path):
+    _cohort(tmp_path / "a", 5, [0.10, 0.12, 0.08])
+    _cohort(tmp_path / "b", 6, [0.01, 0.02, 0.03])
+    cohorts.write_cohorts([tmp_path / "a"], tmp_path / "written")
+    assert "+0.100, +0.020" in cohorts.write_cohorts([tmp_path / "written", tmp_path / "b"], tmp_path / "joined")
