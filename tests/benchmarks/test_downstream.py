@@ -26,6 +26,9 @@ from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote
 
 
+pytestmark = pytest.mark.usefixtures("plain_reports_of_module")
+
+
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("downstream") / "data"

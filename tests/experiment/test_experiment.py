@@ -115,7 +115,7 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
     config = tiny_config({"path": root}, arms=["real", "ssl", "real+synthetic"], seeds=[0])
-    Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
+    Experiment(config, tmp_path / "run", Reporter(quiet=True)).train_segmenters()
     more = tiny_config({"path": root}, arms=["real", "real+synthetic"], seeds=[0, 1])
     summary = Experiment(more, tmp_path / "run", Reporter(quiet=True)).run()
     assert summary["arms"]["real"]["seeds"] == [0, 1]
@@ -140,6 +140,7 @@ def test_a_run_wants_patients_to_score_before_anything_is_trained(tiny_dataset, 
         Experiment(tiny_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).check()
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset, tmp_path, capsys, tiny_config):
     root = tiny_dataset()
     table = pd.read_csv(root / "metadata.csv", dtype=str)
@@ -246,6 +247,7 @@ def flowers_like(tiny_dataset) -> Path:
     return tiny_dataset(patients={"train": 8, "unlabeled": 2, "val": 2, "test": 4}, images=1)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path, tiny_config):
     root = flowers_like(tiny_dataset)
     unseen = [f"trainP{number}-0.png" for number in (1, 3, 5, 7)]
@@ -399,6 +401,7 @@ def closed_dataset(tiny_dataset):
     return root
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_segmenters_that_learned_from_synthetic_images_predict_layouts(closed_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": closed_dataset}, arms=["real+stain+synthetic"], seeds=[0], mirror=True)
     values["rounds"] = {"voters": 1, "labels": None, "predicted": {"fraction": 1, "start": 0.5}, "agreement": 0}
@@ -428,6 +431,7 @@ def test_segmenters_that_learned_from_synthetic_images_predict_layouts(closed_da
         parse_config(wrong, "test")
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segmenters(closed_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": closed_dataset}, arms=["real+stain+synthetic"], seeds=[0])
     values["diffusion"]["steps"] = 8
@@ -502,6 +506,7 @@ def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to
             assert (again.read_mask(row) == again.info.ignore_index).all() == (patient == disputed)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     values["rounds"] = {"number": 1, "voters": 2, "labels": {"arm": "self-training", "confidence": 0.6}}
@@ -519,6 +524,7 @@ def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(tiny_d
     assert np.array_equal(np.where(votes.max(1) >= 0.6, votes.argmax(1), labels.info.ignore_index), masks)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_arms_and_diffusion_model_are_told_the_same_about_stains(tiny_dataset, tmp_path, tiny_run, monkeypatch):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain", "ssl", "upper", "real+stain+synthetic"], seeds=[0])
     values["recolour"] = {"probability": 0.7, "dab": [-0.6, 1.4]}
@@ -533,6 +539,7 @@ def test_arms_and_diffusion_model_are_told_the_same_about_stains(tiny_dataset, t
     assert all(one == config.recolour for one in told)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_teachers_label_images_for_self_training(closed_dataset, tmp_path, tiny_run, monkeypatch):
     ours = "real+stain+synthetic+self-training"
     values = tiny_run({"path": closed_dataset}, arms=["self-training", ours], seeds=[0])
