@@ -140,7 +140,7 @@ def page_checks():
 
 
 def _plain_reports() -> Iterator[None]:
-    """The report of a run holds its figures and no pictures: half the time of a tiny run, for tests that look elsewhere.
+    """Reports of runs without pictures, which take a quarter of the time of a tiny run: for tests that look elsewhere.
 
     The pages are tested in tests/evaluation, and by runs without this fixture.
     """
