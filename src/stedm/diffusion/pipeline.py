@@ -22,7 +22,8 @@ from stedm.io.files import replacing, write_json
 from stedm.io.manifest import verify_folder, write_manifest
 from stedm.io.ownership import check_folder
 from stedm.io.weights import require_finite
-from stedm.seeds import torch_generator
+from stedm.seeds import numpy_generator, torch_generator
+from stedm.style.sampling import style_views
 from stedm.training.device import choose_device, move
 from stedm.training.precision import autocast
 from stedm.version import __version__
@@ -193,6 +194,18 @@ class StyleDiffusion:
     def largest_style_set(self) -> int | None:
         """The most style images that the aggregation takes; None = any number."""
         return None if self.denoiser.aggregate.any_number else self.denoiser.aggregate.n_images
+
+    def shown(self, images: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+        """What the model is to be shown of style images, uint8 RGB `(h, w, 3)`: these, or deformed views of them
+        where it has learned from such (`style_sampling` augmented)."""
+        if self.style_sampling != "augmented":
+            return list(images)
+        views = max(1, self.denoiser.aggregate.n_images // len(images))
+        return [
+            view
+            for number, image in enumerate(images)
+            for view in style_views(image, views, numpy_generator(seed, "style-views", number))
+        ]
 
     def _at_training_size(self, image: np.ndarray) -> torch.Tensor:
         """uint8 `(3, h, w)` to floats in [-1, 1] with the sides that the model was trained on."""
