@@ -24,6 +24,7 @@ FLAGS = {
     "run": ["--device", "--output", "--preset", "--set", "--workers", "--engine", "--pseudonymise", "--quiet"],
     "data phantom": ["--config", "--set"],
     "data flowers102": ["--archives"],
+    "data export": ["--to", "--output", "--quiet"],
     "data import": [
         "--output",
         "--classes",

@@ -48,6 +48,22 @@ def data_import(
     done.refuse()
 
 
+@data_app.command("export")
+def data_export(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset folder.")],
+    to: Annotated[str, typer.Option(metavar="nnunet|coco|imagefolder", help="The format.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to make.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write a dataset folder as others read it; masks of unlabeled patients stay closed."""
+    from stedm.exchange.exporting import export_dataset
+    from stedm.progress import Reporter
+
+    with Reporter(quiet).stage("write images") as tick:
+        n = export_dataset(dataset, output, to, tick)
+    typer.echo(f"{output}: {n} images")
+
+
 @data_app.command("phantom")
 def data_phantom(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],

@@ -40,7 +40,7 @@ def open_coco(root: Path, files: list[Path]) -> Source:
     """
     library, images, names, silent, notes = coco_library(), [], {}, 0, []
     by_path = {path.name: path for path in reversed(visible_files(root))}
-    licence = ""
+    licence, background = "", "background"
     for file in files:
         content = read_json(file)
         categories = coco_categories(file, content)
@@ -51,6 +51,7 @@ def open_coco(root: Path, files: list[Path]) -> Source:
         drawn: dict[Any, list[dict]] = {}
         for annotation in content["annotations"]:
             drawn.setdefault(annotation.get("image_id"), []).append(annotation)
+        background = _told(content.get("info"), "background") or background
         licence = licence or "; ".join(str(entry.get("name")) for entry in content.get("licenses") or [])
         for image in content["images"]:
             path = _image_file(file, root, str(image.get("file_name")), by_path)
@@ -61,14 +62,17 @@ def open_coco(root: Path, files: list[Path]) -> Source:
             facts |= {} if "split" in facts or split is None else {"split": split}
             key = str(image["file_name"]).replace("\\", "/").rpartition(".")[0]
             images.append(SourceImage(key, path, None, facts, (file, image, regions) if annotated else None))
-    numbers = {category: number for number, category in enumerate(sorted(names), start=1)}
+    numbers = {
+        category: number
+        for number, category in enumerate(sorted(names, key=lambda i: (isinstance(i, str), i)), start=1)
+    }
     if 0 in names and names[0].casefold() == "background":
         numbers = {category: category for category in names}
     if silent:
         notes.append(f"images without annotations count as not annotated, {silent} of {len(images)}")
     if twice := sorted(key for key in {i.key for i in images} if sum(i.key == key for i in images) > 1):
         raise StedmError(f"{root}: {some(twice)} is an image twice in the COCO files; keep one")
-    labels = {0: "background"} | {number: names[category] for category, number in numbers.items()}
+    labels = {0: background} | {number: names[category] for category, number in numbers.items()}
     ignored = next((n for n, name in labels.items() if name.casefold() == "ignore"), None)
     labels.pop(ignored, None)
 
@@ -76,6 +80,10 @@ def open_coco(root: Path, files: list[Path]) -> Source:
         return MaskValues(_painted(library, *what, numbers))
 
     return Source(root, "COCO", images, labels, ignored, notes, draw, licence)
+
+
+def _told(info: Any, key: str) -> str:
+    return str(info.get(key) or "") if isinstance(info, dict) else ""
 
 
 def _image_file(file: Path, root: Path, name: str, by_name: dict[str, Path]) -> Path:

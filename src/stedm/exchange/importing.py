@@ -87,7 +87,7 @@ def understand(
     Raises:
         StedmError: what can't be understood, in one line.
     """
-    names, numbers = None if classes is None else ClassNames.parse(classes), parse_split(split)
+    names, numbers = _names(source, classes), parse_split(split)
     labels, fractions = _labels(source, names, on_progress)
     people = find_people(source.root, source.images, patients)
     rows = pd.DataFrame([{"key": i.key} | _facts(i, people) | {"annotated": i.is_annotated} for i in source.images])
@@ -108,6 +108,15 @@ def check_new(output: Path) -> None:
     sweep(output.parent, below=False)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise StedmError(f"{output}: is there and not empty; give a new folder for the dataset")
+
+
+def _names(source: Source, classes: str | None) -> ClassNames | None:
+    """What `--classes` says, or a classes.txt beside the images."""
+    path = source.root / "classes.txt"
+    if classes is None and source.labels is None and path.is_file():
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return ClassNames([line.strip() for line in lines if line.strip()], [])
+    return None if classes is None else ClassNames.parse(classes)
 
 
 # ---- what is understood -----------------------------------------------------------------------------------------
@@ -266,7 +275,13 @@ def write(
         for number, written in enumerate(pool.map(one, rows.to_dict("records")), start=1):
             table += written
             on_progress(number, len(rows))
-        info = DatasetInfo(output.name, found.labels.classes, IGNORE_INDEX, found.source.licence, found.source.citation)
+        info = DatasetInfo(
+            found.source.root.resolve().name or output.name,
+            found.labels.classes,
+            IGNORE_INDEX,
+            found.source.licence,
+            found.source.citation,
+        )
         write_metadata(folder, info, pd.DataFrame(table))
 
 

@@ -18,9 +18,10 @@ from stedm.exchange.mask_files import COLOUR, MaskValues, in_colours, shown
 _MOST_CLASSES = 64
 """Class indices beyond are something else."""
 _FEW = 32
-"""Values that a drawing has; what was smoothed or is JPEG has more."""
-_WITHIN, _ENOUGH = 16, 0.97
-"""A mask of two values was smoothed or is JPEG if so much of it is so near to black or white."""
+"""Colours that a drawing has; what was smoothed or is JPEG has more."""
+_WITHIN, _ENOUGH, _SHADES = 16, 0.97, 8
+"""Masks of two values were smoothed or are JPEG if so much of them is so near to black or white, and there are more
+shades between than that."""
 _ONE_PIECE = 0.9
 _LISTED = 6
 OBJECT = "object"
@@ -156,7 +157,7 @@ def _of_numbers(looks: Sequence[Look], counts: Counter[int], names: ClassNames |
         raise StedmError(f"{where}: masks hold nothing but {listed(values)}; are these the masks?")
     if len(values) <= 2 and values[0] == 0 and (given is None or len(given) == 2):
         return Labels(given or ["background", OBJECT], f"two values, 0 and {values[1]}", {0: 0, values[1]: 1})
-    if _is_smoothed(counts):
+    if _is_smoothed(looks, counts):
         return _cut(looks, given, where)
     if are_objects(looks) and (given is None or len(given) == 2):
         most = max(int(look.values.max()) for look in looks)
@@ -176,11 +177,13 @@ def _of_numbers(looks: Sequence[Look], counts: Counter[int], names: ClassNames |
     raise StedmError(f"{where}: masks hold the values {listed(values)}; {_how_to_say(values, given)}")
 
 
-def _is_smoothed(counts: Counter[int]) -> bool:
-    if len(counts) <= _FEW or max(counts) > 255:
+def _is_smoothed(looks: Sequence[Look], counts: Counter[int]) -> bool:
+    """Black and white with few pixels between; class indices up to 20 and 255 have none between."""
+    between = [value for value in counts if _WITHIN < value < 255 - _WITHIN]
+    if max(counts) > 255 or not (any(look.is_lossy for look in looks) or len(between) > _SHADES):
         return False
-    near = sum(n for value, n in counts.items() if value <= _WITHIN or value >= 255 - _WITHIN)
-    return near >= _ENOUGH * counts.total()
+    black, white = (sum(counts[value] for value in ends) for ends in (range(_WITHIN + 1), range(255 - _WITHIN, 256)))
+    return black + white >= _ENOUGH * counts.total() and white > 0
 
 
 def _cut(looks: Sequence[Look], given: list[str] | None, where: str) -> Labels:
@@ -197,7 +200,10 @@ def _cut(looks: Sequence[Look], given: list[str] | None, where: str) -> Labels:
 
 def are_objects(looks: Sequence[Look]) -> bool:
     """Whether values number objects: each is one piece, they run from 1 on without gaps, and their number varies."""
-    numbered = [look.values[look.values > 0] for look in looks]
+    every = {value for look in looks for value in look.values.tolist()}
+    # 255 without a 254 anywhere is what is ignored.
+    last = {IGNORE_INDEX} if IGNORE_INDEX in every and IGNORE_INDEX - 1 not in every else set()
+    numbered = [look.values[(look.values > 0) & ~np.isin(look.values, list(last))] for look in looks]
     some = [(look, ids) for look, ids in zip(looks, numbered, strict=True) if len(ids)]
     if not some:
         return False
