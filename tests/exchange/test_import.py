@@ -191,8 +191,16 @@ REFUSED = {
     "photographs": (lambda p, o: save(p, tissue(1)[0]), None, "colours; are these the masks?"),
     "another size": (lambda p, o: save(p, (o > 0)[:, :-3].astype(np.uint8)), None, "is 61 x 48 px, its image"),
     "no mask at all": (lambda p, o: p.write_bytes(b"not an image"), None, "not a readable"),
+    "a damaged image": (lambda p, o: _damage(p, o), None, "source: P0_0.png: not a readable"),
     "colours without order": (_rgb, "a,b,c", "#ff0000"),
 }  # fmt: skip
+
+
+def _damage(path: Path, objects: np.ndarray) -> None:
+    """A whole mask of an image that is cut off."""
+    save(path, (objects > 0).astype(np.uint8))
+    image = path.parents[1] / "images" / path.name
+    image.write_bytes(image.read_bytes()[:2000])
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -422,7 +430,7 @@ def test_a_dry_run_writes_the_sheet_alone_and_other_files_are_not_written_over(f
     assert (tmp_path / "d.png").is_file()
     main_without_exit(verb)
     assert (tmp_path / "d" / "metadata.csv").is_file()
-    for path, message in (("d", "not empty"), ("e", "stedm did not write it")):
+    for path, message in (("d", "not empty"), ("e", "stedm did not write it"), ("source/d", "lies in the folder")):
         save(tmp_path / "e.png", np.zeros((4, 4), np.uint8))
         with pytest.raises(SystemExit):
             main([*verb[:4], str(tmp_path / path), *verb[5:]])

@@ -89,6 +89,8 @@ def import_dataset(
     """
     output, reporter, pieces = Path(output), reporter or Reporter(quiet=True), Pieces(tile_px, tile_mpp)
     sheet = output.with_name(f"{output.name}.png")
+    if output.resolve().is_relative_to(Path(source).resolve()):
+        raise StedmError(f"{output}: lies in the folder that is imported; give a place outside of it")
     check_new(output)
     check_outputs({sheet: CHECKED})
     told = {"classes": classes, "patients": patients, "split": split, "seed": seed, "mpp": mpp}

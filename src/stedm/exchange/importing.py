@@ -1,8 +1,9 @@
 """From what people have to a dataset folder: what is understood (`understand`), and how it is written (`write`)."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
-from stedm.errors import StedmError
+from stedm.errors import DiskError, StedmError
 from stedm.exchange.class_names import IGNORE_INDEX, ClassNames
 from stedm.exchange.coco import coco_files, open_coco
 from stedm.exchange.mask_values import Labels, Look, decide, listed
@@ -98,7 +99,8 @@ def understand(
     notes = [*source.notes, *labels.notes, *people.notes]
     notes += _fill_patients(rows, sources)
     notes += _decide_split(rows, sources, split, numbers, seed)
-    sizes = {image.key: image_size(image.path.parent, image.path.name, LARGEST_WHOLE_PX) for image in source.images}
+    with naming(source.root):
+        sizes = {i.key: image_size(i.path.parent, i.path.name, LARGEST_WHOLE_PX) for i in source.images}
     _fill_mpp(rows, source, sources, mpp)
     return Understood(source, labels, rows, sizes, sources, fractions, notes, people.unused)
 
@@ -117,6 +119,17 @@ def _names(source: Source, classes: str | None) -> ClassNames | None:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         return ClassNames([line.strip() for line in lines if line.strip()], [])
     return None if classes is None else ClassNames.parse(classes)
+
+
+@contextlib.contextmanager
+def naming(root: Path) -> Iterator[None]:
+    """Errors of image files name them within their folder: say which folder."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except StedmError as error:
+        raise error if str(error).startswith((str(root), "--")) else StedmError(f"{root}: {error}") from error
 
 
 # ---- what is understood -----------------------------------------------------------------------------------------
@@ -272,9 +285,10 @@ def write(
             return _write_image(found, image_of[row["key"]], row, name_of[row["key"]], folder, pieces)
 
         table: list[dict[str, Any]] = []
-        for number, written in enumerate(pool.map(one, rows.to_dict("records")), start=1):
-            table += written
-            on_progress(number, len(rows))
+        with naming(found.source.root):
+            for number, written in enumerate(pool.map(one, rows.to_dict("records")), start=1):
+                table += written
+                on_progress(number, len(rows))
         info = DatasetInfo(
             found.source.root.resolve().name or output.name,
             found.labels.classes,

@@ -167,11 +167,11 @@ def _of_numbers(looks: Sequence[Look], counts: Counter[int], names: ClassNames |
     ignored = {IGNORE_INDEX: IGNORE_INDEX} if IGNORE_INDEX in values and IGNORE_INDEX not in classes else {}
     also = ", 255 is ignored" if ignored else ""
     # Without a 0 anywhere they were counted from 1.
-    if classes and classes[0] >= 1 and classes[-1] <= (n if given else _MOST_CLASSES) and len(classes) > 1:
+    if classes[0] == 1 and len(classes) > 1 and (classes[-1] == n if given else classes[-1] <= _MOST_CLASSES):
         table = {value: value - 1 for value in range(1, classes[-1] + 1)}
         own = given or [f"class {value}" for value in table]
         return Labels(own, f"class indices counted from 1, to {classes[-1]}{also}", table | ignored)
-    if classes and classes[-1] < n:
+    if classes[-1] < n:
         own = given or ["background", *(f"class {index}" for index in range(1, n))]
         return Labels(own, f"class indices, {classes[0]} to {classes[-1]}{also}", {i: i for i in range(n)} | ignored)
     raise StedmError(f"{where}: masks hold the values {listed(values)}; {_how_to_say(values, given)}")

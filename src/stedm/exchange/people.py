@@ -127,6 +127,8 @@ def _workbook(path: Path) -> pd.DataFrame:
 
 def _cell(value: Any) -> str:
     # Spreadsheets hold every number as a float: patient 7, not 7.0.
+    if value is None or value != value:
+        return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
