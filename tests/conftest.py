@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from stedm.config import DenoiserConfig, DiffusionConfig, MachineConfig, StyleConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
+from stedm.evaluation import panels, report
 from stedm.seeds import numpy_generator
 from stedm.training import device
 from stedm.workers.pool import Pool, do_piece, new_name
@@ -135,6 +137,21 @@ def browser():
 def page_checks():
     """JavaScript that finds what can't be read in a page (see page_checks.js)."""
     return Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
+
+
+def _plain_reports() -> Iterator[None]:
+    """Reports of runs without pictures, which take a quarter of the time of a tiny run: for tests that look elsewhere.
+
+    The pages are tested in tests/evaluation, and by runs without this fixture.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panels, "report_panels", lambda **_: None)
+        patch.setattr(report, "render", lambda *_: "stedm report")
+        yield
+
+
+plain_reports = pytest.fixture(_plain_reports)
+plain_reports_of_module = pytest.fixture(scope="module")(_plain_reports)
 
 
 @pytest.fixture

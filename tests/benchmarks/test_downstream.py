@@ -25,6 +25,8 @@ from stedm.progress import Reporter
 from stedm.segmentation.model import load_segmenter
 from stedm.segmentation.pseudo_labels import vote
 
+pytestmark = pytest.mark.usefixtures("plain_reports_of_module")
+
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory) -> Path:

@@ -22,6 +22,7 @@ from stedm.data.folder import write_png
 from stedm.errors import DiskError, StedmError
 from stedm.evaluation.text import closing_text, summary_text
 
+pytestmark = pytest.mark.usefixtures("plain_reports_of_module")
 READ_ONLY = "Read-only file system; give another -o, or make it writable"
 PHANTOM = {
     "image_px": 32,

@@ -51,6 +51,7 @@ def two_runs(tiny_dataset, tiny_run, tmp_path) -> tuple[dict[str, bytes], dict[s
     return found[0], found[1]
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_held_out_patients_and_unlabeled_masks_reach_no_artefact_but_those_of_upper(two_runs):
     before, after = two_runs
     assert set(before) == set(after)

@@ -44,6 +44,7 @@ def one_thread(monkeypatch):
     torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_workers_make_what_one_process_makes(tmp_path, tiny_run, one_thread):
     config = parse_config(tiny_run({"phantom": PHANTOM}, arms=ARMS, seeds=[0, 1]), "test")
     alone = Experiment(config, tmp_path / "alone", Reporter(quiet=True)).run()

@@ -260,14 +260,18 @@ def segment(
     the folder are skipped: run again to resume.
     """
     from stedm.segmentation.predict import segment_folder
-    from stedm.segmentation.slide_sources import slides_in
+    from stedm.segmentation.slide_sources import is_plain_image, slides_in
     from stedm.segmentation.whole_slide import load_slide_config, segment_slides
     from stedm.workers.pool import make_pool, parse_shard
 
-    flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
+    flags = {
+        "mpp": None if is_plain_image(images) else mpp,
+        "tolerance_um": tolerance_um,
+        "label_map": label_map or None,
+    }
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_slide_config([*(overrides or []), *given])
-    part, machine, slides = parse_shard(shard), machine_of(device), slides_in(images, output)
+    part, machine, slides = parse_shard(shard), machine_of(device), slides_in(images, output, mpp)
     if slides is None:
         if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
             flags = "--tolerance-um, --label-map, --engine, --shard and --set"
