@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Both demo and tests run on CPUs; without this, threads that spin for work slow a busy machine down.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint format soak lock lowest clean
+.PHONY: demo test lint format docs soak lock lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stedm demo -o runs/demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site: build/docs/index.html.
+docs: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
 
 # torch and torchvision first: their wheels are large, and the project takes whichever release is there.
 $(VENV)/.installed: pyproject.toml

@@ -24,6 +24,7 @@ ROOMS = (
     "layout",
     "phantom",
     "public",
+    "exchange",
     "diffusion",
     "segmentation",
     "synthesis",

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -251,6 +252,25 @@ def test_slides_are_segmented_by_an_own_network(tmp_path, path, pickling_pool):
     slides = slides_in(path, tmp_path / "there.geojson")
     done = segment_slides(model, slides, tmp_path / "there", reporter=QUIET, pool=pickling_pool, network=_own)
     assert done.written[0].read_bytes() == here.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "jpg"])
+def test_of_an_image_mpp_is_its_own_as_no_scanner_says_it(tmp_path, model, capsys, kind):
+    """What a folder of images leaves people with: no slides.csv, no resolution in the file."""
+    image, out = tmp_path / f"a.{kind}", tmp_path / "a.geojson"
+    Image.fromarray(np.full((96, 128, 3), (150, 60, 150), np.uint8)).save(image)
+    with pytest.raises(SystemExit):
+        main(["segment", str(model), str(image), "-o", str(out)])
+    assert "--mpp for one PNG" in capsys.readouterr().err
+    _succeeds(["segment", model, image, "-o", out, "--mpp", "2.0", "--set", "skip=[]"])
+    points = [point for ring in _rings(out) for point in ring]
+    assert np.max(points, axis=0).tolist() == [128, 96]  # in its own pixels, whatever the model sees
+
+
+def _rings(path: Path) -> list[list[list[float]]]:
+    shapes = [feature["geometry"] for feature in json.loads(path.read_text())["features"]]
+    polygons = [[s["coordinates"]] if s["type"] == "Polygon" else s["coordinates"] for s in shapes]
+    return [ring for several in polygons for polygon in several for ring in polygon]
 
 
 def test_command_line_one_slide(tmp_path, model, path, capsys, elsewhere):

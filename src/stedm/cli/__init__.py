@@ -3,9 +3,7 @@
 Heavy imports stand inside the verbs, so that `stedm --help` answers at once.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -30,6 +28,7 @@ from stedm.cli.options import (
     with_device,
 )
 from stedm.cli.studio import studio
+from stedm.cli.train import train_app
 from stedm.errors import Interrupted, StedmError, disk_problem, terminable
 from stedm.version import __version__
 from stedm.workers.group import as_one
@@ -54,7 +53,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-train_app = typer.Typer(help="One training stage of a run.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
@@ -163,49 +161,6 @@ def tile(
         raise StedmError("\n".join(done.failures))
 
 
-@train_app.command("diffusion")
-def train_diffusion(
-    config: ConfigPath,
-    output: RunFolder,
-    preset: Preset = None,
-    overrides: Overrides = None,
-    device: Device = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
-    with _checked(config, output, preset, with_device(overrides, device), quiet) as experiment:
-        experiment.last_round.model()
-    typer.echo(str(output / "model"))
-
-
-@train_app.command("segmenter")
-def train_segmenter(
-    config: ConfigPath,
-    output: RunFolder,
-    preset: Preset = None,
-    overrides: Overrides = None,
-    device: Device = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train the segmenters of a run, every arm and seed, and before them what they need."""
-    with _checked(config, output, preset, with_device(overrides, device), quiet) as experiment:
-        experiment.train_segmenters()
-    typer.echo(str(output / "segmenters"))
-
-
-@contextlib.contextmanager
-def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None, quiet: bool) -> Iterator[Any]:
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-    from stedm.io.files import alone_in
-    from stedm.progress import Reporter
-
-    experiment = Experiment(load_config(config, overrides, preset), output, Reporter(quiet))
-    with alone_in(output):
-        experiment.check()
-        yield experiment
-
-
 @app.command()
 def plan(
     config: ConfigPath,
@@ -305,14 +260,18 @@ def segment(
     the folder are skipped: run again to resume.
     """
     from stedm.segmentation.predict import segment_folder
-    from stedm.segmentation.slide_sources import slides_in
+    from stedm.segmentation.slide_sources import is_plain_image, slides_in
     from stedm.segmentation.whole_slide import load_slide_config, segment_slides
     from stedm.workers.pool import make_pool, parse_shard
 
-    flags = {"mpp": mpp, "tolerance_um": tolerance_um, "label_map": label_map or None}
+    flags = {
+        "mpp": None if is_plain_image(images) else mpp,
+        "tolerance_um": tolerance_um,
+        "label_map": label_map or None,
+    }
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_slide_config([*(overrides or []), *given])
-    part, machine, slides = parse_shard(shard), machine_of(device), slides_in(images, output)
+    part, machine, slides = parse_shard(shard), machine_of(device), slides_in(images, output, mpp)
     if slides is None:
         if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
             flags = "--tolerance-um, --label-map, --engine, --shard and --set"

@@ -137,7 +137,12 @@ class DatasetFolder:
     @property
     def size(self) -> str:
         """In words: `6 patients (55 images)`."""
-        return f"{len(self.patients())} patients ({len(set(map(file_name, self.table['image_file_name'])))} images)"
+        return f"{len(self.patients())} patients ({self.n_files} images)"
+
+    @property
+    def n_files(self) -> int:
+        """Number of images; several rows may be squares of one (see stedm.data.squares)."""
+        return len(set(map(file_name, self.table["image_file_name"])))
 
     @property
     def has_readable_masks(self) -> bool:

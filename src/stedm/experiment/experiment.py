@@ -40,7 +40,7 @@ from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.agenda import agenda
 from stedm.experiment.context import RunContext
-from stedm.experiment.folder import check_unchanged, claim, read_provenance
+from stedm.experiment.folder import check_unchanged, claim, nothing_left_if_refused, read_provenance
 from stedm.experiment.inputs import check_files
 from stedm.experiment.resolve import check_first_stage, first_stage_text, resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
@@ -120,6 +120,10 @@ class Experiment:
 
     def check(self) -> None:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
+        with nothing_left_if_refused(self.folder):
+            self._check()
+
+    def _check(self) -> None:
         context = self.context
         root = context.dataset.root
         remembered = RememberedFacts(self.folder / ".data_facts", root)  # first: sizes are asked for from here on

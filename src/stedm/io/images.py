@@ -129,14 +129,14 @@ def _opened_image(root: Path, name: str, largest_px: int = LARGEST_PX) -> Iterat
             deep = image.mode in ("I", "F") or ";16" in image.mode or any(";16" in str(tile) for tile in image.tile)
             if deep:
                 raise StedmError(f"{name}: has more than 8 bits a channel; convert it to 8 bits")
-            if (n_images := _n_images(image)) > 1:
-                raise StedmError(f"{name}: holds {n_images} images, and which is meant isn't known; write one a file")
+            if (n := n_images(image)) > 1:
+                raise StedmError(f"{name}: holds {n} images, and which is meant isn't known; write one a file")
             yield image
     except UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG, JPEG, TIFF or BMP image ({error}); replace the file") from error
 
 
-def _n_images(image: Image.Image) -> int:
+def n_images(image: Image.Image) -> int:
     """Images in a file; the smaller copies of a pyramid are none of their own, nor what cameras put into a JPEG."""
     if image.format not in ("PNG", "TIFF") or (n_frames := getattr(image, "n_frames", 1)) == 1:
         return 1
@@ -178,7 +178,7 @@ def resized(image: np.ndarray, image_px: int | None) -> np.ndarray:
     return np.array(Image.fromarray(image).resize((image_px, image_px), Image.Resampling.BOX))
 
 
-def image_size(root: Path, name: str) -> tuple[int, int]:
+def image_size(root: Path, name: str, largest_px: int = LARGEST_PX) -> tuple[int, int]:
     """(width, height) of an image file as `read_image_file` gives it; only the head of the file is read.
 
     Once in a process, and again if the file changes.
@@ -190,7 +190,7 @@ def image_size(root: Path, name: str) -> tuple[int, int]:
         stamp = None  # what follows says why
     known = _sizes.get(path)
     if known is None or known[0] != stamp:
-        with _opened_image(root, name) as image:
+        with _opened_image(root, name, largest_px) as image:
             known = _sizes[path] = stamp, _shown_size(image)
     return known[1]
 

@@ -32,11 +32,16 @@ class SlideSource:
     """Of level 0; None = as the file says."""
 
 
-def slides_in(path: str | Path, output: str | Path) -> list[SlideSource] | None:
+def is_plain_image(path: str | Path) -> bool:
+    """Whether a file is an image that no scanner wrote, whose resolution the user has to say."""
+    return Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp")
+
+
+def slides_in(path: str | Path, output: str | Path, mpp: float | None = None) -> list[SlideSource] | None:
     """The slides that the user means, or None where they are images (see stedm.segmentation.predict).
 
     A table (.csv) is a slides.csv. A file is a slide by its suffix (.svs, .ndpi, ...), as a TIFF longer than 8,192 px,
-    and whatever it is if `output` is a .geojson. A folder holds slides or images.
+    and whatever it is if `output` is a .geojson. A folder holds slides or images. `mpp`: of a plain image.
     Raises `StedmError` for a folder with both, and where several slides go into one file.
     """
     path, output = Path(path), Path(output)
@@ -49,7 +54,8 @@ def slides_in(path: str | Path, output: str | Path) -> list[SlideSource] | None:
     elif not path.exists():
         raise StedmError(f"{path}: no such image, slide or folder")
     elif path.is_file():
-        slides = [SlideSource(path.stem, path)] if one_file or is_slide(path) else []
+        slides = [SlideSource(path.stem, path, mpp if is_plain_image(path) else None)]
+        slides = slides if one_file or is_slide(path) else []
     else:
         known = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES)
         files = [file for file in visible_files(path, deep=False) if file.suffix.lower() in known]

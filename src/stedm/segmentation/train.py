@@ -17,6 +17,7 @@ from stedm.config import (
     uses_synthetic,
 )
 from stedm.data.folder import DatasetFolder
+from stedm.data.provenance import of_model
 from stedm.data.squares import shorter_sides
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
@@ -104,6 +105,14 @@ def train_segmenter(
             mpp=annotated.common_mpp(image_px),
             source_px=shorter_sides(annotated),
             mirror=config.mirror,
+            provenance=of_model(
+                annotated,
+                {"arm": arm, "steps": config.steps, "batch": config.batch, "seed": seed},
+                annotated=annotated,
+                synthetic=synthetic if uses_synthetic(arm) else None,
+                unannotated=unlabeled if consistent else None,
+                **{"under labels of teachers": pseudo_labeled if uses_self_training(arm) else None},
+            ),
         )
     trainer.accelerator.wait_for_everyone()
     return model

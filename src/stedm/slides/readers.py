@@ -25,7 +25,7 @@ from stedm.slides.resolution import Stated, ome_mpp
 from stedm.slides.tiff_header import pixel_problem, tiff_pages
 
 INSTALL = 'pip install "stedm[slides]"'
-_PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg")
+_PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _MOST_OPEN = 16
 """Open slides a process; each OpenSlide keeps up to 32 MB of decoded tiles."""

@@ -38,7 +38,8 @@ def stated_mpp(path: Path, statements: list[Stated]) -> float:
         else:
             return math.sqrt(x * y)
     raise StedmError(
-        f"{path}: the file doesn't say its resolution{refused}; give its microns per pixel (column mpp of slides.csv)"
+        f"{path}: the file doesn't say its resolution{refused}; give its microns per pixel (column mpp of slides.csv; "
+        "--mpp for one PNG, JPEG or BMP image)"
     )
 
 

@@ -25,8 +25,6 @@ from stedm.io.artefacts import parse_json
 from stedm.io.files import claim
 from stedm.io.images import class_palette, synthetic_by
 from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
-from stedm.seeds import numpy_generator
-from stedm.style.sampling import style_views
 from stedm.synthesis.ahead import Writer, made_ahead, n_threads
 from stedm.synthesis.encoded_once import EncodedOnce
 from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint, source_names
@@ -217,23 +215,12 @@ class _Painter:
         masks = np.stack([self._layout(recipe) for recipe in recipes])
         return _Ready(rows, recipes, masks, styles, dict(zip(names, images, strict=True)))
 
-    def _style(self, images: list[np.ndarray], seed: int) -> list[np.ndarray]:
-        """A row's style images; of a model that learned from deformed ones, deformed views of them."""
-        if self.model.style_sampling != "augmented":
-            return images
-        views = max(1, self.model.denoiser.aggregate.n_images // len(images))
-        return [
-            view
-            for number, image in enumerate(images)
-            for view in style_views(image, views, numpy_generator(seed, "style-views", number))
-        ]
-
     def _styles(self, ready: _Ready, same: np.ndarray) -> dict[str, Any]:
         """The style of some of the rows, as `generate` takes it."""
         if self.encoded is not None:
             return {"style_vectors": self.encoded.vectors([ready.styles[i] for i in same], ready.images)}
         seeds = ready.rows["seed"].tolist()
-        return {"style": [self._style([ready.images[name] for name in ready.styles[i]], seeds[i]) for i in same]}
+        return {"style": [self.model.shown([ready.images[name] for name in ready.styles[i]], seeds[i]) for i in same]}
 
     def _starts(self, ready: _Ready, same: np.ndarray) -> np.ndarray:
         recipes = [ready.recipes[i] for i in same]

@@ -1,0 +1,1 @@
+"""Datasets from what people have, and back: folders of images and masks, nnU-Net, COCO, tiles of QuPath."""

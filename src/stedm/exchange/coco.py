@@ -1,0 +1,133 @@
+"""MS COCO JSON: polygons and run lengths of each image, painted into one mask."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stedm.errors import StedmError
+from stedm.exchange.mask_files import MaskValues
+from stedm.exchange.source import Source, SourceImage, normal, some, split_word
+from stedm.io.files import visible_files
+from stedm.slides.polygon_files import coco_categories, is_coco, read_json
+
+FACTS = ("patient_id", "slide_id", "split", "category", "x", "y", "mpp", "slide_mpp")
+"""Keys of an image that are taken over; COCO allows any."""
+
+
+def coco_library() -> Any:
+    """pycocotools' masks; an extra, since few need it."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise StedmError('COCO needs pycocotools: pip install "stedm[data]"') from error
+    return mask
+
+
+def coco_files(root: Path) -> list[Path]:
+    """COCO files of a folder: JSON with images and annotations."""
+    return [path for path in visible_files(root) if path.suffix == ".json" and is_coco(read_json(path))]
+
+
+def open_coco(root: Path, files: list[Path]) -> Source:
+    """The images of COCO files, one file a split or one for all.
+
+    Images without annotations count as not annotated unless the file says otherwise (key `annotated`): nobody knows
+    whether there is nothing in them or nobody has looked.
+
+    Raises:
+        StedmError: an image is not there, files differ in their categories, or an annotation can't be read.
+    """
+    library, images, names, silent, notes = coco_library(), [], {}, 0, []
+    by_path = {path.name: path for path in reversed(visible_files(root))}
+    licence, background = "", "background"
+    for file in files:
+        content = read_json(file)
+        categories = coco_categories(file, content)
+        if names and categories != names:
+            raise StedmError(f"{file}: has other categories than {files[0].name}; give both files the same")
+        names = categories
+        split = next((s for part in file.stem.replace("-", "_").split("_") if (s := split_word(part))), None)
+        drawn: dict[Any, list[dict]] = {}
+        for annotation in content["annotations"]:
+            drawn.setdefault(annotation.get("image_id"), []).append(annotation)
+        background = _told(content.get("info"), "background") or background
+        licence = licence or "; ".join(str(entry.get("name")) for entry in content.get("licenses") or [])
+        for image in content["images"]:
+            path = _image_file(file, root, str(image.get("file_name")), by_path)
+            regions = drawn.get(image.get("id"), [])
+            annotated = image.get("annotated", bool(regions))
+            silent += not annotated
+            facts = {key: str(image[key]) for key in FACTS if image.get(key) not in (None, "")}
+            facts |= {} if "split" in facts or split is None else {"split": split}
+            key = str(image["file_name"]).replace("\\", "/").rpartition(".")[0]
+            images.append(SourceImage(key, path, None, facts, (file, image, regions) if annotated else None))
+    numbers = {
+        category: number
+        for number, category in enumerate(sorted(names, key=lambda i: (isinstance(i, str), i)), start=1)
+    }
+    if 0 in names and names[0].casefold() == "background":
+        numbers = {category: category for category in names}
+    if silent:
+        notes.append(f"images without annotations count as not annotated, {silent} of {len(images)}")
+    if twice := sorted(key for key in {i.key for i in images} if sum(i.key == key for i in images) > 1):
+        raise StedmError(f"{root}: {some(twice)} is an image twice in the COCO files; keep one")
+    labels = {0: background} | {number: names[category] for category, number in numbers.items()}
+    ignored = next((n for n, name in labels.items() if name.casefold() == "ignore"), None)
+    labels.pop(ignored, None)
+
+    def draw(what: Any) -> MaskValues:
+        return MaskValues(_painted(library, *what, numbers))
+
+    return Source(root, "COCO", images, labels, ignored, notes, draw, licence)
+
+
+def _told(info: Any, key: str) -> str:
+    return str(info.get(key) or "") if isinstance(info, dict) else ""
+
+
+def _image_file(file: Path, root: Path, name: str, by_name: dict[str, Path]) -> Path:
+    name = name.replace("\\", "/")
+    for place in (file.parent / name, root / name, root / "images" / name):
+        if place.is_file():
+            return place
+    if found := by_name.get(name.rsplit("/", 1)[-1]):
+        return found
+    other = next((path for known, path in by_name.items() if normal(known) == normal(name.rsplit("/", 1)[-1])), None)
+    if other is not None:
+        return other
+    raise StedmError(f"{file}: image {name} is not in {root}; put the images beside the file, or in its folder images")
+
+
+def _painted(library: Any, file: Path, image: dict, regions: list[dict], numbers: dict[Any, int]) -> np.ndarray:
+    """Class number of each pixel; small regions lie on top of large ones."""
+    sides = [image.get(side) for side in ("height", "width")]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise StedmError(f"{file}: image {image.get('file_name')} has no height and width; export the file again")
+    painted, masks = np.zeros(sides, np.int64), []
+    for number, region in enumerate(regions):
+        where = f"{file}: image {image.get('file_name')}, annotation {region.get('id', number)}"
+        if region.get("category_id") not in numbers:
+            raise StedmError(f"{where}: category {region.get('category_id')!r} is not in categories")
+        masks.append((_region(library, where, region.get("segmentation"), *sides), numbers[region["category_id"]]))
+    for inside, value in sorted(masks, key=lambda found: -found[0].sum()):
+        painted[inside] = value
+    return painted
+
+
+def _region(library: Any, where: str, segmentation: Any, height: int, width: int) -> np.ndarray:
+    """bool (H, W) of polygons (all of one annotation together) or of run lengths, compressed or not."""
+    if isinstance(segmentation, list) and segmentation and isinstance(segmentation[0], int | float):
+        segmentation = [segmentation]  # one polygon without the list around it
+    try:
+        if isinstance(segmentation, dict):
+            if list(segmentation.get("size") or []) != [height, width]:
+                raise ValueError(f"it is for {segmentation.get('size')}, the image has {[height, width]}")
+            if isinstance(segmentation.get("counts"), list):
+                segmentation = library.frPyObjects(segmentation, height, width)
+            return library.decode(segmentation).astype(bool)
+        if not segmentation:
+            raise ValueError("it has a box alone, or nothing")
+        return library.decode(library.merge(library.frPyObjects(segmentation, height, width))).astype(bool)
+    except Exception as error:  # a C library behind it: of wrong lists it raises anything
+        raise StedmError(f"{where}: no polygon and no run lengths ({' '.join(str(error).split())})") from error
