@@ -138,7 +138,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         require_file(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise StedmError(f"{path}: not readable ({error})") from error
+        raise StedmError(f"{path}: not readable ({error}); download it again") from error
     lines = text.splitlines()
     reader = csv.DictReader(lines, delimiter=";" if lines and ";" in lines[0] else ",")
     return list(reader.fieldnames or []), list(reader)

@@ -170,7 +170,7 @@ def is_label_image(path: Path) -> bool:
     except FileNotFoundError as error:
         raise StedmError(f"{path}: missing; correct the path of the annotation") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise StedmError(f"{path}: not readable ({error})") from error
+        raise StedmError(f"{path}: not readable ({error}); replace the file") from error
 
 
 def _open_labels(path: Path) -> _PngLabels | _TiffLabels:

@@ -99,7 +99,7 @@ def read_json(path: Path) -> Any:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise StedmError(f"{path}: damaged gzip file ({error}); export it again") from error
     except OSError as error:
-        raise StedmError(f"{path}: not readable ({error})") from error
+        raise StedmError(f"{path}: not readable ({error}); replace the file") from error
     except UnicodeDecodeError as error:
         raise StedmError(f"{path}: not UTF-8 text (byte {error.start}); export it again as UTF-8") from error
     except json.JSONDecodeError as error:

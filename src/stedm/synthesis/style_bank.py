@@ -95,7 +95,7 @@ class StyleBank:
         """
         path = Path(path)
         if not path.is_file():
-            raise StedmError(f"{path}: no such style bank")
+            raise StedmError(f"{path}: no such style bank; a run writes RUN/style_bank.parquet")
         read = read_parquet(path, _SCHEMA, what="a style bank", hint=_EMBED_AGAIN)
         if not isinstance(read.attrs.get("model_fingerprint"), str):
             raise StedmError(f"{path}: not a style bank (no model named); {_EMBED_AGAIN}")
