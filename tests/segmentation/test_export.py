@@ -16,6 +16,7 @@ from stedm.config import SegmentationConfig
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.io.manifest import sha256_of
+from stedm.io.ownership import is_marked
 from stedm.segmentation import export
 from stedm.segmentation.export import TOLERANCE, export_segmenter
 from stedm.segmentation.model import Mirrored, build_own, build_segmenter, load_segmenter, save_segmenter
@@ -50,16 +51,18 @@ def _as_floats(images):
     return images.transpose(0, 3, 1, 2).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def package(model, tmp_path_factory):
+    """The folder in both formats: exporting a U-Net to ONNX takes seconds, so once."""
+    folder = tmp_path_factory.mktemp("exported") / "gland"
+    files = Segmenter.from_pretrained(model).export(folder)
+    assert {path.name for path in files} >= {"README.md", "model.json", "model.onnx", "model.pt", "rdf.yaml"}
+    return folder
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".pt"])
-def test_what_is_exported_agrees_with_the_segmenter_at_any_size_and_batch(model, images, tmp_path, suffix, capsys):
-    written = tmp_path / f"gland{suffix}"
-    with pytest.raises(SystemExit) as stop:
-        main(["export", str(model), "-o", str(written)])
-    assert stop.value.code in (0, None)
-    card = json.loads((tmp_path / f"gland{suffix}.json").read_text())
-    assert capsys.readouterr().out.split() == [str(written), f"{written}.json"]
-    run = export._FORMATS[suffix][1](written)
-    segmenter = Segmenter.from_pretrained(model)
+def test_what_is_exported_agrees_with_the_segmenter_at_any_size_and_batch(model, package, images, suffix):
+    run, segmenter = export._FORMATS[suffix][1](package / f"model{suffix}"), Segmenter.from_pretrained(model)
     wanted = segmenter.probabilities(images)
     assert wanted.std() > 0.05, "a network that sees no difference agrees with anything"
     for part in (slice(0, 1), slice(0, 3)):
@@ -72,6 +75,7 @@ def test_what_is_exported_agrees_with_the_segmenter_at_any_size_and_batch(model,
     with torch.inference_mode():
         wanted = network(torch.from_numpy(oblong) / 127.5 - 1).softmax(dim=1).numpy()
     assert np.abs(run(oblong) - wanted).max() < TOLERANCE
+    card = json.loads((package / "model.json").read_text())[suffix[1:]]
     assert (card["classes"], card["mpp"], card["tile_px"]) == (CLASSES, 0.5, PX)
     assert card["input"]["sides_px"] == "multiples of 8"
     assert "x / 127.5 - 1" in card["input"]["normalisation"]
@@ -79,25 +83,37 @@ def test_what_is_exported_agrees_with_the_segmenter_at_any_size_and_batch(model,
     assert card["largest_difference"] < TOLERANCE
 
 
-def test_the_files_carry_their_card_and_are_known_as_stedms_own(model, tmp_path):
-    import onnx
-
+def test_the_verb_writes_a_file_and_its_card_and_replaces_its_own_alone(model, tmp_path, capsys):
+    written = tmp_path / "gland.pt"
+    for _ in range(2):  # over its own
+        with pytest.raises(SystemExit) as stop:
+            main(["export", str(model), "-o", str(written)])
+        assert stop.value.code in (0, None)
+        assert capsys.readouterr().out.split() == [str(written), f"{written}.json"]
+    assert json.loads((tmp_path / "gland.pt.json").read_text())["classes"] == CLASSES
     segmenter = Segmenter.from_pretrained(model)
-    for name in ("a.onnx", "a.pt"):
-        segmenter.export(tmp_path / name)
-        segmenter.export(tmp_path / name)  # over its own
-    told = {each.key: each.value for each in onnx.load(tmp_path / "a.onnx").metadata_props}
-    assert json.loads(told["stedm"])["classes"] == CLASSES
-    extra = {"stedm export.json": ""}
-    with export._torchscript():
-        torch.jit.load(tmp_path / "a.pt", _extra_files=extra)
-    assert json.loads(extra["stedm export.json"])["tile_px"] == PX
     (tmp_path / "b.onnx").write_bytes(b"mine")
     with pytest.raises(StedmError, match="stedm did not write it"):
         segmenter.export(tmp_path / "b.onnx")
     assert (tmp_path / "b.onnx").read_bytes() == b"mine"
     with pytest.raises(StedmError, match=r"give FILE\.onnx or FILE\.pt"):
         segmenter.export(tmp_path / "a.tflite")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").write_text("x")
+    with pytest.raises(StedmError, match="give another folder"):
+        segmenter.export(tmp_path / "other")
+
+
+def test_the_files_carry_their_card_and_are_known_as_stedms_own(package):
+    import onnx
+
+    told = {each.key: each.value for each in onnx.load(package / "model.onnx").metadata_props}
+    assert json.loads(told["stedm"])["classes"] == CLASSES
+    extra = {"stedm export.json": ""}
+    with export._torchscript():
+        torch.jit.load(package / "model.pt", _extra_files=extra)
+    assert json.loads(extra["stedm export.json"])["tile_px"] == PX
+    assert all(is_marked(package / name, "stedm export") for name in ("model.onnx", "model.pt", "model.json"))
 
 
 READ = """
@@ -111,26 +127,18 @@ print(found.validation_summary.status, [axis.scale for axis in found.inputs[0].a
 """
 
 
-def test_the_folder_is_one_that_bioimage_io_reads(model, tmp_path):
-    files = Segmenter.from_pretrained(model).export(tmp_path / "gland")
-    names = {path.name for path in files}
-    assert names >= {"README.md", "model.json", "model.onnx", "model.pt", "rdf.yaml", "test_image.npy"}
+def test_the_folder_is_one_that_bioimage_io_reads(package, tmp_path):
     environment = os.environ | {"BIOIMAGEIO_CACHE_PATH": str(tmp_path / "cache")}
     # In a process of its own: it leaves files open, which is an error here.
-    command = [sys.executable, "-c", READ, str(tmp_path / "gland" / "rdf.yaml")]
+    command = [sys.executable, "-c", READ, str(package / "rdf.yaml")]
     shown = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert shown.stdout.splitlines()[-1:] == ["valid-format [0.5, 0.5] CC-BY-4.0"], shown.stdout + shown.stderr[-2000:]
-    said = yaml.safe_load((tmp_path / "gland" / "rdf.yaml").read_text())
+    said = yaml.safe_load((package / "rdf.yaml").read_text())
     assert said["outputs"][0]["axes"][1]["channel_names"] == CLASSES
-    assert said["weights"]["onnx"]["sha256"] == sha256_of(tmp_path / "gland" / "model.onnx")
-    image = np.load(tmp_path / "gland" / "test_image.npy")
-    wanted = np.load(tmp_path / "gland" / "test_probabilities.npy")
+    assert said["weights"]["onnx"]["sha256"] == sha256_of(package / "model.onnx")
+    image, wanted = (np.load(package / f"test_{name}.npy") for name in ("image", "probabilities"))
     for suffix, (_, load) in export._FORMATS.items():
-        assert np.abs(load(tmp_path / "gland" / f"model{suffix}")(image) - wanted).max() < TOLERANCE
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "mine").write_text("x")
-    with pytest.raises(StedmError, match="give another folder"):
-        Segmenter.from_pretrained(model).export(tmp_path / "other")
+        assert np.abs(load(package / f"model{suffix}")(image) - wanted).max() < TOLERANCE
 
 
 class _OfOneSize(nn.Module):

@@ -70,7 +70,10 @@ def read_part_config(folder: Path) -> dict[str, Any]:
 def _check_sizes(value: Any, path: Path, key: str = "") -> None:
     if isinstance(value, dict | list):
         if len(value) > _LONGEST_LIST:
-            raise StedmError(f"{path}: {key or 'configuration'} has {len(value)} entries, at most {_LONGEST_LIST}")
+            raise StedmError(
+                f"{path}: {key or 'configuration'} has {len(value)} entries, at most {_LONGEST_LIST}; "
+                "give a smaller network"
+            )
         inner = value.items() if isinstance(value, dict) else ((key, item) for item in value)
         for name, item in inner:
             _check_sizes(item, path, name)
@@ -78,7 +81,7 @@ def _check_sizes(value: Any, path: Path, key: str = "") -> None:
         most = _MOST_LAYERS if isinstance(value, int) and ("layers" in key or "blocks" in key) else _LARGEST_SIZE
         most = _LARGEST_SIZE if "channels" in key else most
         if not abs(value) <= most:
-            raise StedmError(f"{path}: {key} is {str(value)[:20]}, at most {most}")
+            raise StedmError(f"{path}: {key} is {str(value)[:20]}, at most {most}; give a smaller network")
 
 
 @contextmanager

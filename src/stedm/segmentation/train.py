@@ -131,7 +131,7 @@ def _mixed_samples(
     if uses_synthetic(arm) and synthetic is None:
         raise StedmError(f"arm {arm}: needs a synthetic set; give synthetic=...")
     if uses_self_training(arm) and pseudo_labeled is None:
-        raise StedmError(f"arm {arm}: needs unlabeled images with the labels of teachers (pseudo_labeled)")
+        raise StedmError(f"arm {arm}: needs unlabeled images with the labels of teachers; give pseudo_labeled=...")
     return MixedSamples(
         annotated,
         image_px=image_px,

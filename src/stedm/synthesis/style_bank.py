@@ -129,7 +129,7 @@ class StyleBank:
     def patient_vector(self, patient: str) -> np.ndarray:
         """Style vector `(style_dim,)` of a patient: the model's aggregation of the patient's images."""
         if patient not in self.patients:
-            raise StedmError(f"style bank: has no patient {patient}")
+            raise StedmError(f"style bank: has no patient {patient}; `patients` lists those that it has")
         return self.patient_vectors[self.patients.index(patient)].copy()
 
     def image_vectors(self, image_file_names: Sequence[str]) -> np.ndarray:
