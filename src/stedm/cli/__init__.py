@@ -275,7 +275,7 @@ def segment(
     if slides is None:
         if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
             flags = "--tolerance-um, --label-map, --engine, --shard and --set"
-            raise StedmError(f"{images}: no slides; {flags} are for slides")
+            raise StedmError(f"{images}: no slides; {flags} are for slides: leave them out")
         how = {"machine": machine, "say": typer.echo, "overwrite": overwrite}
         masks = segment_folder(model, images, output, mpp, **how)
         typer.echo(f"{output}: {len(masks)} masks")

@@ -10,8 +10,8 @@ from stedm.errors import StedmError
 
 FIRST_LINES = """\
 see it work: stedm demo (made-up patients, minutes on a CPU), then open runs/demo/report/report.html
-your images: stedm check DATASET says what is missing in them, then stedm run DATASET -o RUN
-all else:    stedm --help lists the verbs, stedm doctor says what this machine has and lacks"""
+your images: stedm data import FOLDER -o DATASET, stedm check DATASET, stedm run DATASET -o RUN
+all else:    stedm --help lists the verbs; stedm doctor says what this machine has and lacks"""
 """What `stedm` says without arguments."""
 
 

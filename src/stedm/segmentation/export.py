@@ -70,7 +70,8 @@ def export_segmenter(
         with replacing(output) as folder:
             folder.mkdir()
             files = [_export(exported, info, folder / f"model{suffix}") for suffix in _FORMATS]
-            image = _image(info.image_px, info.image_px, 1)
+            side = _side(exported, info)
+            image = _image(side, side, 1)
             write_package(folder, info, files, image, _run(exported)(image))
         return sorted(output.iterdir())
     if output.suffix not in _FORMATS:
@@ -86,9 +87,8 @@ def export_segmenter(
 def _export(exported: Exported, info: SegmenterInfo, path: Path) -> Written:
     """Write one file and run it; sides and batches that it takes are found by trial."""
     write, load = _FORMATS[path.suffix]
-    stride, side = stride_of(exported.network), info.image_px
-    # Of a network of one's own nobody knows which sides it takes.
-    step = max(stride, min(32, side))
+    stride, side = stride_of(exported.network), _side(exported, info)
+    step = stride if stride > 1 else 32  # of a network of one's own nobody knows which sides it takes
     for any_size in (True, False):
         example = _image(side, side + step * any_size, 2)
         file = Written(path, any_size, stride, "")
@@ -97,7 +97,7 @@ def _export(exported: Exported, info: SegmenterInfo, path: Path) -> Written:
             run, trials = load(path), [_image(side, side, 1)]
             trials += [_image(side + step, side + 2 * step, 3)] if any_size else [_image(side, side, 3)]
             difference = max(float(np.abs(run(image) - _run(exported)(image)).max()) for image in trials)
-        except StedmError:
+        except (StedmError, OSError):
             raise
         except Exception as error:  # exporters and runtimes raise whatever a network makes them raise
             if any_size:
@@ -110,6 +110,12 @@ def _export(exported: Exported, info: SegmenterInfo, path: Path) -> Written:
         f"{path.name}: what was exported gives probabilities that differ by {difference:.2g} from the segmenter's; a "
         f"step of the network depends on its input; {_OTHER[path.suffix]}"
     )
+
+
+def _side(exported: Exported, info: SegmenterInfo) -> int:
+    """That of the training images, or the next one that the network takes."""
+    stride = stride_of(exported.network)
+    return -(-info.image_px // stride) * stride
 
 
 def _run(exported: Exported) -> _Run:

@@ -186,7 +186,10 @@ class _Painter:
 
     def __init__(self, model: "StyleDiffusion", dataset: DatasetFolder, predicted: DatasetFolder | None = None):
         if model.classes != dataset.info.classes:
-            raise StedmError(f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}")
+            raise StedmError(
+                f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}; "
+                "give what it was trained on"
+            )
         self.model, self.unknown_index = model, dataset.info.ignore_index
         self.description = synthetic_by(model.fingerprint)
         self.cache = ImageCache(dataset, model.image_px)
