@@ -69,6 +69,9 @@ def _complete(_app, name: str, source: list[str]) -> None:
     if name == "docs/reference":
         source[0] = source[0].replace("`stedm --help`", "[`stedm --help`](generated/cli.md)")
         source[0] = source[0].replace("`help(stedm)`", "[`help(stedm)`](generated/api.md)")
+    if name.startswith("results/"):
+        # A protocol is committed before any page links to it.
+        source[0] = f"---\norphan: true\n---\n{source[0]}"
     if below := children(name, source[0]):
         source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "".join(f"/{page}\n" for page in below) + "```\n"
 
