@@ -54,7 +54,7 @@ html_theme_options = {
 def children(name: str, text: str) -> list[str]:
     """Pages that a page links to and that stand below it in the tree of the site, in the order of the links."""
     folder = posixpath.dirname(name)
-    linked = re.findall(r"\]\(([^)#:]+)\.(?:md|ipynb)(?:#[^)]*)?\)", text)
+    linked = re.findall(r"\]\(([^)#:]+)\.(?:md|ipynb)\)", text)  # not those to a heading
     pages = [posixpath.normpath(posixpath.join(folder, page)) for page in linked]
     if name == root_doc:
         pages = [page for page in pages if page in (*SECTIONS, "docs/getting_started")]
