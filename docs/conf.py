@@ -25,6 +25,7 @@ exclude_patterns = [".*", "runs", "src", "tests", "benchmarks", "build"]
 
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # tables of results begin with a heading of the second level
+highlight_language = "bash"
 nb_execution_mode = "off"  # tests/test_notebooks.py executes them
 default_role = "literal"  # docstrings say `this` for code
 toc_object_entries = False
