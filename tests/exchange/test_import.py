@@ -239,7 +239,9 @@ def test_masks_are_found_where_people_keep_them(tmp_path, layout):
     (tmp_path / "s" / "._P0.png").write_bytes(b"\0\5\x16\7")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "here").symlink_to(tmp_path / "s")
-    import_dataset(tmp_path / "linked" / "here" if masks else tmp_path / "linked", tmp_path / "d", masks=masks, split="1/1/1/1")
+    import_dataset(
+        tmp_path / "linked" / "here" if masks else tmp_path / "linked", tmp_path / "d", masks=masks, split="1/1/1/1"
+    )
     found = masks_of(tmp_path / "d")
     assert len(found) == 4
     assert all((mask == (tissue(int(name[-1]))[1] > 0)).all() for name, mask in found.items())
