@@ -25,6 +25,7 @@ exclude_patterns = [".*", "runs", "src", "tests", "benchmarks", "build"]
 
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # tables of results begin with a heading of the second level
+highlight_language = "bash"
 nb_execution_mode = "off"  # tests/test_notebooks.py executes them
 default_role = "literal"  # docstrings say `this` for code
 toc_object_entries = False
@@ -54,7 +55,7 @@ html_theme_options = {
 def children(name: str, text: str) -> list[str]:
     """Pages that a page links to and that stand below it in the tree of the site, in the order of the links."""
     folder = posixpath.dirname(name)
-    linked = re.findall(r"\]\(([^)#:]+)\.(?:md|ipynb)(?:#[^)]*)?\)", text)
+    linked = re.findall(r"\]\(([^)#:]+)\.(?:md|ipynb)\)", text)  # not those to a heading
     pages = [posixpath.normpath(posixpath.join(folder, page)) for page in linked]
     if name == root_doc:
         pages = [page for page in pages if page in (*SECTIONS, "docs/getting_started")]
@@ -69,6 +70,9 @@ def _complete(_app, name: str, source: list[str]) -> None:
     if name == "docs/reference":
         source[0] = source[0].replace("`stedm --help`", "[`stedm --help`](generated/cli.md)")
         source[0] = source[0].replace("`help(stedm)`", "[`help(stedm)`](generated/api.md)")
+    if name.startswith("results/"):
+        # A protocol is committed before any page links to it.
+        source[0] = f"---\norphan: true\n---\n{source[0]}"
     if below := children(name, source[0]):
         source[0] += "\n\n```{toctree}\n:hidden:\n\n" + "".join(f"/{page}\n" for page in below) + "```\n"
 

@@ -2,7 +2,7 @@
 
 A comment above the block says which: `<!-- run -->`, `<!-- run by tests/NAME.py -->` or `<!-- not run: why -->`. YAML
 must be YAML; blocks marked as `text` hold no commands. What is run here is run as it stands, page after page, in one
-folder that has what the pages speak of (DATASET, RUN, MODEL, slide.svs ...), but for settings of learning: TINY.
+folder that has what the pages speak of (IMAGES, MODEL, slide.svs ...), but for settings of learning: TINY.
 """
 
 import re
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -95,35 +96,42 @@ def run_command(words: list[str]) -> None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """What the pages speak of; RUN is the one that README's command makes."""
+    """What README's commands begin with: images, their table, a slide. They make DATASET and RUN."""
     pytest.importorskip("openslide")
     from stedm.phantom.cohort import make_phantom
     from stedm.phantom.slides import make_phantom_slides
 
     monkeypatch.chdir(tmp_path)
     patients = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
-    make_phantom(PhantomConfig(image_px=32, patients=patients, images_per_patient=3), "DATASET")
-    # A slide of 1 x 1 mm; their table has no annotations, for which a configuration would have to name the classes.
+    make_phantom(PhantomConfig(image_px=32, patients=patients, images_per_patient=3), "phantom")
+    shutil.copytree("phantom/images", "IMAGES/images")
+    shutil.copytree("phantom/masks", "IMAGES/masks")
+    table = pd.read_csv("phantom/metadata.csv")
+    table["image"] = table["image_file_name"].str.removeprefix("images/")
+    table[["image", "patient_id", "split", "category", "mpp"]].to_csv("TABLE.csv", index=False)
     make_phantom_slides(PhantomConfig(image_px=128, patients={"train": 1}), "slides", (1024, 1024), unit_px=256)
-    table = Path("slides/slides.csv").read_text().replace("annotations/A00.png", "")
-    Path("slides.csv").write_text(table.replace("slides/A00.svs", "slide.svs"))
     for name in ("SLIDE.svs", "slide.svs", "a.svs"):
         shutil.copy("slides/slides/A00.svs", name)
-    run_command(["stedm", "run", "DATASET", "-o", "RUN", "--quiet"])
-    Path("CONFIG.yaml").write_text(yaml.safe_dump({"name": "DATASET", "data": {"path": "DATASET"}}))
+    return tmp_path
+
+
+def add_what_other_pages_speak_of():
+    # Without annotations, for which a configuration would have to name the classes.
+    table = Path("slides/slides.csv").read_text().replace("annotations/A00.png", "")
+    Path("slides.csv").write_text(table.replace("slides/A00.svs", "slide.svs"))
+    name = yaml.safe_load(Path("RUN/config.yaml").read_text())["name"]
+    Path("CONFIG.yaml").write_text(yaml.safe_dump({"name": name, "data": {"path": "DATASET"}}))
     shutil.copytree("RUN", "runs/demo")
     shutil.copytree("DATASET", "runs/demo/data")
     shutil.copytree("RUN/segmenters/real/seed-0/model", "MODEL")
-    shutil.copytree("DATASET/images", "IMAGES")
     for name in ("LAYOUT.png", "mask.png"):
-        shutil.copy("DATASET/masks/A00_000.png", name)
+        shutil.copy("phantom/masks/A00_000.png", name)
     for name in ("STYLE-1.png", "STYLE-2.png", "a.png", "b.png"):
-        shutil.copy("DATASET/images/U00_000.png", name)
+        shutil.copy("phantom/images/U00_000.png", name)
     ring = [[x, y] for x, y in ((40960, 8192), (41960, 8192), (41960, 9192), (40960, 9192), (40960, 8192))]
     feature = {"classification": {"name": "Tumor"}}, {"type": "Polygon", "coordinates": [ring]}
     write_json(Path("slide_7.geojson"), {"type": "Feature", "properties": feature[0], "geometry": feature[1]})
     Path("classes.yaml").write_text("{Tumor: tumour}")
-    return tmp_path
 
 
 def test_blocks_run_page_after_page(folder):
@@ -139,6 +147,8 @@ def test_blocks_run_page_after_page(folder):
                 for words in commands_in(block.text):
                     run_command(words)
             ran += 1
+        if page == "README.md":
+            add_what_other_pages_speak_of()
     assert ran >= 12
 
 

@@ -117,7 +117,7 @@ def test_the_pages_name_all_verbs():
     from stedm.cli import app
 
     shown = "\n".join(map(_code_of, TODAY))
-    assert not [verb for verb in get_command(app).commands if f"stedm {verb}" not in shown]
+    assert [verb for verb in get_command(app).commands if f"stedm {verb}" not in shown] == []
 
 
 def test_the_short_configuration_is_enough(tmp_path):

@@ -50,6 +50,7 @@ def test_the_folder_is_diffusers_format_without_pickles(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     files = sorted(path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*.*"))
     assert files == [
+        "README.md",
         "codec/config.json",
         "codec/diffusion_pytorch_model.safetensors",
         "denoiser/config.json",
@@ -57,7 +58,7 @@ def test_the_folder_is_diffusers_format_without_pickles(model, tmp_path):
         "manifest.json",
         "model_index.json",
     ]
-    with safe_open(tmp_path / "model" / files[3], framework="pt") as weights:
+    with safe_open(tmp_path / "model" / files[4], framework="pt") as weights:
         assert any(name.startswith("style_encoder") for name in weights.keys())  # noqa: SIM118
     assert json.loads((tmp_path / "model" / "model_index.json").read_text())["objective"] == "flow"
 

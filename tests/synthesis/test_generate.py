@@ -379,7 +379,9 @@ def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted
 def test_a_set_that_leaves_the_house_names_no_patient_and_no_source(model, plan, dataset, tmp_path):
     synthesize(model, plan, tmp_path / "set")
     synthesize(model, plan, tmp_path / "shared", pseudonymise=True)
-    files = [path for path in sorted((tmp_path / "shared").rglob("*")) if path.suffix in (".csv", ".yaml", ".json")]
+    files = [
+        path for path in sorted((tmp_path / "shared").rglob("*")) if path.suffix in (".csv", ".yaml", ".json", ".md")
+    ]
     text = "".join(path.read_text() for path in files)
     assert not [name for name in [*dataset.patients(), *dataset.table["image_file_name"]] if name in text]
     assert str(tmp_path) not in text
