@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Both demo and tests run on CPUs; without this, threads that spin for work slow a busy machine down.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint format soak clean
+.PHONY: demo test lint format docs soak lock lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/stedm demo -o runs/demo
@@ -22,6 +22,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site: build/docs/index.html.
+docs: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
+
 # torch and torchvision first: their wheels are large, and the project takes whichever release is there.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,5 +39,27 @@ MINUTES ?= 30
 soak: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
+# What is installed here goes into the lock, after `make test` has passed with it.
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip check
+	$(BIN)/python requirements/versions.py tested > requirements/tested.txt
+
+# The lowest versions that pyproject.toml allows, in an environment of their own, and tests of what touches each of them.
+# Not in CI: another torch is 3 GB. WITHOUT="torch torchvision" takes the newest of these.
+WITHOUT ?=
+LOWEST := .venv-lowest
+lowest: $(VENV)/.installed
+	$(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python requirements/versions.py lowest --without $(WITHOUT) > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --editable ".[dev]" --constraint $(LOWEST)/constraints.txt
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -o filterwarnings=default $(QUICK)
+
+# Each dependency of the package is at work in one of them.
+QUICK := tests/test_cli.py tests/test_door.py tests/app/test_server.py tests/data/test_folder.py tests/diffusion/test_pipeline.py \
+	tests/evaluation/test_quality.py tests/evaluation/test_report.py tests/experiment/test_quality.py tests/io \
+	tests/segmentation/test_model.py tests/segmentation/test_whole_slide.py tests/slides tests/style/test_encoder.py \
+	tests/training/test_tracker.py tests/training/test_trainer.py tests/workers/test_ray_pool.py
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs

@@ -1,11 +1,12 @@
 """One configuration on several phantom cohorts, each with other patients and random numbers, and one report of all.
 
     python benchmarks/cohorts.py run CONFIG.yaml -o FOLDER --seeds 5 6 7 [--set KEY=VALUE ...]
-    python benchmarks/cohorts.py table FOLDER -o results/NAME
+    python benchmarks/cohorts.py table FOLDER [results/OTHER ...] -o results/NAME
 
 `run` makes or goes on with FOLDER/cohort-N (`seed` and `data.phantom.seed` are N); several processes may divide the
 seeds among them. `table` writes results/NAME/{counts.parquet, per_patient.csv, summary.json, arms.png} of all cohorts
-that are done, patients called N/PATIENT, and prints tables. Comparisons have `delta_by_cohort` and
+that are done, patients called N/PATIENT, and prints tables. With more than one folder, their cohorts and arms are
+joined; what `table` wrote before is such a folder. Comparisons have `delta_by_cohort` and
 `delta_ci_cohorts`, an interval for which cohorts are drawn anew, and patients in each.
 """
 
@@ -38,6 +39,8 @@ def run_cohorts(config: Path, folder: Path, seeds: list[int], overrides: list[st
 
 def pooled_counts(folder: Path) -> pd.DataFrame:
     """Counts of all cohorts that are done, patients named N/PATIENT; `StedmError` where there is none."""
+    if (folder / "counts.parquet").is_file():
+        return read_counts(folder / "counts.parquet")
     parts = []
     for path in sorted(folder.glob("cohort-*/report/counts.parquet")):
         counts = read_counts(path)
@@ -46,6 +49,27 @@ def pooled_counts(folder: Path) -> pd.DataFrame:
     if not parts:
         raise StedmError(f"{folder}: no cohort is done; run `cohorts.py run` first")
     return pd.concat(parts, ignore_index=True)
+
+
+def joined_counts(folders: list[Path]) -> pd.DataFrame:
+    """Counts of several folders: further cohorts, further arms. What two have is taken from the first.
+
+    Raises:
+        StedmError: an arm lacks patients that another one has.
+    """
+    joined = pooled_counts(folders[0])
+    for folder in folders[1:]:
+        further = pooled_counts(folder)
+        there = pd.MultiIndex.from_frame(joined[["arm", "patient_id"]])
+        new = further[~pd.MultiIndex.from_frame(further[["arm", "patient_id"]]).isin(there)]
+        joined = pd.concat([joined, new], ignore_index=True).astype({"class": joined["class"].dtype})
+    patients = joined.groupby("arm")["patient_id"].agg(set)
+    for arm, own in patients.items():
+        if missing := set.union(*patients) - own:
+            raise StedmError(
+                f"{folders[-1]}: arm {arm} lacks {len(missing)} patients; give folders of the same cohorts"
+            )
+    return joined
 
 
 def add_cohorts(summary: dict[str, Any], counts: pd.DataFrame, evaluation: EvaluationConfig) -> None:
@@ -69,9 +93,9 @@ def interval_over_cohorts(gains: list[np.ndarray], evaluation: EvaluationConfig)
     return np.quantile(means[drawn, rows, places].mean(axis=1), [tail, 1 - tail]).tolist()
 
 
-def write_cohorts(folder: Path, target: Path) -> str:
+def write_cohorts(folders: list[Path], target: Path) -> str:
     """The files of results/NAME; returns tables."""
-    counts, evaluation = pooled_counts(folder), EvaluationConfig()
+    counts, evaluation = joined_counts(folders), EvaluationConfig()
     summary = write_report(target, counts, title=target.name, evaluation=evaluation)
     add_cohorts(summary, counts, evaluation)
     write_json(target / "summary.json", summary)
@@ -96,14 +120,14 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--seeds", nargs="+", type=int, required=True)
     made.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     table = verbs.add_parser("table", help="one report of all cohorts")
-    table.add_argument("folder", type=Path)
+    table.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     table.add_argument("-o", dest="target", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
         if given.verb == "run":
             run_cohorts(given.config, given.folder, given.seeds, given.overrides)
         else:
-            print(write_cohorts(given.folder, given.target))
+            print(write_cohorts(given.folders, given.target))
     except StedmError as error:
         sys.exit(str(error))
 

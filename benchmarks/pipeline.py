@@ -34,7 +34,7 @@ from stedm.data.squares import in_squares, squares_text
 from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import DiffusionSamples, DrawnSamples
-from stedm.experiment.cost import _running, flops_of
+from stedm.experiment.cost import flops_of, on_shapes
 from stedm.experiment.inputs import check_files
 from stedm.io.images import read_image_file
 from stedm.phantom.cohort import make_phantom
@@ -109,7 +109,7 @@ def configurations(folder: Path) -> dict[tuple[str, int], RunConfig]:
 
 def flops_per_sample(config: RunConfig) -> int:
     """As `stedm.experiment.cost.cost` counts them, without the memory, which takes longest."""
-    with _running(config, 2) as run:
+    with on_shapes(config, 2) as run:
         encoded = 0 if isinstance(run.codec, PixelCodec) else flops_of(lambda: run.encode(1))
         return encoded + flops_of(lambda: run.denoising_loss(1).backward())
 

@@ -59,6 +59,7 @@ from stedm.segmentation.samples import MixedSamples
 from stedm.segmentation.train import augment_batch
 from stedm.segmentation.whole_slide import segment_slide
 from stedm.slides.slide import Slide
+from stedm.training.device import place
 from stedm.training.precision import autocast
 from stedm.training.trainer import WEIGHT_DECAY, Trainer
 
@@ -307,8 +308,10 @@ def inference(folder: Path, pairs: int) -> None:
     phantom_slide(folder)
     path, classes = folder / "slides" / "A00.svs", ["other", "tumour"]
     config = SegmentationConfig(mirror=False)
-    network = InRegions(build_segmenter(config, len(classes))).eval()
-    plain = InRegions(build_segmenter(config, len(classes)).to(memory_format=torch.contiguous_format)).eval()
+    network, plain = (InRegions(build_segmenter(config, len(classes))).eval() for _ in range(2))
+    plain.to(memory_format=torch.contiguous_format)
+    for each in (network, plain):
+        place(each, MachineConfig())  # both in the precision that this machine is fast at
     info = SegmenterInfo(
         architecture=config.architecture,
         encoder=config.encoder,

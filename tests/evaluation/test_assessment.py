@@ -293,6 +293,15 @@ def test_sets_that_cannot_be_measured_are_one_line(real, against, tmp_path):
         Parts(other, parts.annotated, parts.unannotated, parts.held_out)
 
 
+def test_without_patients_of_val_real_images_are_those_left_out(against):
+    parts = against(new_images(1))
+    result, _ = assess(Parts(parts.synthetic, parts.annotated, parts.unannotated, parts.held_out.select([])), PX)
+    assert result["n_looked_at"]["held_out"] == 0
+    pixels = result["memorisation"]["spaces"]["pixels"]
+    assert (pixels["held_out"]["n"], result["memorisation"]["verdict"]) == (0, "none found")
+    assert pixels["left_out"]["n"] > 0
+
+
 def test_large_sets_are_sampled(against, monkeypatch):
     for name in ("MOST_SYNTHETIC", "MOST_KNOWN", "MOST_LAYOUTS"):
         monkeypatch.setattr(f"stedm.evaluation.assessment.{name}", 10)

@@ -63,7 +63,7 @@ def _files(folder: Path) -> dict[str, int]:
     return {path.as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
+def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config, request):
     # Four classes: nothing on the way may think of two.
     phantom = {
         "stain": "he",
@@ -102,6 +102,7 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config):
     left = [tmp_path / "run" / name / "checkpoints/step-00000002" for name in (".", "segmenters/ssl/seed-1")]
     for folder in left:
         folder.mkdir(parents=True)
+    request.getfixturevalue("plain_reports")
     again = _run_as_announced(config, tmp_path / "run")
     assert again == summary
     assert not list((tmp_path / "run").rglob("checkpoints"))
@@ -115,7 +116,7 @@ def test_masks_of_unlabeled_patients_are_never_opened_and_seeds_can_be_added(tin
     for mask in (root / "masks").glob("unlabeled*"):
         mask.write_bytes(b"not to be opened")
     config = tiny_config({"path": root}, arms=["real", "ssl", "real+synthetic"], seeds=[0])
-    Experiment(config, tmp_path / "run", Reporter(quiet=True)).run()
+    Experiment(config, tmp_path / "run", Reporter(quiet=True)).train_segmenters()
     more = tiny_config({"path": root}, arms=["real", "real+synthetic"], seeds=[0, 1])
     summary = Experiment(more, tmp_path / "run", Reporter(quiet=True)).run()
     assert summary["arms"]["real"]["seeds"] == [0, 1]
@@ -140,6 +141,7 @@ def test_a_run_wants_patients_to_score_before_anything_is_trained(tiny_dataset, 
         Experiment(tiny_config({"path": root}), tmp_path / "run", Reporter(quiet=True)).check()
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_without_masks_of_unlabeled_patients_there_is_no_arm_upper(tiny_dataset, tmp_path, capsys, tiny_config):
     root = tiny_dataset()
     table = pd.read_csv(root / "metadata.csv", dtype=str)
@@ -246,6 +248,7 @@ def flowers_like(tiny_dataset) -> Path:
     return tiny_dataset(patients={"train": 8, "unlabeled": 2, "val": 2, "test": 4}, images=1)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path, tiny_config):
     root = flowers_like(tiny_dataset)
     unseen = [f"trainP{number}-0.png" for number in (1, 3, 5, 7)]
@@ -399,6 +402,7 @@ def closed_dataset(tiny_dataset):
     return root
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_segmenters_that_learned_from_synthetic_images_predict_layouts(closed_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": closed_dataset}, arms=["real+stain+synthetic"], seeds=[0], mirror=True)
     values["rounds"] = {"voters": 1, "labels": None, "predicted": {"fraction": 1, "start": 0.5}, "agreement": 0}
@@ -428,6 +432,7 @@ def test_segmenters_that_learned_from_synthetic_images_predict_layouts(closed_da
         parse_config(wrong, "test")
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segmenters(closed_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": closed_dataset}, arms=["real+stain+synthetic"], seeds=[0])
     values["diffusion"]["steps"] = 8
@@ -468,7 +473,7 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
 
 @pytest.mark.parametrize("learns_from_labels", [True, False])
 def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to_either(
-    tiny_dataset, tmp_path, tiny_run, learns_from_labels
+    tiny_dataset, tmp_path, tiny_run, learns_from_labels, request
 ):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     labels = {"arm": "real+stain", "confidence": 0.1} if learns_from_labels else None
@@ -487,9 +492,11 @@ def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to
         write_png(first.root / name, 1 - mask if patient == disputed else mask)
     for labels in (first, seen):
         (labels.root / "manifest.json").unlink()  # changed on purpose
+    if not learns_from_labels:
+        request.getfixturevalue("plain_reports")
     _run_as_announced(parse_config(values, "test"), run)
     note = f"about 1 of {1 + len(others)} unannotated patients: {disputed} (agreement.csv)"
-    assert note in (run / "report/report.html").read_text()
+    assert (note in (run / "report/report.html").read_text()) == learns_from_labels
     kinds = read_plan(run / "plan.parquet").groupby("style_patient_id")["layout_kind"].agg(set)
     assert kinds[disputed] == {"warp"}
     assert any("predicted" in kinds[patient] for patient in others)
@@ -502,6 +509,7 @@ def test_patients_about_whom_segmenters_contradict_each_other_are_not_painted_to
             assert (again.read_mask(row) == again.info.ignore_index).all() == (patient == disputed)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(tiny_dataset, tmp_path, tiny_run):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain+synthetic"], seeds=[0])
     values["rounds"] = {"number": 1, "voters": 2, "labels": {"arm": "self-training", "confidence": 0.6}}
@@ -519,6 +527,7 @@ def test_self_trained_segmenters_label_images_for_the_diffusion_model_too(tiny_d
     assert np.array_equal(np.where(votes.max(1) >= 0.6, votes.argmax(1), labels.info.ignore_index), masks)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_arms_and_diffusion_model_are_told_the_same_about_stains(tiny_dataset, tmp_path, tiny_run, monkeypatch):
     values = tiny_run({"path": tiny_dataset()}, arms=["real+stain", "ssl", "upper", "real+stain+synthetic"], seeds=[0])
     values["recolour"] = {"probability": 0.7, "dab": [-0.6, 1.4]}
@@ -533,6 +542,7 @@ def test_arms_and_diffusion_model_are_told_the_same_about_stains(tiny_dataset, t
     assert all(one == config.recolour for one in told)
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_teachers_label_images_for_self_training(closed_dataset, tmp_path, tiny_run, monkeypatch):
     ours = "real+stain+synthetic+self-training"
     values = tiny_run({"path": closed_dataset}, arms=["self-training", ours], seeds=[0])

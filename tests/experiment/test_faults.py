@@ -9,16 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 
 import stedm
 from stedm.cli import main
 from stedm.config import RunConfig, parse_config, to_yaml
+from stedm.data.folder import write_png
 from stedm.errors import DiskError, StedmError
 from stedm.evaluation.text import closing_text, summary_text
 
+pytestmark = pytest.mark.usefixtures("plain_reports_of_module")
 READ_ONLY = "Read-only file system; give another -o, or make it writable"
 PHANTOM = {
     "image_px": 32,
@@ -169,3 +173,24 @@ def test_a_folder_at_work_is_refused_by_every_verb(config, tmp_path, verb, capsy
     assert stop.value.code == 1
     line = f"stedm: {tmp_path / 'run'}: another process is at work here; wait for it, or give another -o\n"
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("verb", [["run"], ["train", "diffusion"]])
+def test_a_run_that_is_refused_for_its_data_leaves_nothing(tiny_dataset, tiny_run, tmp_path, verb, capsys):
+    root = tiny_dataset()
+    right = (root / "masks/trainP0-0.png").read_bytes()
+    write_png(root / "masks/trainP0-0.png", np.zeros((8, 8), np.uint8))
+    run, given = tmp_path / "runs/a", tmp_path / "c.yaml"
+    given.write_text(yaml.safe_dump(tiny_run({"path": str(root)}, arms=["real"], seeds=[0])))
+    with pytest.raises(SystemExit):
+        main([*verb, str(given), "-o", str(run)])
+    assert "masks/trainP0-0.png" in capsys.readouterr().err
+    assert not run.exists()
+    # What was begun stays.
+    (root / "masks/trainP0-0.png").write_bytes(right)
+    stedm.run(given, run)
+    kept = sorted(path for path in run.rglob("*") if path.name != ".lock")
+    write_png(root / "masks/trainP0-0.png", np.zeros((8, 8), np.uint8))
+    with pytest.raises(SystemExit):
+        main([*verb, str(given), "-o", str(run)])
+    assert sorted(path for path in run.rglob("*") if path.name != ".lock") == kept

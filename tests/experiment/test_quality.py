@@ -52,6 +52,7 @@ def test_a_model_that_paints_noise_is_called_so_at_once_and_in_the_report(experi
     assert ((run / FILE).stat().st_mtime_ns, (run / PICTURE).stat().st_mtime_ns) == written
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_run_without_synthetic_images_has_no_quality(experiment, tmp_path):
     summary = experiment(arms=["real"]).run()
     assert "quality" not in summary

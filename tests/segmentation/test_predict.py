@@ -3,11 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stedm.config import SegmentationConfig
+from stedm.config import MachineConfig, SegmentationConfig
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.segmentation.model import build_segmenter, save_segmenter
 from stedm.segmentation.predict import predict_masks, segment_folder
+from stedm.training.device import place
 
 TINY = SegmentationConfig(encoder="tu-test_resnet", encoder_depth=3, decoder_channels=[8, 8, 8])
 
@@ -69,7 +70,8 @@ def test_a_folder_of_images_becomes_a_folder_of_masks(tmp_path, model, network):
     assert (np.array(masks[0].convert("RGB"))[n_pixels == 1] == colour).all()
     assert len({tuple(masks[0].getpalette()[3 * index : 3 * index + 3]) for index in (0, 1, 2)}) == 3
     assert [mask.size for mask in masks] == [(32, 32), (70, 50)]
-    assert np.array_equal(np.array(masks[0]), predict_masks(network, small[None])[0])
+    placed = place(build_segmenter(TINY, 3, seed=0), MachineConfig())
+    assert np.array_equal(np.array(masks[0]), predict_masks(placed, small[None])[0])
 
 
 def test_hidden_files_are_no_images(tmp_path, model):

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from stedm.config import SegmentationConfig
+from stedm.config import MachineConfig, SegmentationConfig
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
 from stedm.segmentation.model import build_segmenter, save_segmenter
 from stedm.segmentation.pseudo_labels import vote, write_pseudo_labels
+from stedm.training.device import place
 
 TINY = SegmentationConfig(encoder="tu-test_resnet", encoder_depth=3, decoder_channels=[8, 8, 8])
 
@@ -32,7 +33,8 @@ def segmenters(tmp_path, unlabeled):
 
 def test_labels_are_the_winning_class_where_the_vote_is_sure(tmp_path, unlabeled, segmenters):
     images = np.stack([unlabeled.read_image(row, 32) for row in range(len(unlabeled))])
-    probability, classes = vote([build_segmenter(TINY, 2, seed=seed) for seed in (0, 1)], images).max(dim=1)
+    voters = [place(build_segmenter(TINY, 2, seed=seed), MachineConfig()) for seed in (0, 1)]
+    probability, classes = vote(voters, images).max(dim=1)
     median = float(probability.median())
     every, some = (
         write_pseudo_labels(segmenters, unlabeled, tmp_path / str(c), image_px=32, confidence=c) for c in (0.0, median)

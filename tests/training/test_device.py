@@ -77,13 +77,14 @@ def _network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
 
 
-def test_on_the_cpu_nothing_but_the_place_changes():
+def test_on_the_cpu_the_order_of_memory_stays_and_the_precision_is_that_of_training():
     network, images = _network(), torch.rand(1, 3, 8, 8)
-    before, forward = network(images), network.forward
-    assert place(network, MachineConfig(device="cpu", precision="bf16")) is network
-    assert network.forward == forward
+    before = network(images)
+    assert place(network, MachineConfig(device="cpu", precision="fp32")) is network
     assert network[0].weight.is_contiguous()
     assert torch.equal(network(images), before)
+    assert place(network, MachineConfig(device="cpu", precision="bf16"))(images).dtype == torch.bfloat16
+    assert network[0].weight.is_contiguous()
 
 
 def test_on_tensor_cores_networks_run_in_their_precision_and_order_of_memory(monkeypatch):

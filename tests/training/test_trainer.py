@@ -83,6 +83,13 @@ def test_any_number_of_workers_gives_the_same_weights(tmp_path, stop):
     _assert_close(alone, _train(tmp_path / "2", workers=2), rtol=0, atol=0)
 
 
+def test_training_leaves_the_global_generator_alone(tmp_path):
+    network, before = _network(), torch.get_rng_state()
+    for workers in (0, 1):
+        _train(tmp_path / str(workers), network, workers=workers, steps=2)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_workers_are_automatic_beside_a_gpu_only(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     assert resolve_workers(None, CPU) == 0

@@ -86,6 +86,7 @@ def _losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_run_by_two_processes_is_that_of_one_and_the_first_alone_writes(tmp_path, config):
     def run(rank: int) -> None:
         summary = stedm.run(config, tmp_path / "run")

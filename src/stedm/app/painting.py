@@ -25,7 +25,6 @@ from stedm.io.ownership import PAINTED
 from stedm.layout.prior import LayoutPrior
 from stedm.layout.recipe import LayoutRecipe, build_layout
 from stedm.seeds import numpy_generator
-from stedm.style.sampling import style_views
 from stedm.synthesis.plan import COLUMNS, LIST_SEPARATOR, write_plan
 
 MOST_STYLE_IMAGES = 16
@@ -152,29 +151,18 @@ class Painting:
         _check_row(len(cache), image.row)
         return cache.image(image.row)
 
-    def _shown(self, images: list[np.ndarray], seed: int) -> list[np.ndarray]:
-        """What the model is shown; one that learned from deformed images sees deformed ones, as in synthesis."""
-        model = self.opened.model()
-        if model.style_sampling != "augmented":
-            return images
-        views = max(1, model.denoiser.aggregate.n_images // len(images))
-        return [
-            view
-            for number, image in enumerate(images)
-            for view in style_views(image, views, numpy_generator(seed, "style-views", number))
-        ]
-
     def _style_images(self, style: Style, seed: int) -> list[np.ndarray]:
         """What the model is shown of the images that were picked, or of the (first) patient."""
         if style.patient is not None:
             cache = self.opened.images(style.set)
-            return self._shown([cache.image(row) for row in self.rows_shown(style.set, style.patient)], seed)
+            images = [cache.image(row) for row in self.rows_shown(style.set, style.patient)]
+            return self.opened.model().shown(images, seed)
         if not style.images:
             raise StedmError("no style is chosen: pick a patient or at least one image")
         most = self.opened.model().largest_style_set
         if most is not None and len(style.images) > most:
             raise StedmError(f"this model takes {most} style images at most; remove some")
-        return self._shown([self._image(image) for image in style.images], seed)
+        return self.opened.model().shown([self._image(image) for image in style.images], seed)
 
     def style_of(self, style: Style, seed: int) -> dict[str, Any]:
         """The style as arguments of `StyleDiffusion.generate`; between two patients on a straight line, as
@@ -283,5 +271,5 @@ def _check_row(n: int, row: int) -> None:
 
 def _whole(text: str) -> int:
     if not (text.isdigit() and len(text) < 21):
-        raise StedmError(f"seed {text[:30]!r}: not a whole number")
+        raise StedmError(f"seed {text[:30]!r}: not a whole number; give one")
     return int(text)

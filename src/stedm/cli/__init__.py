@@ -3,9 +3,7 @@
 Heavy imports stand inside the verbs, so that `stedm --help` answers at once.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from stedm.cli.data import data_app
+from stedm.cli.handover import FIRST_LINES, doctor, export
 from stedm.cli.options import (
     ConfigPath,
     Device,
@@ -30,6 +29,7 @@ from stedm.cli.options import (
     with_device,
 )
 from stedm.cli.studio import studio
+from stedm.cli.train import train_app
 from stedm.errors import Interrupted, StedmError, disk_problem, terminable
 from stedm.version import __version__
 from stedm.workers.group import as_one
@@ -49,12 +49,10 @@ app = typer.Typer(
     name="stedm",
     cls=_Verbs,
     help="Style-extracting diffusion models for semi-supervised histopathology segmentation.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-train_app = typer.Typer(help="One training stage of a run.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
@@ -161,49 +159,6 @@ def tile(
     typer.echo(f"{output}: {done.tiles} tiles of {done.slides} slides{rest}")
     if done.failures:
         raise StedmError("\n".join(done.failures))
-
-
-@train_app.command("diffusion")
-def train_diffusion(
-    config: ConfigPath,
-    output: RunFolder,
-    preset: Preset = None,
-    overrides: Overrides = None,
-    device: Device = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train the diffusion model of a run, and before it what it needs; it is written to RUN/model."""
-    with _checked(config, output, preset, with_device(overrides, device), quiet) as experiment:
-        experiment.last_round.model()
-    typer.echo(str(output / "model"))
-
-
-@train_app.command("segmenter")
-def train_segmenter(
-    config: ConfigPath,
-    output: RunFolder,
-    preset: Preset = None,
-    overrides: Overrides = None,
-    device: Device = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train the segmenters of a run, every arm and seed, and before them what they need."""
-    with _checked(config, output, preset, with_device(overrides, device), quiet) as experiment:
-        experiment.train_segmenters()
-    typer.echo(str(output / "segmenters"))
-
-
-@contextlib.contextmanager
-def _checked(config: Path, output: Path, preset: str | None, overrides: list[str] | None, quiet: bool) -> Iterator[Any]:
-    from stedm.config import load_config
-    from stedm.experiment.experiment import Experiment
-    from stedm.io.files import alone_in
-    from stedm.progress import Reporter
-
-    experiment = Experiment(load_config(config, overrides, preset), output, Reporter(quiet))
-    with alone_in(output):
-        experiment.check()
-        yield experiment
 
 
 @app.command()
@@ -320,7 +275,7 @@ def segment(
     if slides is None:
         if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
             flags = "--tolerance-um, --label-map, --engine, --shard and --set"
-            raise StedmError(f"{images}: no slides; {flags} are for slides")
+            raise StedmError(f"{images}: no slides; {flags} are for slides: leave them out")
         how = {"machine": machine, "say": typer.echo, "overwrite": overwrite}
         masks = segment_folder(model, images, output, mpp, **how)
         typer.echo(f"{output}: {len(masks)} masks")
@@ -390,6 +345,8 @@ def compare(
 
 
 app.command("app")(studio)
+app.command("export")(export)
+app.command("doctor")(doctor)
 
 
 @config_app.command("show")
@@ -423,10 +380,14 @@ def config_schema() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST_LINES)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -11,18 +11,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from stedm.config import MachineConfig, Sampling
+from stedm.data.card import README, read_card
 from stedm.data.symmetry import to_signed
+from stedm.diffusion.card import diffusion_card
 from stedm.diffusion.codec import AutoencoderCodec, Codec, PixelCodec, load_codec, place
 from stedm.diffusion.denoiser import StyleDenoiser, load_denoiser
 from stedm.diffusion.guidance import Guidance, as_guidance
 from stedm.diffusion.model_index import read_model_index
 from stedm.diffusion.sampler import guided_trajectory
 from stedm.errors import StedmError
-from stedm.io.files import replacing, write_json
+from stedm.io.files import replacing, write_json, write_text
+from stedm.io.hub import ASK, is_hub_id, model_folder, push_model
 from stedm.io.manifest import verify_folder, write_manifest
 from stedm.io.ownership import check_folder
 from stedm.io.weights import require_finite
-from stedm.seeds import torch_generator
+from stedm.seeds import numpy_generator, torch_generator
+from stedm.style.sampling import style_views
 from stedm.training.device import choose_device, move
 from stedm.training.precision import autocast
 from stedm.version import __version__
@@ -44,9 +48,12 @@ class StyleDiffusion:
 
     Attributes:
         precision: arithmetic of sampling, `auto`, `fp32`, `bf16` or `fp16` (see stedm.training.precision).
+        provenance: versions, data and training that the model is from (stedm.data.provenance.of_model).
+        card: README.md of the folder that it was read from; None = a new one is written.
     """
 
     precision: str = "auto"
+    card: str | None = None
 
     def __init__(
         self,
@@ -57,12 +64,13 @@ class StyleDiffusion:
         classes: list[str],
         image_px: int,
         style_sampling: str = "cohort",
+        provenance: dict[str, Any] | None = None,
     ):
         self.denoiser = denoiser.eval()
         self.codec = codec
         place(codec, self.device)
         self.objective, self.classes, self.image_px = objective, list(classes), image_px
-        self.style_sampling = style_sampling
+        self.style_sampling, self.provenance = style_sampling, provenance or {}
 
     @property
     def device(self) -> torch.device:
@@ -194,6 +202,18 @@ class StyleDiffusion:
         """The most style images that the aggregation takes; None = any number."""
         return None if self.denoiser.aggregate.any_number else self.denoiser.aggregate.n_images
 
+    def shown(self, images: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+        """What the model is to be shown of style images, uint8 RGB `(h, w, 3)`: these, or deformed views of them
+        where it has learned from such (`style_sampling` augmented)."""
+        if self.style_sampling != "augmented":
+            return list(images)
+        views = max(1, self.denoiser.aggregate.n_images // len(images))
+        return [
+            view
+            for number, image in enumerate(images)
+            for view in style_views(image, views, numpy_generator(seed, "style-views", number))
+        ]
+
     def _at_training_size(self, image: np.ndarray) -> torch.Tensor:
         """uint8 `(3, h, w)` to floats in [-1, 1] with the sides that the model was trained on."""
         side = (self.image_px, self.image_px)
@@ -255,9 +275,19 @@ class StyleDiffusion:
         return vectors.expand(n, dim)
 
     def save_pretrained(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-        """Write the model folder: model_index.json and, per part, config.json + safetensors. Atomic."""
+        """Write the model folder: model_index.json, a card and, per part, config.json + safetensors. Atomic.
+
+        `provenance`: in place of that of the model. A card of the folder that the model was read from is kept.
+        """
         require_finite(self.denoiser.state_dict(), str(folder))
         check_folder(folder, "model_index.json")
+        told = {
+            "objective": self.objective,
+            "style_sampling": self.style_sampling,
+            "classes": self.classes,
+            "image_px": self.image_px,
+        }
+        provenance = self.provenance if provenance is None else provenance
         with replacing(folder) as temporary:
             temporary.mkdir()
             self.denoiser.save_pretrained(temporary / "denoiser")
@@ -267,37 +297,47 @@ class StyleDiffusion:
             index = {
                 "_class_name": "StyleDiffusion",
                 "_stedm_version": __version__,
-                "objective": self.objective,
-                "style_sampling": self.style_sampling,
-                "classes": self.classes,
-                "image_px": self.image_px,
+                **told,
                 **({"own_codec": type(self.codec).__qualname__} if own_codec else {}),
-                "provenance": provenance or {},
+                "provenance": provenance,
             }
             write_json(temporary / "model_index.json", index)
             write_manifest(temporary)
+            # After the manifest: a card is edited by those who hand the model on.
+            write_text(temporary / README, self.card or diffusion_card(**told, provenance=provenance))
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, style_encoder: nn.Module | None = None, codec: Codec | None = None
+        cls,
+        folder: str | Path,
+        *,
+        style_encoder: nn.Module | None = None,
+        codec: Codec | None = None,
+        local_files_only: bool = True,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> "StyleDiffusion":
-        """Read a model folder from disk.
+        """Read a model folder from disk, or one of the Hugging Face hub.
 
         Args:
+            folder: the folder, or `owner/name` on the hub, from its local cache.
             style_encoder, codec: those of your own that the model was trained with, and only those: the folder has the
                 weights of the style encoder, but no code, and nothing of the codec.
+            local_files_only: False = download from the hub what the cache doesn't have. revision, token: of the hub.
 
         Raises:
             StedmError: there is no such folder, it holds no model of this kind, or a style encoder or codec is
                 missing or given in vain.
         """
-        folder = Path(folder)
+        hub = {"local_files_only": local_files_only, "revision": revision, "token": token}
+        folder = model_folder(folder, "model_index.json", **hub)
         index_path = folder / "model_index.json"
         if not index_path.is_file():
             where = (
                 folder / "model" if (folder / "model" / "model_index.json").is_file() else "the model/ folder of a run"
             )
-            raise StedmError(f"{folder}: no model here (model_index.json is missing); give {where}")
+            asked = f", or, {ASK}" if is_hub_id(str(folder)) else ""
+            raise StedmError(f"{folder}: no model here (model_index.json is missing); give {where}{asked}")
         verify_folder(folder)
         index = read_model_index(index_path)
         if index.own_codec and codec is None:
@@ -311,14 +351,37 @@ class StyleDiffusion:
         told = (denoiser.unknown, denoiser.config.latent_channels, denoiser.config.layout_factor)
         if told != (len(index.classes), codec.latent_channels, codec.factor):
             raise StedmError(f"{folder}: its parts are not of one model (classes, latents); train it again")
-        return cls(
+        model = cls(
             denoiser,
             codec,
             objective=index.objective,
             classes=index.classes,
             image_px=index.image_px,
             style_sampling=index.style_sampling,
+            provenance=index.provenance,
         )
+        model.card = read_card(folder)
+        return model
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the model folder, with its card, to the Hugging Face hub; returns the address of the commit.
+
+        Args:
+            repo_id: `owner/name`; made where it isn't there yet, for yourself alone unless `private` is False.
+
+        Raises:
+            StedmError: the hub refuses it; it would be public under no stated licence.
+        """
+        how = {"private": private, "token": token, "commit_message": commit_message, "create_pr": create_pr}
+        return push_model(self.save_pretrained, repo_id, **how)
 
     @classmethod
     def train(

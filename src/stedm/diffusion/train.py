@@ -5,6 +5,7 @@ which the paper's training on annotated images alone can't do.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from stedm.colour.recolour import recolour_together, stain_factors
 from stedm.config import DiffusionConfig, MachineConfig, RecolourConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder, rows_by_patient
+from stedm.data.provenance import of_model
 from stedm.data.symmetry import N_SYMMETRIES, channels_first, symmetry, to_signed
 from stedm.diffusion.codec import AutoencoderCodec, Codec, open_codec, place
 from stedm.diffusion.denoiser import StyleDenoiser
@@ -115,7 +117,8 @@ def train_diffusion(
             grid.paint(trainer)
     with trainer.averaged_weights() as network:
         if trainer.accelerator.is_main_process:
-            StyleDiffusion(network, **about).save_pretrained(folder / "model")
+            from_where = _provenance(samples, style_sources, init_from is not None)
+            StyleDiffusion(network, **about, provenance=from_where).save_pretrained(folder / "model")
     trainer.accelerator.wait_for_everyone()
     return StyleDiffusion.from_pretrained(folder / "model", style_encoder=style_encoder, codec=codec)
 
@@ -139,7 +142,10 @@ class DiffusionSamples(Dataset):
         style_sources: DatasetFolder | None = None,
     ):
         if len(annotated) == 0:
-            raise StedmError(f"{annotated.root}: no annotated image to train the diffusion model on")
+            raise StedmError(
+                f"{annotated.root}: no annotated image to train the diffusion model on; "
+                "add masks to images of split train"
+            )
         shown = annotated if style_sources is None else annotated.followed_by(style_sources)
         refuse_impossible_sampling(config.style.sampling, *filter(None, (shown, unlabeled)))
         self.config, self.seed = config, seed
@@ -147,6 +153,8 @@ class DiffusionSamples(Dataset):
         self._annotated = _Pool(annotated, config, image_px, annotated, style_sources)
         semi = unlabeled is not None and len(unlabeled) > 0 and config.unlabeled_fraction > 0
         self._unlabeled = _Pool(unlabeled, config, image_px, pseudo_labels) if unlabeled is not None and semi else None
+        self.annotated, self.unlabeled = annotated, unlabeled if semi else None
+        self.has_labels = pseudo_labels is not None
 
     def __len__(self) -> int:
         return self.config.steps * self.config.batch
@@ -219,6 +227,17 @@ class DiffusionSamples(Dataset):
             for row in np.linspace(0, len(pool) - 1, min(n // len(pools), len(pool)))
         ]
         return channels_first(np.stack(chosen))
+
+
+def _provenance(samples: DiffusionSamples, style_sources: DatasetFolder | None, goes_on: bool) -> dict[str, Any]:
+    config, annotated, unlabeled = samples.config, samples.annotated, samples.unlabeled
+    training: dict[str, Any] = {"steps": config.steps, "batch": config.batch, "seed": samples.seed}
+    if goes_on:
+        training["begun at"] = "the model of the round before"
+    if unlabeled is not None:
+        training["layouts of unannotated images"] = "pseudo-labels" if samples.has_labels else "unknown"
+    parts = {"annotated": annotated, "unannotated": unlabeled, "shown as style only": style_sources}
+    return of_model(annotated, training, **parts)
 
 
 class DrawnSamples(Dataset):

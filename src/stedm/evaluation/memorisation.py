@@ -156,6 +156,8 @@ def _spaces(known: Seen) -> dict[str, Callable[[Seen, Seen], np.ndarray]]:
     """
 
     def pixels(a: Seen, b: Seen) -> np.ndarray:
+        if not len(a):
+            return np.zeros((0, len(b)), np.float32)
         flat = _flat(b.thumbnails)
         found = np.full((len(a), len(b)), np.inf, np.float32)
         for index in range(N_SYMMETRIES):

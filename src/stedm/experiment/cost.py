@@ -98,7 +98,7 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
         StedmError: it is missing.
     """
     diffusion, synthesis = config.diffusion, config.synthesis
-    with _running(config, n_classes) as run:
+    with on_shapes(config, n_classes) as run:
         run.checkpoint_activations(config.machine.activation_checkpointing)
         to_encode = flops_of(lambda: run.encode(1))
         trained = flops_of(lambda: run.denoising_loss(1).backward())
@@ -120,14 +120,14 @@ def cost(config: RunConfig, n_classes: int) -> Cost:
 
 def training_memory(config: RunConfig, n_classes: int, precision: str) -> TrainingMemory:
     """Of training in one process, in fp32 or bf16, with the images of a batch that `accumulate` leaves at once."""
-    with _running(config, n_classes) as run:
+    with on_shapes(config, n_classes) as run:
         run.checkpoint_activations(config.machine.activation_checkpointing)
         return run.memory(config.diffusion.batch // config.machine.accumulate, precision)
 
 
 def painting_memory(config: RunConfig, n_classes: int, precision: str) -> int:
     """Bytes of painting `synthesis.batch` images at once, weights and all."""
-    with _running(config, n_classes) as run:
+    with on_shapes(config, n_classes) as run:
         return run.memory_of_painting(config.synthesis, precision)
 
 
@@ -141,7 +141,7 @@ def smallest_accumulate(config: RunConfig, n_classes: int, precision: str) -> di
     batch = config.diffusion.batch
     divisors = [n for n in range(1, batch + 1) if batch % n == 0]
     found: dict[bool, dict[int, int | None]] = {}
-    with _running(config, n_classes) as run:
+    with on_shapes(config, n_classes) as run:
         for checkpointing in (False, True):
             run.checkpoint_activations(checkpointing)
             one, every = (run.memory(n, precision).total for n in (1, batch))
@@ -171,14 +171,16 @@ def classes_of(config: RunConfig) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def _running(config: RunConfig, n_classes: int) -> Iterator["_Run"]:
+def on_shapes(config: RunConfig, n_classes: int) -> Iterator["RunOnShapes"]:
     """The networks of a configuration, which can be run while the context lasts."""
     codec, denoiser = _on_meta(config.diffusion, n_classes, config.data.side)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        yield _Run(config.diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.side)
+        yield RunOnShapes(
+            config.diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.side
+        )
 
 
-class _Run:
+class RunOnShapes:
     """The networks on fake tensors, run as training and generation run them on `batch` images."""
 
     def __init__(self, config: DiffusionConfig, codec: Codec, denoiser: StyleDenoiser, image_px: int):

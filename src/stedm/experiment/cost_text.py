@@ -1,5 +1,6 @@
 """What a configuration costs, as text."""
 
+from stedm.columns import aligned
 from stedm.config import RunConfig
 from stedm.experiment.cost import (
     CARDS_GB,
@@ -14,6 +15,8 @@ from stedm.experiment.cost import (
 from stedm.experiment.resolve import first_stage_text
 
 _PRECISIONS = ("fp32", "bf16")
+_NUMBERS = range(1, 1 + max(len(_PRECISIONS), len(CARDS_GB)))
+"""Columns of the tables behind the first one."""
 _NOTES = (
     "total = the denoiser, all of it trained unless style.trainable is false; codec = the frozen first stage.\n"
     "FLOPs: matrix products, convolutions, attention; a multiply-add counts as two. Style images that dropout hides "
@@ -39,7 +42,7 @@ def cost_text(config: RunConfig) -> str:
     parameters = [["parameters", "number"], *([name, f"{n:,}"] for name, n in counted.parameters.items())]
     tables = (parameters, _flops(config, counted), _memory(config, n_classes), _fits(config, n_classes))
     hint = [text] if (text := first_stage_text(config)) else []
-    return "\n\n".join([_aligned(head), *(_aligned(rows, title=True) for rows in tables), _NOTES, *hint])
+    return "\n\n".join([aligned(head), *(aligned(rows, right=_NUMBERS, rule=True) for rows in tables), _NOTES, *hint])
 
 
 def _flops(config: RunConfig, counted: Cost) -> list[list[str]]:
@@ -79,17 +82,3 @@ def _fits(config: RunConfig, n_classes: int) -> list[list[str]]:
         name = f"activation_checkpointing: {str(checkpointing).lower()}"
         rows.append([name, *("-" if by_card[card] is None else str(by_card[card]) for card in CARDS_GB)])
     return rows
-
-
-def _aligned(rows: list[list[str]], title: bool = False) -> str:
-    """Fixed-width columns: names to the left, the numbers of a table with a title line to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(c.rjust(w) if title else c for c, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    if title:
-        lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)

@@ -1,5 +1,7 @@
 """The run folder: what it was begun with, and whether a later call may go on in it."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from stedm.io.ownership import is_marked
 MAY_CHANGE = ("name", "data.path", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
 """Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
 added; where a run is computed and where its data lie doesn't matter (whether they are the same data is looked at)."""
+_BEFORE_ANYTHING = ("config.yaml", ".lock", ".data_facts", ".data_times")
+"""What stands in a run folder before the data are found good."""
 _MARK = "# The whole configuration of this run, written by stedm."
 
 
@@ -47,6 +51,20 @@ def claim(folder: Path, config: RunConfig) -> None:
     text = f"{_MARK}\n{to_yaml(config)}"
     if not path.is_file() or path.read_bytes() != text.encode():  # a complete run may lie in a read-only folder
         write_text(path, text)
+
+
+@contextlib.contextmanager
+def nothing_left_if_refused(folder: Path) -> Iterator[None]:
+    """Remove a run folder again in which nothing was begun, where the block refuses the run."""
+    try:
+        yield
+    except StedmError:
+        left = list(folder.iterdir()) if folder.is_dir() else []
+        if left and all(path.name in _BEFORE_ANYTHING for path in left):
+            for path in left:
+                path.unlink()
+            folder.rmdir()
+        raise
 
 
 def check_unchanged(folder: Path, dataset: DatasetFolder) -> None:

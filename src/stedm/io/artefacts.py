@@ -6,7 +6,6 @@ Parquet files carry the SHA-256 of their content; those without it (from elsewhe
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stedm.errors import StedmError
 from stedm.io.files import replacing, require_file
-from stedm.io.tables import plain
+from stedm.io.tables import read_cells
 
 MOST_JSON_BYTES = 64 << 20
 MOST_ROWS = 20_000_000
@@ -154,7 +153,7 @@ def read_parquet(path: str | Path, columns: Mapping[str, Column], *, what: str, 
         told = pq.read_metadata(path)
         size = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
         if told.num_rows > MOST_ROWS or size > MOST_TABLE_BYTES:
-            raise StedmError(f"{path}: {told.num_rows} rows of {size} bytes, too large for what it should be")
+            raise StedmError(f"{path}: {told.num_rows} rows of {size} bytes, too large for it{_then(hint)}")
         if b"pandas" not in (told.metadata or {}):
             # Without it the sum could be gone too.
             raise StedmError(f"{path}: not {what}, or damaged{_then(hint)}")
@@ -196,10 +195,7 @@ def read_csv_table(path: str | Path, columns: Mapping[str, Column], *, hint: str
     path = Path(path)
     texts = {name: str for name, column in columns.items() if column.kind == "text"}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-        table = plain(table)
+        table = read_cells(path)
         numbers = {name: pd.to_numeric(table[name].mask(table[name] == "")) for name in table if name not in texts}
         table = table.assign(**numbers)
     except FileNotFoundError as error:

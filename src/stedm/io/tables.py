@@ -25,12 +25,19 @@ def read_csv(path: Path) -> pd.DataFrame:
         for separator, name in (";", "a semicolon"), ("\t", "a tab"):
             if separator in head and "," not in head:
                 raise StedmError(f"{path}: the separator is {name}; save the table with commas")
-        with warnings.catch_warnings():
-            # Pandas only warns of rows longer than the header, and drops their end.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return plain(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False))
+        return read_cells(path)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        raise StedmError(f"{path}: not readable ({' '.join(str(error).split())})") from error
+        raise StedmError(
+            f"{path}: not readable ({' '.join(str(error).split())}); save it as CSV with commas, in UTF-8"
+        ) from error
+
+
+def read_cells(path: Path) -> pd.DataFrame:
+    """The cells of `csv_text` as text; whatever pandas raises where there are none, and for rows that are too long."""
+    with warnings.catch_warnings():
+        # Pandas only warns of rows longer than the header, and drops their end.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return plain(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False))
 
 
 def csv_text(table: pd.DataFrame, **options: Any) -> str:

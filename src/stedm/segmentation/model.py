@@ -6,56 +6,33 @@ A saved segmenter is a folder of `config.json` and `model.safetensors`; nothing 
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stedm.config import MachineConfig, SegmentationConfig, checked
+from stedm.data.card import README
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
-from stedm.io.files import replacing, write_json
+from stedm.io.files import replacing, write_json, write_text
 from stedm.io.manifest import verify_folder, write_manifest
 from stedm.io.ownership import check_folder
 from stedm.io.weights import load_backbone_weights, load_weights, read_weights, require_finite
 from stedm.seeds import seed_for
+from stedm.segmentation.card import segmenter_card
 from stedm.segmentation.in_run import no_segmenter
+from stedm.segmentation.info import OWN_NETWORK, SegmenterInfo
 from stedm.training.device import place
 
 Network = Callable[[int], nn.Module]
 """Makes a network of one's own for a number of classes: from float images (n, 3, H, W) in [-1, 1] to logits
 (n, n_classes, H, W). Of its weights alone a folder can't make it again: whoever loads them gives the function."""
-OWN_NETWORK = "own network"
-"""The `architecture` of a segmenter whose network isn't one of segmentation_models_pytorch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmenterInfo:
-    """What `config.json` of a saved segmenter says: enough to build the network and to read its masks."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    architecture: str
-    """`OWN_NETWORK`, or one of segmentation_models_pytorch, with the three keys below."""
-    encoder: str = ""
-    encoder_depth: int = 0
-    decoder_channels: list[Annotated[int, Field(gt=0, le=4096)]] = field(default_factory=list)
-    classes: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=255)]
-    image_px: Annotated[int, Field(ge=1, le=1 << 14)]
-    """Side of the square images that the network was trained on."""
-    ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
-    mpp: Annotated[float, Field(gt=0)] | None = None
-    """Microns per pixel of those images; None where they have no resolution in common or it isn't known."""
-    source_px: list[int] | None = None
-    """Smallest and largest shorter side of the images before they were reduced to `image_px`; None in older folders."""
-    mirror: bool = False
-    """Whether it predicts from mirror images too (see `Mirrored`)."""
 
 
 def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -> nn.Module:
@@ -72,7 +49,10 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
         )
     if ":" in config.encoder or "/" in config.encoder:
         # timm reads such names ("hf-hub:owner/model") as an address and goes to the network.
-        raise StedmError(f"segmentation.encoder: {config.encoder} is an address, not a name; nothing is downloaded")
+        raise StedmError(
+            f"segmentation.encoder: {config.encoder} is an address; "
+            "give a name, and weights as encoder_weights: nothing is downloaded"
+        )
     with _initial_weights(seed):
         try:
             network = smp.create_model(
@@ -86,7 +66,8 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
         except Exception as error:  # smp and timm raise whatever a bad name or number makes them raise
             text = " ".join(str(error).split())[:200] or type(error).__name__
             raise StedmError(
-                f"segmentation: no {config.architecture} with encoder {config.encoder} ({text})"
+                f"segmentation: no {config.architecture} with encoder {config.encoder} ({text}); "
+                "give names of segmentation_models_pytorch"
             ) from error
     if config.encoder_weights is not None:
         load_backbone_weights(network.encoder, config.encoder_weights)
@@ -181,14 +162,16 @@ def save_segmenter(
     mpp: float | None = None,
     source_px: list[int] | None = None,
     mirror: bool = False,
+    provenance: dict[str, Any] | None = None,
 ) -> Path:
-    """Write `config.json` and `model.safetensors`, the whole folder atomically.
+    """Write `config.json`, `model.safetensors` and a card, the whole folder atomically.
 
     Args:
         config: which network it is; None = one's own.
         dataset: what it was trained on, at `image_px` and, where that is known, `mpp` microns per pixel.
         source_px: smallest and largest shorter side of those images as they are stored.
         mirror: whether it is to predict from mirror images too.
+        provenance: see `SegmenterInfo`.
     """
     which = (
         {"architecture": OWN_NETWORK}
@@ -203,6 +186,7 @@ def save_segmenter(
         mpp=mpp,
         source_px=source_px,
         mirror=mirror,
+        provenance=provenance or {},
     )
     folder = Path(folder)
     check_folder(folder, "config.json")
@@ -214,6 +198,8 @@ def save_segmenter(
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / "config.json", asdict(info))
         write_manifest(temporary)
+        # After the manifest: a card is edited by those who hand the segmenter on.
+        write_text(temporary / README, segmenter_card(info))
     return folder
 
 

@@ -17,6 +17,7 @@ from stedm.config import (
     uses_synthetic,
 )
 from stedm.data.folder import DatasetFolder
+from stedm.data.provenance import of_model
 from stedm.data.squares import shorter_sides
 from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
@@ -104,6 +105,14 @@ def train_segmenter(
             mpp=annotated.common_mpp(image_px),
             source_px=shorter_sides(annotated),
             mirror=config.mirror,
+            provenance=of_model(
+                annotated,
+                {"arm": arm, "steps": config.steps, "batch": config.batch, "seed": seed},
+                annotated=annotated,
+                synthetic=synthetic if uses_synthetic(arm) else None,
+                unannotated=unlabeled if consistent else None,
+                **{"under labels of teachers": pseudo_labeled if uses_self_training(arm) else None},
+            ),
         )
     trainer.accelerator.wait_for_everyone()
     return model
@@ -120,9 +129,9 @@ def _mixed_samples(
 ) -> MixedSamples:
     """Of the sets that were given those that the arm uses."""
     if uses_synthetic(arm) and synthetic is None:
-        raise StedmError(f"arm {arm}: needs a synthetic set")
+        raise StedmError(f"arm {arm}: needs a synthetic set; give synthetic=...")
     if uses_self_training(arm) and pseudo_labeled is None:
-        raise StedmError(f"arm {arm}: needs unlabeled images with the labels of teachers (pseudo_labeled)")
+        raise StedmError(f"arm {arm}: needs unlabeled images with the labels of teachers; give pseudo_labeled=...")
     return MixedSamples(
         annotated,
         image_px=image_px,
@@ -135,7 +144,7 @@ def _mixed_samples(
 
 def _with_unlabeled(mixed: MixedSamples, unlabeled: DatasetFolder | None, arm: Arm, image_px: int) -> Dataset:
     if unlabeled is None:
-        raise StedmError(f"arm {arm}: needs images of unlabeled patients")
+        raise StedmError(f"arm {arm}: needs images of unlabeled patients; give unlabeled=...")
     return UnlabeledSamples(mixed, unlabeled, image_px)
 
 

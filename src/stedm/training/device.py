@@ -1,6 +1,6 @@
 """The one place that chooses the device, and puts networks on it in the way in which they run fastest there.
 
-On a CPU nothing is changed but the place: there a network's own memory format and float32 stand.
+On a CPU a network's own memory format stands.
 """
 
 from typing import TypeVar
@@ -10,13 +10,13 @@ from torch import nn
 
 from stedm.config import MachineConfig
 from stedm.errors import StedmError
-from stedm.training.precision import autocast
+from stedm.training.precision import autocast, resolve_precision
 from stedm.workers.group import group_size
 from stedm.workers.pool import number_here
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _TENSOR_CORES = ("cuda",)
-"""Kinds of devices that are fast at convolutions in channels_last and at less than float32."""
+"""Kinds of devices that are fast at convolutions in channels_last."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -56,12 +56,13 @@ def device_name(name: str, n_gpus: int, has_mps: bool, number: int = 0, processe
 def place(network: _Network, machine: MachineConfig) -> _Network:
     """Put a network on the device of `machine`, to be used and not trained; returns it.
 
-    On a GPU its forward pass runs in the precision of `machine`.
+    Its forward pass runs in the precision of `machine`, as in training.
     """
     device = choose_device(machine.device)
     move(network, device)
-    if device.type in _TENSOR_CORES:
-        forward, precision = network.forward, machine.precision
+    precision = resolve_precision(machine.precision, device)
+    if precision != "fp32":
+        forward = network.forward
 
         def in_precision(*args, **kwargs):
             with autocast(precision, device):

@@ -140,6 +140,8 @@ class Trainer:
             # Forked workers share the images in memory.
             multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",
+            # Of its own, which no sample is drawn from: else the loader draws a number from the global one.
+            generator=torch_generator(self.seed, "loader"),
         )
         from accelerate.utils import send_to_device
 
