@@ -165,13 +165,19 @@ class _Choosing(nn.Module):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt"])
-def test_own_networks_are_exported_as_far_as_they_can_be(tmp_path, suffix):
-    dataset = DatasetInfo("x", CLASSES)
-    for number, (make, sides) in enumerate(((lambda n: nn.Conv2d(3, n, 1), "multiples of 1"), (_OfOneSize, str(PX)))):
-        folder = save_segmenter(tmp_path / str(number), build_own(make, 3), None, dataset, image_px=PX)
-        Segmenter.from_pretrained(folder, make).export(tmp_path / f"{number}{suffix}")
-        card = json.loads((tmp_path / f"{number}{suffix}.json").read_text())
-        assert card["input"]["sides_px"] == sides
+def test_own_networks_are_exported_as_far_as_they_can_be_and_mirror_images_are_inside(tmp_path, suffix, images):
+    networks = {
+        "multiples of 1": (lambda n: nn.Conv2d(3, n, 3, padding=1), True),
+        str(PX): (_OfOneSize, False),
+    }
+    for sides, (make, mirror) in networks.items():
+        told = {"image_px": PX, "mirror": mirror}
+        folder = save_segmenter(tmp_path / sides, build_own(make, 3), None, DatasetInfo("x", CLASSES), **told)
+        segmenter = Segmenter.from_pretrained(folder, make)
+        written, card = segmenter.export(tmp_path / f"{sides}{suffix}")
+        assert json.loads(card.read_text())["input"]["sides_px"] == sides
+        found = export._FORMATS[suffix][1](written)(_as_floats(images))
+        assert np.abs(found - segmenter.probabilities(images)).max() < TOLERANCE
 
 
 def test_a_network_whose_steps_depend_on_the_image_is_refused(tmp_path, model):
