@@ -3,12 +3,13 @@
 import contextlib
 import gc
 import itertools
+import multiprocessing
 import os
 import pickle
 import shutil
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ import pytest
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from stedm.cli import main
 from stedm.config import DenoiserConfig, DiffusionConfig, MachineConfig, StyleConfig
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
-from stedm.evaluation import panels, report
 from stedm.seeds import numpy_generator
 from stedm.training import device
 from stedm.workers.pool import Pool, do_piece, new_name
@@ -144,6 +145,8 @@ def _plain_reports() -> Iterator[None]:
 
     The pages are tested in tests/evaluation, and by runs without this fixture.
     """
+    from stedm.evaluation import panels, report
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(panels, "report_panels", lambda **_: None)
         patch.setattr(report, "render", lambda *_: "stedm report")
@@ -158,6 +161,27 @@ plain_reports_of_module = pytest.fixture(scope="module")(_plain_reports)
 def predicted_ones():
     """Function: a folder of predicted layouts for images, every pixel of class 1."""
     return pseudo_labels_of_ones
+
+
+@pytest.fixture
+def command():
+    """Function: a command of stedm in a process of its own, forked from this one, which has imported all; gives its
+    exit status, or the signal that ended it as a negative number.
+
+    before: called in that process first, such as to have it killed somewhere.
+    """
+
+    def ran(*arguments: object, before: Callable[[], None] = lambda: None) -> int | None:
+        def work() -> None:
+            before()
+            main([str(argument) for argument in arguments])
+
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return ran
 
 
 class PicklingPool(Pool):

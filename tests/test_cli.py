@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,8 @@ FLAGS = {
     "app": ["--device", "--slides", "--host", "--port"],
     "quality": ["--device", "--against", "--segmenter", "--output", "--overwrite"],
     "compare": ["--output", "--overwrite"],
+    "export": ["--output", "--overwrite"],
+    "doctor": ["--device"],
     "config show": ["--preset", "--set", "--cost"],
     "config schema": [],
 }
@@ -112,6 +115,19 @@ def test_help_answers_without_importing_torch():
 def test_the_package_runs_as_a_module():
     shown = subprocess.run([sys.executable, "-m", "stedm", "--version"], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == stedm.__version__
+
+
+def test_without_arguments_three_lines_say_what_to_do_next(capsys):
+    main_without_exit([])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    from typer.main import get_command
+
+    verbs = set(get_command(app).commands)
+    named = set(re.findall(r"stedm (\w+)", " ".join(lines)))
+    assert named == {"demo", "check", "run", "data", "doctor"}
+    assert named <= verbs
+    assert max(map(len, lines)) <= 120
 
 
 @pytest.mark.parametrize(
@@ -284,8 +300,8 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
             device = ["--device", "cuda:7"] if verb in computing else []
             main_without_exit([str(argument) for argument in [*arguments, *device]])
         done.add(verb)
-    # The demo is `run` of a file of ours; the app is looked at in tests/app.
-    assert computing - done == {"demo", "app"}, "a verb that computes is not looked at here"
+    # The demo is `run` of a file of ours; the app and the doctor are looked at in tests of their own.
+    assert computing - done == {"demo", "app", "doctor"}, "a verb that computes is not looked at here"
     assert len(list((tmp_path / "masks").glob("*.png"))) == len(list((root / "images").glob("*.png")))
     for image in (tmp_path / "one.png", *(tmp_path / "set" / "images").glob("*.png")):
         with Image.open(image) as opened:

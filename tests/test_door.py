@@ -87,6 +87,7 @@ def values(tiny_dataset, tiny_run):
     return tiny_run({"path": str(tiny_dataset())}, arms=["real", "real+synthetic"], seeds=[0])
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_run_is_the_whole_experiment_from_a_file_or_an_object(tmp_path, values):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     summary = stedm.run(tmp_path / "c.yaml", tmp_path / "run", overrides={"segmentation.arms": ["real"], "seed": 1})
@@ -103,6 +104,7 @@ def test_run_is_the_whole_experiment_from_a_file_or_an_object(tmp_path, values):
         stedm.run(config, tmp_path / "object", overrides={"seed": 2})
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_a_dataset_folder_runs_with_the_defaults_and_what_is_said(tmp_path, values):
     root = Path(values["data"]["path"])
     said = {f"segmentation.{key}": value for key, value in values["segmentation"].items()}

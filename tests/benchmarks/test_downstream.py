@@ -402,10 +402,9 @@ def test_unpainted_images_are_those_that_the_layouts_were_predicted_in(tmp_path,
         assert not np.array_equal(unpainted.read_image(row), base.read_image(row))
 
 
-def test_the_headline_is_a_report_over_draws_under_plain_names(tmp_path, phantom):
+def test_the_headline_is_a_report_over_draws_under_plain_names(tmp_path, phantom, whole):
     file = _spec_file(tmp_path, phantom, variants={"base": {}})
-    driven = downstream.Comparison(downstream.read_spec(file), tmp_path / "runs")
-    driven.run(quiet=True)
+    driven = downstream.Comparison(downstream.read_spec(file), whole.folder)
     downstream_tables.write_headline(driven, tmp_path / "headline")
     summary = json.loads((tmp_path / "headline/summary.json").read_text())
     assert list(summary["arms"]) == ["real", "real+synthetic"]
@@ -419,15 +418,14 @@ def test_the_headline_is_a_report_over_draws_under_plain_names(tmp_path, phantom
     both = _spec_file(
         tmp_path, phantom, draws=[0], variants={"base": {}, "guided": {"synthesis.sampling.guidance.style": 2}}
     )
-    several = downstream.Comparison(downstream.read_spec(both), tmp_path / "several")
-    several.run(quiet=True)
+    several = downstream.Comparison(downstream.read_spec(both), whole.folder)
     with pytest.raises(StedmError, match="in several variants"):
         downstream_tables.write_headline(several, tmp_path / "none")
     values = yaml.safe_load(both.read_text())
     values |= {"names": {"guided/real+synthetic": "guided", "guided/real": "real again"}}
     values["compare"] = [["guided/real+synthetic", "base/real+synthetic"]]
     both.write_text(yaml.safe_dump(values))
-    named = downstream.Comparison(downstream.read_spec(both), tmp_path / "several")
+    named = downstream.Comparison(downstream.read_spec(both), whole.folder)
     downstream_tables.write_headline(named, tmp_path / "named")
     summary = json.loads((tmp_path / "named/summary.json").read_text())
     assert set(summary["arms"]) == {"real", "real+synthetic", "guided", "real again"}

@@ -1,9 +1,8 @@
 """Training: everything learns, nothing depends on interruptions, unlabeled masks stay closed."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from stedm.diffusion.train import DiffusionSamples, DrawnSamples, make_denoiser,
 from stedm.errors import StedmError
 from stedm.style import encoder
 from stedm.training import trainer
+from stedm.training.trainer import Trainer
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -144,24 +144,18 @@ def test_no_annotated_image_is_refused(diffusion_config, cohort, tmp_path):
         train_diffusion(diffusion_config(), annotated.select([]), unlabeled, tmp_path, image_px=16)
 
 
-KILLED = """
-import os, signal, sys
-from stedm.cli import main
-from stedm.training.trainer import Trainer
+def _die_after_step_21() -> None:
+    update = Trainer.update
 
-update = Trainer.update
+    def update_or_die(trainer: Trainer) -> None:
+        update(trainer)
+        if trainer.step_done == 21:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def update_or_die(self):
-    update(self)
-    if self.step_done == 21:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Trainer.update = update_or_die
-main(sys.argv[1:])
-"""
+    Trainer.update = update_or_die
 
 
-def test_killed_training_ends_in_the_weights_of_an_uninterrupted_one(diffusion_config, tiny_dataset, tmp_path):
+def test_killed_training_ends_in_the_weights_of_an_uninterrupted_one(diffusion_config, tiny_dataset, tmp_path, command):
     """A real process, killed with SIGKILL between two checkpoints."""
     config = RunConfig(
         name="kill",
@@ -172,12 +166,11 @@ def test_killed_training_ends_in_the_weights_of_an_uninterrupted_one(diffusion_c
     )
     (tmp_path / "c.yaml").write_text(to_yaml(config))
 
-    verb, killed = ["train", "diffusion", str(tmp_path / "c.yaml"), "-o"], tmp_path / "killed"
-    process = subprocess.run([sys.executable, "-c", KILLED, *verb, str(killed)], capture_output=True, check=False)
-    assert process.returncode == -signal.SIGKILL
+    verb, killed = ["train", "diffusion", tmp_path / "c.yaml", "-o"], tmp_path / "killed"
+    assert command(*verb, killed, before=_die_after_step_21) == -signal.SIGKILL
     assert sorted(path.name for path in killed.glob("checkpoints/*")) == ["step-00000008", "step-00000016"]
     for output in (killed, tmp_path / "whole"):
-        subprocess.run([sys.executable, "-m", "stedm", *verb, str(output)], check=True, capture_output=True)
+        assert command(*verb, output) == 0
     resumed, whole = _weights(killed), _weights(tmp_path / "whole")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]

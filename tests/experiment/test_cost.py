@@ -21,12 +21,10 @@ KINDS = {
     "attention": {"style": {"dim": 16, "aggregation": "attention"}},
     "none": {"style": {"dim": 16, "aggregation": "none"}},
     "cross": {"style": {"dim": 16, "injection": "cross"}},
-    "own-block": {"style": {"dim": 16, "injection": "own-block"}},
     "timm": {"style": {"dim": 16, "encoder": "resnet10t"}},
-    "swin": {"style": {"dim": 16, "encoder": "swinv2_cr_tiny_ns_224", "pooling": "head"}},
     "frozen": {"style": {"dim": 16, "trainable": False}},
-    "vq-f4": {"codec": {"kind": "vq-f4", "weights": "nowhere.ckpt"}},
 }
+"""Own-block, Swin and VQ-f4 are those of the paper's presets (tests/configs/test_paper_presets.py)."""
 
 
 def run_config(diffusion, **parts) -> RunConfig:

@@ -14,8 +14,11 @@ from stedm.experiment.experiment import Experiment
 from stedm.io.images import write_png
 from stedm.progress import Reporter
 
-SCORED = ("counts-test.parquet", "report/", "quality", "provenance.json", "data_files", ".data_times", ".data_facts")
-"""What is made of held-out patients, and what names the data."""
+SCORED = (
+    *("counts-test.parquet", "report/", "quality", "README.md"),
+    *("provenance.json", "data_files", ".data_times", ".data_facts"),
+)
+"""What is made of held-out patients (cards tell scores), and what names the data."""
 OF_THE_PROCESS = ("metrics.jsonl", "random_states_0.pkl", ".lock")
 """What holds seconds, the state of generators that nobody reads again, or nothing."""
 

@@ -18,12 +18,12 @@ from stedm.experiment.parallel import _pieces, run_side_by_side
 from stedm.progress import Reporter
 from stedm.workers.pool import LocalPool
 
-ARMS = ["real", "ssl", "real+synthetic", "upper"]
+ARMS = ["real", "ssl", "real+synthetic"]
 HANGS_SECONDS = 600
 """What takes longer has failed: far more than a busy machine needs."""
 PHANTOM = {
     "image_px": 32,
-    "patients": {"train": 2, "unlabeled": 2, "val": 1, "test": 2},
+    "patients": {"train": 2, "unlabeled": 1, "val": 1, "test": 1},
     "images_per_patient": 2,
 }
 
@@ -46,7 +46,7 @@ def one_thread(monkeypatch):
 
 @pytest.mark.usefixtures("plain_reports")
 def test_workers_make_what_one_process_makes(tmp_path, tiny_run, one_thread):
-    config = parse_config(tiny_run({"phantom": PHANTOM}, arms=ARMS, seeds=[0, 1]), "test")
+    config = parse_config(tiny_run({"phantom": PHANTOM}, arms=ARMS, seeds=[0]), "test")
     alone = Experiment(config, tmp_path / "alone", Reporter(quiet=True)).run()
     experiment = Experiment(config, tmp_path / "workers", Reporter(quiet=True))
     with LocalPool(2, patient=False) as pool:
@@ -55,10 +55,10 @@ def test_workers_make_what_one_process_makes(tmp_path, tiny_run, one_thread):
         assert together["arms"] == alone["arms"]
         seconds = json.loads((tmp_path / "workers/provenance.json").read_text())["seconds"]
         stages = {"teacher real+stain, segmenter 0", "pseudo-labels", "train diffusion model", "draw synthetic images"}
-        assert set(seconds) >= stages | {f"segmenter {arm}, seed {seed}" for arm in ARMS for seed in (0, 1)}
+        assert set(seconds) >= stages | {f"segmenter {arm}, seed 0" for arm in ARMS}
         # Only what is missing is done again.
         before = {file: file.stat().st_mtime_ns for file in (tmp_path / "workers").rglob("*.safetensors")}
-        (tmp_path / "workers/segmenters/real+synthetic/seed-1/counts-test.parquet").unlink()
+        (tmp_path / "workers/segmenters/real+synthetic/seed-0/counts-test.parquet").unlink()
         assert run_side_by_side(experiment, pool)["arms"] == alone["arms"]
         assert {file: file.stat().st_mtime_ns for file in before} == before
 

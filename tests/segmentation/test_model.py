@@ -106,7 +106,8 @@ def test_save_and_load_give_equal_logits(tmp_path, architecture):
     loaded, info = load_segmenter(folder)
     assert torch.equal(loaded(images), network(images))
     assert (info.classes, info.image_px, info.ignore_index) == (["a", "b", "c"], 32, 9)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
+    names = ["README.md", "config.json", "manifest.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def test_broken_model_folders_are_one_clear_line(tmp_path):

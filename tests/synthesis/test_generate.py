@@ -1,9 +1,8 @@
 """Executing a plan: a valid dataset folder, the same to the bit whether killed, sharded or neither."""
 
 import hashlib
+import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -306,33 +305,26 @@ def test_the_command_line_gives_batches_to_workers(model, plan, tmp_path, pickli
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 
 
-KILLED = """
-import os, signal, sys
-from PIL import Image
-from stedm.cli import main
+def _die_at_the_seventh_image() -> None:
+    written, save = [], Image.Image.save
 
-written, save = [], Image.Image.save
+    def save_or_die(image, path, *arguments, **options):
+        save(image, path, *arguments, **options)
+        written.append(path)
+        if sum(path.parents[1].name == "images" for path in written) == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def save_or_die(image, path, *arguments, **options):
-    save(image, path, *arguments, **options)
-    written.append(path)
-    if sum(path.parents[1].name == "images" for path in written) == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Image.Image.save = save_or_die
-main(sys.argv[1:])
-"""
+    Image.Image.save = save_or_die
 
 
-def test_a_killed_synthesis_resumes_to_the_same_set(model, plan, tmp_path):
+def test_a_killed_synthesis_resumes_to_the_same_set(model, plan, tmp_path, command):
     """A real process, killed with SIGKILL while it writes its seventh image."""
     model.save_pretrained(tmp_path / "model")
-    verb, killed = ["synthesize", str(tmp_path / "model"), str(tmp_path / "plan.parquet"), "-o"], tmp_path / "killed"
-    process = subprocess.run([sys.executable, "-c", KILLED, *verb, str(killed)], capture_output=True, check=False)
-    assert process.returncode == -signal.SIGKILL
+    verb, killed = ["synthesize", tmp_path / "model", tmp_path / "plan.parquet", "-o"], tmp_path / "killed"
+    assert command(*verb, killed, before=_die_at_the_seventh_image) == -signal.SIGKILL
     assert 3 <= len(list(killed.glob("images/*.png"))) <= 6  # up to four threads write
     assert list(killed.glob("images/.*/*.png")), "it wasn't killed in the middle of a file"
-    subprocess.run([sys.executable, "-m", "stedm", *verb, str(killed)], check=True, capture_output=True)
+    assert command(*verb, killed) == 0
     synthesize(StyleDiffusion.from_pretrained(tmp_path / "model"), plan, tmp_path / "whole")
     assert _content(killed) == _content(tmp_path / "whole"), "also nothing under temporary names"
 
@@ -387,7 +379,9 @@ def test_predicted_layouts_are_painted_on_their_images(model, dataset, predicted
 def test_a_set_that_leaves_the_house_names_no_patient_and_no_source(model, plan, dataset, tmp_path):
     synthesize(model, plan, tmp_path / "set")
     synthesize(model, plan, tmp_path / "shared", pseudonymise=True)
-    files = [path for path in sorted((tmp_path / "shared").rglob("*")) if path.suffix in (".csv", ".yaml", ".json")]
+    files = [
+        path for path in sorted((tmp_path / "shared").rglob("*")) if path.suffix in (".csv", ".yaml", ".json", ".md")
+    ]
     text = "".join(path.read_text() for path in files)
     assert not [name for name in [*dataset.patients(), *dataset.table["image_file_name"]] if name in text]
     assert str(tmp_path) not in text

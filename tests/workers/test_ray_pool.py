@@ -182,6 +182,7 @@ def test_synthesis_with_a_node_killed_in_the_middle_equals_the_local_one(cluster
     assert _content(tmp_path / "ray") == _content(tmp_path / "local")
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_the_networks_of_a_run_are_trained_on_the_cluster(cluster, tmp_path, tiny_dataset, tiny_run):
     arms = ["real", "real+synthetic"]
     config = parse_config(tiny_run({"path": str(tiny_dataset())}, arms=arms, seeds=[0]), "test")

@@ -74,7 +74,7 @@ class Opened:
     def segmenter(self, arm: str) -> Segmenter:
         """The segmenter of an arm, read when it is first needed."""
         if arm not in self.segmenters:
-            raise StedmError(f"{self.folder}: has no segmenter of arm {arm}")
+            raise StedmError(f"{self.folder}: has no segmenter of arm {arm}; `stedm run` trains what is missing")
         return self.once(f"segmenter {arm}", lambda: Segmenter.from_pretrained(self.segmenters[arm]).on(self.machine))
 
     def images(self, name: str) -> ImageCache:
@@ -140,6 +140,8 @@ def _sets(folder: Path, config: RunConfig) -> dict[str, ImageCache]:
     context = RunContext(config, folder, Reporter(quiet=True))
     begun = (folder / "provenance.json").is_file()
     if begun and read_provenance(folder)["data"]["fingerprint"] != context.dataset.fingerprint:
-        raise StedmError(f"{context.dataset.root}: its table has changed since the run; its images are not shown")
+        raise StedmError(
+            f"{context.dataset.root}: its table has changed since the run, so its images are not shown; put it back"
+        )
     parts = {name: getattr(context, name) for name in ("annotated", "unlabeled", "held_out")}
     return {name: ImageCache(part, config.data.side) for name, part in parts.items() if len(part)}

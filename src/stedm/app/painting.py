@@ -271,5 +271,5 @@ def _check_row(n: int, row: int) -> None:
 
 def _whole(text: str) -> int:
     if not (text.isdigit() and len(text) < 21):
-        raise StedmError(f"seed {text[:30]!r}: not a whole number")
+        raise StedmError(f"seed {text[:30]!r}: not a whole number; give one")
     return int(text)

@@ -328,7 +328,7 @@ def _mpp(request: Request) -> float | None:
     except ValueError:
         found = -1.0
     if found is not None and not 0 < found < 1000:
-        raise StedmError(f"microns per pixel: {text[:20]!r} is not a positive number")
+        raise StedmError(f"microns per pixel: {text[:20]!r} is not a positive number; give one such as 0.5")
     return found
 
 
@@ -341,7 +341,7 @@ async def _parts(request: Request, most: int) -> AsyncIterator[bytes]:
             raise StedmError(f"larger than {most >> 20} MB, and that is all that the page takes")
         yield part
     if not size:
-        raise StedmError("the file is empty")
+        raise StedmError("the file is empty; give another")
 
 
 async def _body(request: Request, most: int) -> bytes:

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from stedm.cli.data import data_app
+from stedm.cli.handover import FIRST_LINES, doctor, export
 from stedm.cli.options import (
     ConfigPath,
     Device,
@@ -48,7 +49,6 @@ app = typer.Typer(
     name="stedm",
     cls=_Verbs,
     help="Style-extracting diffusion models for semi-supervised histopathology segmentation.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -275,7 +275,7 @@ def segment(
     if slides is None:
         if tolerance_um is not None or label_map or overrides or engine != "local" or part != (0, 1):
             flags = "--tolerance-um, --label-map, --engine, --shard and --set"
-            raise StedmError(f"{images}: no slides; {flags} are for slides")
+            raise StedmError(f"{images}: no slides; {flags} are for slides: leave them out")
         how = {"machine": machine, "say": typer.echo, "overwrite": overwrite}
         masks = segment_folder(model, images, output, mpp, **how)
         typer.echo(f"{output}: {len(masks)} masks")
@@ -345,6 +345,8 @@ def compare(
 
 
 app.command("app")(studio)
+app.command("export")(export)
+app.command("doctor")(doctor)
 
 
 @config_app.command("show")
@@ -378,10 +380,14 @@ def config_schema() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST_LINES)
 
 
 def main(arguments: list[str] | None = None) -> Any:

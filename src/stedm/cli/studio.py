@@ -28,7 +28,7 @@ def studio(
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise StedmError('the app needs Starlette and Uvicorn: pip install ".[app]"') from error
+        raise StedmError('the app needs Starlette and Uvicorn: pip install "stedm[app]"') from error
     from stedm.app.server import serve
 
     serve(folder, slides or [], machine_of(device), host, port)

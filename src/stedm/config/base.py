@@ -117,7 +117,7 @@ def read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any
     from omegaconf.errors import OmegaConfBaseException
 
     if path is not None and not path.is_file():
-        raise StedmError(f"{path}: no such configuration file")
+        raise StedmError(f"{path}: no such configuration file; give a YAML file or a dataset folder")
     for text in overrides or []:
         if "=" not in text:
             raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
@@ -130,9 +130,11 @@ def read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
         where = path if path is not None else "--set"
-        raise StedmError(f"{where}: not a readable YAML configuration ({_one_line(error)})") from error
+        raise StedmError(f"{where}: not a readable YAML configuration ({_one_line(error)}); correct it") from error
     if not isinstance(values, dict):
-        raise StedmError(f"{path}: a configuration is a mapping of keys to values")
+        raise StedmError(
+            f"{path}: a configuration is a mapping of keys to values; write lines such as `name: my cohort`"
+        )
     return values
 
 

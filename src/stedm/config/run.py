@@ -90,7 +90,7 @@ def load_phantom_config(path: str | Path | None, overrides: list[str] | None = N
     if path is not None:
         phantom = load_config(path, [f"data.phantom.{text}" for text in overrides or []]).data.phantom
         if phantom is None:
-            raise StedmError(f"{path}: has no data.phantom")
+            raise StedmError(f"{path}: has no data.phantom; add it, or leave --config out")
         return phantom
     return checked(PhantomConfig, read_values(None, overrides), "--set")
 

@@ -24,6 +24,13 @@ _LICENCES = (
 """Those among the hub's identifiers that data come under."""
 UNKNOWN = "unknown"
 """The hub's identifier for a licence of which nothing is said."""
+QUALITY, SCORES = "quality", "scores"
+"""Sections that `stedm run` fills: of models and synthetic sets, and of segmenters."""
+NOT_MEASURED = (
+    "Not measured yet. `stedm run` writes it here when it has looked at the synthetic images; `stedm quality SYNTHETIC "
+    "--against DATASET` measures any set. Look for copies before you give the model away: a diffusion model may have "
+    "learned training images by heart."
+)
 TAGS = ("histopathology", "medical-imaging", "style-extracting-diffusion-model")
 SOFTWARE = """@inproceedings{oettl2024style,
   title = {Style-Extracting Diffusion Models for Semi-Supervised Histopathology Segmentation},

@@ -125,4 +125,4 @@ def _file_digest(path: str) -> str:
         with open(os.path.realpath(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise StedmError(f"{path}: not readable ({error})") from error
+        raise StedmError(f"{path}: not readable ({error}); replace the file") from error

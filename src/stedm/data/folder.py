@@ -252,14 +252,17 @@ def read_table(root: Path) -> pd.DataFrame:
     """Read the metadata; ids and file names as text, absent optional columns filled with ""."""
     paths = [path for path in (root / "metadata.csv", root / "metadata.parquet") if path.is_file()]
     if not paths:
-        raise StedmError(f"{root / 'metadata.csv'}: missing; a dataset folder has a metadata.csv or metadata.parquet")
+        raise StedmError(
+            f"{root / 'metadata.csv'}: missing; "
+            "a dataset folder has a metadata.csv or metadata.parquet, as `stedm data import` writes it"
+        )
     if paths[1:]:
         raise StedmError(f"{root}: has metadata.csv and metadata.parquet; remove one of them")
     if paths[0].suffix == ".parquet":
         try:
             return _with_text_columns(pd.read_parquet(paths[0]))
         except Exception as error:  # damaged metadata makes pandas raise anything
-            raise StedmError(f"{paths[0]}: not readable ({' '.join(str(error).split())})") from error
+            raise StedmError(f"{paths[0]}: not readable ({' '.join(str(error).split())}); write it again") from error
     table = _with_text_columns(read_csv(paths[0]))
     others = [column for column in table if not _is_text(column)]
     return table.assign(**{column: _numbers_if_all_are(table[column]) for column in others})

@@ -41,10 +41,10 @@ class CacheBudget:
 def default_bytes() -> int:
     """A half of the memory at hand, for each of the processes that work together on this machine."""
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    return int(_SHARE * _memory_bytes() / (processes * processes_here()))
+    return int(_SHARE * memory_bytes() / (processes * processes_here()))
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Memory of the machine, or of the container where that has a limit; 8 GB where neither is known."""
     try:
         found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -3,15 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stedm.data.card import listed, model_card, section_to_fill, seen_table, source_in
-
-QUALITY = "quality"
-"""The section that `stedm run` fills when it has looked at the model's images."""
-NOT_MEASURED = (
-    "Not measured yet. `stedm run` writes it here when it has looked at the synthetic images; `stedm quality SYNTHETIC "
-    "--against DATASET` measures any set. Look for copies before you give the model away: a diffusion model may have "
-    "learned training images by heart."
-)
+from stedm.data.card import NOT_MEASURED, QUALITY, listed, model_card, section_to_fill, seen_table, source_in
 
 
 def diffusion_card(
@@ -29,7 +21,7 @@ def diffusion_card(
             f"squares of {image_px} px. `style`: uint8 RGB images of any size."
         ),
         "What it has learned from": seen_table(
-            provenance, {"objective": objective, "style images": style_sampling, "side": f"{image_px} px"}
+            provenance, {"objective": objective, "style sampling": style_sampling, "side": f"{image_px} px"}
         ),
         "Whose styles": _styles(provenance),
         "Intended use": (
@@ -45,8 +37,8 @@ def diffusion_card(
         "Quality and copies": section_to_fill(QUALITY, NOT_MEASURED),
     }
     about = (
-        f"A diffusion model that paints layouts ({listed(classes)}) in the style of given images, trained with "
-        f"[stedm](https://arxiv.org/abs/2403.14429) on {named}."
+        f"A diffusion model that paints layouts ({listed(classes)}) in the style of given images, trained on {named} "
+        "with stedm, an independent implementation of [Öttl et al., ECCV 2024](https://arxiv.org/abs/2403.14429)."
     )
     title = f"Style-extracting diffusion model of {named}"
     return model_card(title, about, sections, data, pipeline_tag="image-to-image", tags=["diffusion"])

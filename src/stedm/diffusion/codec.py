@@ -125,7 +125,10 @@ class AutoencoderCodec(torch.nn.Module):
         channels = autoencoder.config.get("vq_embed_dim") or autoencoder.config.get("latent_channels")
         widths = autoencoder.config.get("block_out_channels") or autoencoder.config.get("encoder_block_out_channels")
         if not channels or not widths:
-            raise StedmError(f"{type(autoencoder).__name__}: this kind of autoencoder can't be a first stage here")
+            raise StedmError(
+                f"{type(autoencoder).__name__}: this kind of autoencoder can't be a first stage here; "
+                "docs/codecs.md says which can"
+            )
         self.factor: int = 2 ** (len(widths) - 1)
         device = next(autoencoder.parameters()).device
         self.register_buffer("mean", torch.tensor(mean or [0.0] * channels, device=device).view(1, -1, 1, 1))
@@ -215,7 +218,9 @@ def _kind_of(folder: Path) -> type[ModelMixin]:
     name = read_part_config(folder).get("_class_name")
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
-        raise StedmError(f"{folder / 'config.json'}: _class_name {name!r} is not an autoencoder of diffusers")
+        raise StedmError(
+            f"{folder / 'config.json'}: _class_name {name!r} is not an autoencoder of diffusers; give a folder of one"
+        )
     return kind
 
 
@@ -223,7 +228,9 @@ def _as_codec(autoencoder: torch.nn.Module, folder: Path) -> AutoencoderCodec:
     try:
         return AutoencoderCodec(autoencoder)
     except (TypeError, ValueError, StopIteration) as error:
-        raise StedmError(f"{folder}: this kind of autoencoder can't be a first stage here ({error})") from error
+        raise StedmError(
+            f"{folder}: this kind of autoencoder can't be a first stage here ({error}); docs/codecs.md says which can"
+        ) from error
 
 
 def _never_half(device: torch.device) -> contextlib.AbstractContextManager:
@@ -237,7 +244,9 @@ def _never_half(device: torch.device) -> contextlib.AbstractContextManager:
 def load_codec(folder: Path) -> PixelCodec | AutoencoderCodec:
     """Read the codec of a model folder."""
     if not (folder / "config.json").is_file():
-        raise StedmError(f"{folder}: no codec here (config.json is missing)")
+        raise StedmError(
+            f"{folder}: no codec here (config.json is missing); copy the model folder as a whole, or train it again"
+        )
     if read_part_config(folder).get("_class_name") != "PixelCodec":
         return AutoencoderCodec.from_pretrained(folder)
     codec = read_part(PixelCodec, folder)
@@ -276,7 +285,10 @@ def codec_shapes(config: CodecConfig) -> PixelCodec | AutoencoderCodec:
         try:
             autoencoder = kind.from_config(values)
         except Exception as error:  # building a network from a bad configuration raises anything
-            raise StedmError(f"{folder}: no autoencoder can be built ({' '.join(str(error).split())[:200]})") from error
+            raise StedmError(
+                f"{folder}: no autoencoder can be built ({' '.join(str(error).split())[:200]}); "
+                "give the folder as it was published"
+            ) from error
         return _as_codec(autoencoder, folder)
 
 

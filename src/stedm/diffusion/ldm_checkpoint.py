@@ -45,7 +45,7 @@ def load_ldm_vq(path: str | Path, architecture: dict[str, Any] = VQ_F4) -> VQMod
     """
     path = Path(path)
     if not path.is_file():
-        raise StedmError(f"{path}: no such checkpoint")
+        raise StedmError(f"{path}: no such checkpoint; correct its path")
     values = read_weights(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = values.get("state_dict", values)
     tensors = {str(key).removeprefix("first_stage_model."): v for key, v in state.items() if isinstance(v, Tensor)}
@@ -64,7 +64,10 @@ def convert_ldm_vq(state: dict[str, Tensor], architecture: dict[str, Any] = VQ_F
         StedmError: keys are missing, left over, or of a wrong shape.
     """
     if _CODES not in state or "encoder.conv_in.weight" not in state:
-        raise StedmError(f"no VQ first stage of latent-diffusion here ({_CODES} or the encoder is missing)")
+        raise StedmError(
+            f"no VQ first stage of latent-diffusion here ({_CODES} or the encoder is missing); "
+            "docs/codecs.md says which to give"
+        )
     with torch.device("meta"):
         model = VQModel(**architecture)
     converted = convert_ldm_vae_checkpoint(state, model.config) | {_CODES: state[_CODES]}
@@ -98,7 +101,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
             values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader raises whatever a damaged pickle makes it raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StedmError(f"{path}: can't be read as weights only ({reason})") from error
+        raise StedmError(f"{path}: can't be read as weights only ({reason}); download it again") from error
     if not isinstance(values, dict):
-        raise StedmError(f"{path}: a checkpoint with a state dict expected")
+        raise StedmError(f"{path}: a checkpoint with a state dict expected; docs/codecs.md says which to give")
     return values

@@ -30,5 +30,5 @@ def read_model_index(path: Path) -> ModelIndex:
     """Read it; `StedmError` with one line if it is of another kind of model, or damaged."""
     name = read_json(path, dict[str, Any], hint="give the model/ folder of a run").get("_class_name")
     if name != "StyleDiffusion":
-        raise StedmError(f"{path}: this is a {name}, not a StyleDiffusion model")
+        raise StedmError(f"{path}: this is a {name}, not a StyleDiffusion model; give the model/ folder of a run")
     return read_json(path, ModelIndex, hint="train the model again")

@@ -37,10 +37,12 @@ def read_part(kind: type[_Part], folder: Path) -> _Part:
             )
     except Exception as error:  # building a network from a bad configuration raises anything
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise StedmError(f"{folder}: can't be read ({text})") from error
+        raise StedmError(f"{folder}: can't be read ({text}); copy the folder again, or train anew") from error
     wrong = [f"{what.replace('_', ' ')}: {told[what][0]}" for what in _WRONG if told.get(what)]
     if wrong:
-        raise StedmError(f"{folder}: not the weights of its config.json ({' '.join(wrong[0].split())[:200]})")
+        raise StedmError(
+            f"{folder}: not the weights of its config.json ({' '.join(wrong[0].split())[:200]}); copy the folder again"
+        )
     require_finite(network.state_dict(), str(folder))
     # Diffusers would write the whole path into the config.json of every copy.
     network.register_to_config(_name_or_path=folder.name)
@@ -50,7 +52,9 @@ def read_part(kind: type[_Part], folder: Path) -> _Part:
 def require_weights(folder: Path) -> None:
     """Raises `StedmError` where a folder has no weights as safetensors."""
     if not any(folder.glob("diffusion_pytorch_model*.safetensors*")):
-        raise StedmError(f"{folder}: no weights here (diffusion_pytorch_model.safetensors is missing)")
+        raise StedmError(
+            f"{folder}: no weights here (diffusion_pytorch_model.safetensors is missing); copy the folder as a whole"
+        )
 
 
 def read_part_config(folder: Path) -> dict[str, Any]:
@@ -66,7 +70,10 @@ def read_part_config(folder: Path) -> dict[str, Any]:
 def _check_sizes(value: Any, path: Path, key: str = "") -> None:
     if isinstance(value, dict | list):
         if len(value) > _LONGEST_LIST:
-            raise StedmError(f"{path}: {key or 'configuration'} has {len(value)} entries, at most {_LONGEST_LIST}")
+            raise StedmError(
+                f"{path}: {key or 'configuration'} has {len(value)} entries, at most {_LONGEST_LIST}; "
+                "give a smaller network"
+            )
         inner = value.items() if isinstance(value, dict) else ((key, item) for item in value)
         for name, item in inner:
             _check_sizes(item, path, name)
@@ -74,7 +81,7 @@ def _check_sizes(value: Any, path: Path, key: str = "") -> None:
         most = _MOST_LAYERS if isinstance(value, int) and ("layers" in key or "blocks" in key) else _LARGEST_SIZE
         most = _LARGEST_SIZE if "channels" in key else most
         if not abs(value) <= most:
-            raise StedmError(f"{path}: {key} is {str(value)[:20]}, at most {most}")
+            raise StedmError(f"{path}: {key} is {str(value)[:20]}, at most {most}; give a smaller network")
 
 
 @contextmanager

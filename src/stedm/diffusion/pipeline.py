@@ -21,6 +21,7 @@ from stedm.diffusion.model_index import read_model_index
 from stedm.diffusion.sampler import guided_trajectory
 from stedm.errors import StedmError
 from stedm.io.files import replacing, write_json, write_text
+from stedm.io.hub import ASK, is_hub_id, model_folder, push_model
 from stedm.io.manifest import verify_folder, write_manifest
 from stedm.io.ownership import check_folder
 from stedm.io.weights import require_finite
@@ -307,25 +308,36 @@ class StyleDiffusion:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, style_encoder: nn.Module | None = None, codec: Codec | None = None
+        cls,
+        folder: str | Path,
+        *,
+        style_encoder: nn.Module | None = None,
+        codec: Codec | None = None,
+        local_files_only: bool = True,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> "StyleDiffusion":
-        """Read a model folder from disk.
+        """Read a model folder from disk, or one of the Hugging Face hub.
 
         Args:
+            folder: the folder, or `owner/name` on the hub, from its local cache.
             style_encoder, codec: those of your own that the model was trained with, and only those: the folder has the
                 weights of the style encoder, but no code, and nothing of the codec.
+            local_files_only: False = download from the hub what the cache doesn't have. revision, token: of the hub.
 
         Raises:
             StedmError: there is no such folder, it holds no model of this kind, or a style encoder or codec is
                 missing or given in vain.
         """
-        folder = Path(folder)
+        hub = {"local_files_only": local_files_only, "revision": revision, "token": token}
+        folder = model_folder(folder, "model_index.json", **hub)
         index_path = folder / "model_index.json"
         if not index_path.is_file():
             where = (
                 folder / "model" if (folder / "model" / "model_index.json").is_file() else "the model/ folder of a run"
             )
-            raise StedmError(f"{folder}: no model here (model_index.json is missing); give {where}")
+            asked = f", or, {ASK}" if is_hub_id(str(folder)) else ""
+            raise StedmError(f"{folder}: no model here (model_index.json is missing); give {where}{asked}")
         verify_folder(folder)
         index = read_model_index(index_path)
         if index.own_codec and codec is None:
@@ -350,6 +362,26 @@ class StyleDiffusion:
         )
         model.card = read_card(folder)
         return model
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the model folder, with its card, to the Hugging Face hub; returns the address of the commit.
+
+        Args:
+            repo_id: `owner/name`; made where it isn't there yet, for yourself alone unless `private` is False.
+
+        Raises:
+            StedmError: the hub refuses it; it would be public under no stated licence.
+        """
+        how = {"private": private, "token": token, "commit_message": commit_message, "create_pr": create_pr}
+        return push_model(self.save_pretrained, repo_id, **how)
 
     @classmethod
     def train(

@@ -142,7 +142,10 @@ class DiffusionSamples(Dataset):
         style_sources: DatasetFolder | None = None,
     ):
         if len(annotated) == 0:
-            raise StedmError(f"{annotated.root}: no annotated image to train the diffusion model on")
+            raise StedmError(
+                f"{annotated.root}: no annotated image to train the diffusion model on; "
+                "add masks to images of split train"
+            )
         shown = annotated if style_sources is None else annotated.followed_by(style_sources)
         refuse_impossible_sampling(config.style.sampling, *filter(None, (shown, unlabeled)))
         self.config, self.seed = config, seed

@@ -52,9 +52,15 @@ class Parts:
 
     def __post_init__(self) -> None:
         if not len(self.annotated) or not len(self.unannotated):
-            raise StedmError(f"{self.annotated.root}: annotated and unannotated images are needed to measure against")
+            raise StedmError(
+                f"{self.annotated.root}: images of train (with masks) and unlabeled are needed to measure against; "
+                "give --against such"
+            )
         if self.synthetic.info.classes != self.annotated.info.classes:
-            raise StedmError(f"{self.synthetic.root}: its classes are not those of {self.annotated.root}")
+            raise StedmError(
+                f"{self.synthetic.root}: its classes are not those of {self.annotated.root}; "
+                "give the dataset that it was painted from"
+            )
 
 
 def assess(

@@ -69,10 +69,14 @@ def _join(tables: dict[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, str]
     first = next(iter(tables.values()))
     for name, table in tables.items():
         if class_names(table) != class_names(first):
-            raise StedmError(f"{name}: classes {class_names(table)} differ from {class_names(first)}; not comparable")
+            raise StedmError(
+                f"{name}: classes {class_names(table)} differ from {class_names(first)}; give reports on one dataset"
+            )
     common = set.intersection(*(set(table["patient_id"]) for table in tables.values()))
     if not common:
-        raise StedmError("the reports have no patient in common, so there is nothing to compare")
+        raise StedmError(
+            "the reports have no patient in common, so there is nothing to compare; give reports on one dataset"
+        )
     notes = {}
     for name, table in tables.items():
         dropped = table["patient_id"].nunique() - len(common)

@@ -55,7 +55,7 @@ class ImageSet:
         """All images of a dataset folder (or of the chosen rows of one) at `image_px`."""
         rows = range(len(dataset))
         if len(dataset) == 0:
-            raise StedmError(f"{dataset.root}: no image to measure")
+            raise StedmError(f"{dataset.root}: no image to measure; give a set that has some")
         return cls(
             np.stack([dataset.read_image(row, image_px) for row in rows]),
             dataset.table["patient_id"].to_numpy(dtype=str),

@@ -101,7 +101,10 @@ def measure_folder(
         _, info = load_segmenter(segmenter)
         image_px = info.image_px
         if list(info.classes) != list(dataset.info.classes):
-            raise StedmError(f"{segmenter}: its classes {info.classes} are not those of {dataset.root}")
+            raise StedmError(
+                f"{segmenter}: its classes {info.classes} are not those of {dataset.root}; "
+                "give one that learned from it"
+            )
     if output is None:
         return without_nan(assess(parts, image_px, _network(segmenter, machine), on_progress)[0])
     check_outputs({output / name: mark for name, mark in _MARKS.items()}, overwrite=overwrite)

@@ -100,7 +100,7 @@ def write_report(
     """
     folder, evaluation = Path(folder), evaluation or EvaluationConfig()
     if counts.empty:
-        raise StedmError(f"{folder}: nothing was scored, so there is nothing to report")
+        raise StedmError(f"{folder}: nothing was scored, so there is nothing to report; give images with masks")
     summary = summarise(counts, evaluation)
     if quality is not None:
         summary["quality"] = quality

@@ -34,7 +34,9 @@ def count_dataset(
     network, info = load_segmenter(segmenter, machine=machine or MachineConfig())
     dataset = images.dataset
     if list(info.classes) != list(dataset.info.classes):
-        raise StedmError(f"{segmenter}: its classes {info.classes} are not those of {dataset.root}")
+        raise StedmError(
+            f"{segmenter}: its classes {info.classes} are not those of {dataset.root}; give one that learned from it"
+        )
     cells, files = [], files_of(dataset)
     for start in range(0, len(dataset), _IMAGES_AT_ONCE):
         rows = range(start, min(start + _IMAGES_AT_ONCE, len(dataset)))
@@ -75,7 +77,7 @@ def evaluate_segmenter(
     dataset = DatasetFolder.open(root)
     held_out = in_squares(dataset.split(split))
     if len(held_out) == 0:
-        raise StedmError(f"{root}: no image in split {split}")
+        raise StedmError(f"{root}: no image in split {split}; give another --split, or write it into the table")
     name = _arm_of(segmenter)
     counts = count_dataset(segmenter, ImageCache(held_out, info.image_px), arm=name, seed=0, machine=machine)
     notes = {"Data": f"{dataset.info.name}, split {split}, {held_out.size}", "Segmenter": str(segmenter)}

@@ -7,8 +7,7 @@ import numpy as np
 
 from stedm.errors import StedmError
 from stedm.exchange.mask_files import MaskValues
-from stedm.exchange.source import Source, SourceImage, normal, some, split_word
-from stedm.io.files import visible_files
+from stedm.exchange.source import Source, SourceImage, files_below, normal, some, split_word
 from stedm.slides.polygon_files import coco_categories, is_coco, read_json
 
 FACTS = ("patient_id", "slide_id", "split", "category", "x", "y", "mpp", "slide_mpp")
@@ -26,7 +25,7 @@ def coco_library() -> Any:
 
 def coco_files(root: Path) -> list[Path]:
     """COCO files of a folder: JSON with images and annotations."""
-    return [path for path in visible_files(root) if path.suffix == ".json" and is_coco(read_json(path))]
+    return [path for path in files_below(root) if path.suffix == ".json" and is_coco(read_json(path))]
 
 
 def open_coco(root: Path, files: list[Path]) -> Source:
@@ -39,7 +38,7 @@ def open_coco(root: Path, files: list[Path]) -> Source:
         StedmError: an image is not there, files differ in their categories, or an annotation can't be read.
     """
     library, images, names, silent, notes = coco_library(), [], {}, 0, []
-    by_path = {path.name: path for path in reversed(visible_files(root))}
+    by_path = {path.name: path for path in reversed(files_below(root))}
     licence, background = "", "background"
     for file in files:
         content = read_json(file)

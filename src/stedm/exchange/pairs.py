@@ -5,8 +5,16 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from stedm.errors import StedmError
-from stedm.exchange.source import IMAGE_SUFFIXES, Source, SourceImage, image_files, normal, some, split_in_name
-from stedm.io.files import visible_files
+from stedm.exchange.source import (
+    IMAGE_SUFFIXES,
+    Source,
+    SourceImage,
+    files_below,
+    image_files,
+    normal,
+    some,
+    split_in_name,
+)
 from stedm.io.images import UNREADABLE, open_image
 
 _MASK = (
@@ -114,7 +122,7 @@ def _as_told(root: Path, files: list[Path], masks: str) -> tuple[_Pairs, str]:
     """`--masks`: a folder, anywhere or inside the source, or what mask names end with."""
     folder = next((path for path in (Path(masks), root / masks) if path.is_dir()), None)
     if folder is not None:
-        inside = [path for path in visible_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+        inside = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
         here = {path.resolve() for path in inside}
         images = {p: _relative(p, root) for p in files if p.resolve() not in here}
         of_mask = {path: _relative(path, folder) for path in inside}

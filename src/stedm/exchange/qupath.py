@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stedm.errors import StedmError
-from stedm.exchange.source import Source, SourceImage
-from stedm.io.files import visible_files
+from stedm.exchange.source import Source, SourceImage, files_below
 from stedm.slides.class_mapping import QUPATH_IGNORE
 from stedm.slides.polygon_files import read_json
 
@@ -17,7 +16,7 @@ _NAME = re.compile(r"(?P<slide>.+?)[ _]*[\[(](?P<place>[a-z]=-?[\d.]+(?:,[a-z]=-
 
 def tile_lists(root: Path) -> list[Path]:
     """Lists that QuPath writes with `exportJson(true)`."""
-    return [path for path in visible_files(root) if path.name.endswith("-tiles.json")]
+    return [path for path in files_below(root) if path.name.endswith("-tiles.json")]
 
 
 def open_tile_lists(root: Path, lists: list[Path]) -> Source:

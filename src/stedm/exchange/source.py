@@ -1,5 +1,6 @@
 """What a source of images has: each image, its mask, and what the source itself says of it."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -8,7 +9,6 @@ from pathlib import Path
 
 from stedm.errors import StedmError
 from stedm.exchange.mask_files import MaskValues, read_mask_values
-from stedm.io.files import visible_files
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".czi", ".dcm")
@@ -67,9 +67,21 @@ class Source:
         return self.draw(image.drawn)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Files of a folder and of those in it, sorted, hidden ones left out; links to folders are followed, once each."""
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [
+            name for name in folders if name[0] != "." and os.path.realpath(os.path.join(root, name)) not in seen
+        ]
+        found += [Path(root, name) for name in names if name[0] != "."]
+    return sorted(path for path in found if path.is_file())
+
+
 def image_files(folder: Path) -> list[Path]:
     """Image files in a folder and the folders in it; slides are refused in a line."""
-    files = visible_files(folder)
+    files = files_below(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         if any(path.suffix.lower() in _SLIDE_SUFFIXES for path in files):

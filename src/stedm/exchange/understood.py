@@ -36,7 +36,9 @@ def understood_text(found: Understood) -> str:
     for column, name in _COLUMNS.items():
         if column in rows and (rows[column] != "").any() and column in found.sources:
             values = rows[column][rows[column].astype(str) != ""]
-            lines.append([name, f"{_counted(column, values)} ({found.sources[column]})"])
+            # How many are in each split stands in the table below.
+            counted = "" if column == "split" else f"{_counted(column, values)}, "
+            lines.append([name, f"{counted}{found.sources[column]}"])
     if "mpp" not in rows:
         lines.append([_COLUMNS["mpp"], "not known; --mpp says it (for slides, and to see images at one resolution)"])
     if found.unused:

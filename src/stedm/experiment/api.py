@@ -75,7 +75,9 @@ def _config(
     if not isinstance(given, RunConfig):
         return load_config(_folder(given), _as_list(overrides or {}), preset)
     if overrides or preset:
-        raise StedmError("run: a preset and overrides are for a dataset folder or a file, not for a RunConfig")
+        raise StedmError(
+            "run: a preset and overrides are for a dataset folder or a file, not for a RunConfig; leave them out"
+        )
     return given
 
 

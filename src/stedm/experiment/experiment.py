@@ -165,11 +165,15 @@ class Experiment:
 
     def quality(self) -> dict[str, Any] | None:
         """What the synthetic images are worth, looked at once; None where there are none."""
+        from stedm.evaluation.card_sections import fill_quality
         from stedm.experiment.quality import look_at_synthetic
 
         if not self.last_round.is_drawn:
             return None
-        return look_at_synthetic(self.context, self.last_round.synthetic(), self._segmenter_of_real_images())
+        synthetic = self.last_round.synthetic()
+        quality = look_at_synthetic(self.context, synthetic, self._segmenter_of_real_images())
+        fill_quality([self.folder / "model", synthetic.root], quality)
+        return quality
 
     @property
     def real_arm(self) -> Arm | None:
@@ -245,9 +249,17 @@ class Experiment:
         self.quality()  # where several workers painted, nobody has looked yet
         with self.reporter.stage("score and report"):
             summary = self._report(self.folder / "report")
+            self._score_cards(summary)
             if self.pseudonymise:
                 self._report(self.folder / "report_pseudonymised", Pseudonyms(self.context.dataset))
         return summary
+
+    def _score_cards(self, summary: dict[str, Any]) -> None:
+        from stedm.evaluation.card_sections import fill_scores
+
+        for arm, scores in summary["arms"].items():
+            folders = [self._segmenter(arm, seed) / "model" for seed in scores["seeds"]]
+            fill_scores(folders, arm, scores, self.config.evaluation.split)
 
     def _report(self, folder: Path, pseudonyms: Pseudonyms | None = None) -> dict[str, Any]:
         """With `pseudonyms` no id of a patient and no path is in it."""

@@ -153,7 +153,7 @@ def read_parquet(path: str | Path, columns: Mapping[str, Column], *, what: str, 
         told = pq.read_metadata(path)
         size = sum(told.row_group(i).total_byte_size for i in range(told.num_row_groups))
         if told.num_rows > MOST_ROWS or size > MOST_TABLE_BYTES:
-            raise StedmError(f"{path}: {told.num_rows} rows of {size} bytes, too large for what it should be")
+            raise StedmError(f"{path}: {told.num_rows} rows of {size} bytes, too large for it{_then(hint)}")
         if b"pandas" not in (told.metadata or {}):
             # Without it the sum could be gone too.
             raise StedmError(f"{path}: not {what}, or damaged{_then(hint)}")

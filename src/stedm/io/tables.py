@@ -27,7 +27,9 @@ def read_csv(path: Path) -> pd.DataFrame:
                 raise StedmError(f"{path}: the separator is {name}; save the table with commas")
         return read_cells(path)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        raise StedmError(f"{path}: not readable ({' '.join(str(error).split())})") from error
+        raise StedmError(
+            f"{path}: not readable ({' '.join(str(error).split())}); save it as CSV with commas, in UTF-8"
+        ) from error
 
 
 def read_cells(path: Path) -> pd.DataFrame:

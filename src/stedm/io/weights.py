@@ -17,7 +17,10 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     wanted = backbone.state_dict()
     missing = [key for key in wanted if _key(key) not in published]
     if missing:
-        raise StedmError(f"{path}: not weights of this backbone ({len(missing)} tensors missing, first {missing[0]})")
+        raise StedmError(
+            f"{path}: not weights of this backbone ({len(missing)} tensors missing, first {missing[0]}); "
+            "give those of the encoder"
+        )
     load_weights(backbone, {key: published[_key(key)] for key in wanted}, path)
 
 
@@ -31,11 +34,15 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> N
     for key, value in module.state_dict().items():
         # Whole numbers under the name of a weight would be converted without a word.
         if key in weights and weights[key].is_floating_point() != value.is_floating_point():
-            raise StedmError(f"{path}: not weights of this network ({key} is {weights[key].dtype})")
+            raise StedmError(
+                f"{path}: not weights of this network ({key} is {weights[key].dtype}); give those that belong to it"
+            )
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise StedmError(f"{path}: not weights of this network ({' '.join(str(error).split())[:200]})") from error
+        raise StedmError(
+            f"{path}: not weights of this network ({' '.join(str(error).split())[:200]}); give those that belong to it"
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -44,7 +51,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         require_file(path)
         weights = load_file(path)
     except Exception as error:  # beside its own errors it raises what a damaged header makes of dtypes and shapes
-        raise StedmError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]})") from error
+        raise StedmError(
+            f"{path}: not a readable safetensors file ({' '.join(str(error).split())[:200]}); copy it again"
+        ) from error
     require_finite(weights, str(path))
     return weights
 

@@ -44,9 +44,13 @@ class LayoutPrior:
     def __init__(self, annotated: DatasetFolder, image_px: int | None, limits: Limits | None = None):
         held_out = sorted(set(annotated.table["split"]) - {"train"})
         if held_out:
-            raise StedmError(f"{annotated.root}: layouts may not come from split {', '.join(held_out)}")
+            raise StedmError(
+                f"{annotated.root}: layouts may not come from split {', '.join(held_out)}; give images of train"
+            )
         if len(annotated) == 0:
-            raise StedmError(f"{annotated.root}: a layout prior needs annotated images")
+            raise StedmError(
+                f"{annotated.root}: a layout prior needs annotated images; add masks to images of split train"
+            )
         self.annotated, self.image_px = annotated, image_px
         self.names = annotated.table["image_file_name"].tolist()
         self.n_classes = len(annotated.info.classes)
@@ -108,7 +112,9 @@ class LayoutPrior:
                 raise StedmError(f"category_fractions of {category!r}: no class {name!r}; use {', '.join(classes)}")
             limits[classes.index(name)] = low, high
         if limits[:, 0].sum() > 1.0 or limits[:, 1].sum() < 1.0:
-            raise StedmError(f"category_fractions of {category!r}: fractions in these ranges can't sum to 1")
+            raise StedmError(
+                f"category_fractions of {category!r}: fractions in these ranges can't sum to 1; widen them"
+            )
         return limits
 
 

@@ -138,7 +138,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         require_file(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise StedmError(f"{path}: not readable ({error})") from error
+        raise StedmError(f"{path}: not readable ({error}); download it again") from error
     lines = text.splitlines()
     reader = csv.DictReader(lines, delimiter=";" if lines and ";" in lines[0] else ",")
     return list(reader.fieldnames or []), list(reader)
@@ -169,7 +169,9 @@ def _catch_table(split_file: Path, slides: dict[str, Path]) -> pd.DataFrame:
         if name in split_of:
             raise StedmError(f"{split_file}: {name} is there twice; keep one row")
         if patients.setdefault(named.patient_id, split) != split:
-            raise StedmError(f"{split_file}: patient {named.patient_id} is in {patients[named.patient_id]} and {split}")
+            raise StedmError(
+                f"{split_file}: patient {named.patient_id} is in {patients[named.patient_id]} and {split}; keep one"
+            )
         split_of[name] = split
         if name in slides:
             rows.append({**vars(named), "split": split, "image": slides[name], "mpp": ""})
@@ -194,7 +196,8 @@ def _label_budget(table: pd.DataFrame, n_patients: int | None, draw: int, source
         patients = sorted(set(rows["patient_id"]))
         if not 1 <= n_patients <= len(patients):
             raise StedmError(
-                f"{source}: {n_patients} annotated patients a type asked for, {category} has {len(patients)}"
+                f"{source}: {n_patients} annotated patients a type asked for, {category} has {len(patients)}; "
+                "ask for fewer"
             )
         annotated |= set(numpy_generator(draw, "catch", category).permutation(patients)[:n_patients].tolist())
     return table["split"].mask((table["split"] == "train") & ~table["patient_id"].isin(annotated), "unlabeled")

@@ -130,10 +130,15 @@ def _flowers102_table(labels_file: Path, splits_file: Path) -> pd.DataFrame:
     categories = _read_mat(labels_file, ["labels"])["labels"]
     splits = _read_mat(splits_file, list(_SPLIT_OF_KEY))
     if not set(categories.tolist()) <= set(range(1, len(FLOWERS102_CATEGORIES) + 1)):
-        raise StedmError(f"{labels_file}: not category numbers from 1 to {len(FLOWERS102_CATEGORIES)}")
+        raise StedmError(
+            f"{labels_file}: not category numbers from 1 to {len(FLOWERS102_CATEGORIES)}; download it again"
+        )
     numbers = np.concatenate(list(splits.values()))
     if sorted(numbers.tolist()) != list(range(1, len(categories) + 1)):
-        raise StedmError(f"{splits_file}: must name each of the {len(categories)} images of {labels_file.name} once")
+        raise StedmError(
+            f"{splits_file}: must name each of the {len(categories)} images of {labels_file.name} once; "
+            "download both again"
+        )
     split_of = {number: _SPLIT_OF_KEY[key] for key, values in splits.items() for number in values.tolist()}
     rows = []
     for number, category in enumerate(categories.tolist(), start=1):
@@ -176,7 +181,7 @@ def _convert(archive: Path, pattern: str, names: pd.Series, folder: Path, write)
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
                 write(folder / name, image.convert("RGB"))
         except (SyntaxError, ValueError, OSError, Image.DecompressionBombError) as error:
-            raise StedmError(f"{archive}: {member} can't be converted ({error})") from error
+            raise StedmError(f"{archive}: {member} can't be converted ({error}); download the archive again") from error
     if left:
         raise StedmError(f"{archive}: {len(left)} images are missing, first number {min(left)}; download it again")
 

@@ -1,10 +1,7 @@
 """The card of a segmenter (stedm.data.card)."""
 
-from stedm.data.card import listed, model_card, section_to_fill, seen_table, source_in
+from stedm.data.card import SCORES, listed, model_card, section_to_fill, seen_table, source_in
 from stedm.segmentation.info import OWN_NETWORK, SegmenterInfo
-
-SCORES = "scores"
-"""The section that `stedm run` fills when it has scored the arm."""
 
 
 def segmenter_card(info: SegmenterInfo) -> str:
@@ -28,7 +25,7 @@ def segmenter_card(info: SegmenterInfo) -> str:
         ),
         "Limits": (
             "It knows the classes above and calls every pixel one of them, whatever is in the image: folds, ink, "
-            "cartilage. Patients who look like none it has seen are segmented worse than the mean says; those in the "
+            "glass. Patients who look like none it has seen are segmented worse than the mean says; those in the "
             "report of its run show by how much. Where the resolution is unknown, images are reduced as the training "
             "images were."
         ),
@@ -37,8 +34,8 @@ def segmenter_card(info: SegmenterInfo) -> str:
         ),
     }
     about = (
-        f"Segments images into {listed(info.classes)}. Trained with [stedm](https://arxiv.org/abs/2403.14429) on "
-        f"{named}."
+        f"Segments images into {listed(info.classes)}. Trained on {named} with stedm, an independent implementation of "
+        "[Öttl et al., ECCV 2024](https://arxiv.org/abs/2403.14429)."
     )
     tags = ["semantic-segmentation"]
     return model_card(f"Segmenter of {named}", about, sections, data, pipeline_tag="image-segmentation", tags=tags)

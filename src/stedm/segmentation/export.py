@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ def export_segmenter(
         with replacing(output) as folder:
             folder.mkdir()
             files = [_export(exported, info, folder / f"model{suffix}") for suffix in _FORMATS]
-            image = _image(info.image_px, info.image_px, 1)
+            side = _side(exported, info)
+            image = _image(side, side, 1)
             write_package(folder, info, files, image, _run(exported)(image))
         return sorted(output.iterdir())
     if output.suffix not in _FORMATS:
@@ -85,18 +87,17 @@ def export_segmenter(
 def _export(exported: Exported, info: SegmenterInfo, path: Path) -> Written:
     """Write one file and run it; sides and batches that it takes are found by trial."""
     write, load = _FORMATS[path.suffix]
-    stride, side = stride_of(exported.network), info.image_px
-    # Of a network of one's own nobody knows which sides it takes.
-    step = max(stride, min(32, side))
+    stride, side = stride_of(exported.network), _side(exported, info)
+    step = stride if stride > 1 else 32  # of a network of one's own nobody knows which sides it takes
     for any_size in (True, False):
         example = _image(side, side + step * any_size, 2)
-        told = card(info, Written(path, any_size, stride, 0.0))
+        file = Written(path, any_size, stride, "")
         try:
-            write(exported, torch.from_numpy(example), path, any_size, json.dumps(told))
+            version = write(exported, torch.from_numpy(example), path, any_size, json.dumps(card(info, file)))
             run, trials = load(path), [_image(side, side, 1)]
             trials += [_image(side + step, side + 2 * step, 3)] if any_size else [_image(side, side, 3)]
             difference = max(float(np.abs(run(image) - _run(exported)(image)).max()) for image in trials)
-        except StedmError:
+        except (StedmError, OSError):
             raise
         except Exception as error:  # exporters and runtimes raise whatever a network makes them raise
             if any_size:
@@ -104,11 +105,17 @@ def _export(exported: Exported, info: SegmenterInfo, path: Path) -> Written:
             text = " ".join(str(error).split())[:200] or type(error).__name__
             raise StedmError(f"{path.name}: this network can't be exported ({text}); {_OTHER[path.suffix]}") from error
         if difference <= TOLERANCE:
-            return Written(path, any_size, stride, difference)
+            return replace(file, version=version, difference=difference)
     raise StedmError(
         f"{path.name}: what was exported gives probabilities that differ by {difference:.2g} from the segmenter's; a "
         f"step of the network depends on its input; {_OTHER[path.suffix]}"
     )
+
+
+def _side(exported: Exported, info: SegmenterInfo) -> int:
+    """That of the training images, or the next one that the network takes."""
+    stride = stride_of(exported.network)
+    return -(-info.image_px // stride) * stride
 
 
 def _run(exported: Exported) -> _Run:
@@ -129,7 +136,8 @@ def _image(height: int, width: int, n: int) -> np.ndarray:
 # ---- formats --------------------------------------------------------------------------------------------------------
 
 
-def _write_onnx(exported: Exported, example: Tensor, path: Path, any_size: bool, told: str) -> None:
+def _write_onnx(exported: Exported, example: Tensor, path: Path, any_size: bool, told: str) -> str:
+    """Returns the opset."""
     _require("onnx", "onnxscript", "onnxruntime")
     axes = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
     program = torch.onnx.export(
@@ -143,6 +151,7 @@ def _write_onnx(exported: Exported, example: Tensor, path: Path, any_size: bool,
     )
     program.model.metadata_props.update({"made_by": EXPORTED, "stedm": told})
     program.save(str(path))
+    return str(program.model.opset_imports[""])
 
 
 def _load_onnx(path: Path) -> _Run:
@@ -152,10 +161,12 @@ def _load_onnx(path: Path) -> _Run:
     return lambda images: session.run([OUTPUT], {INPUT: images})[0]
 
 
-def _write_torchscript(exported: Exported, example: Tensor, path: Path, _: bool, told: str) -> None:
+def _write_torchscript(exported: Exported, example: Tensor, path: Path, _: bool, told: str) -> str:
+    """Returns the version of torch."""
     with _torchscript():
         traced = torch.jit.trace(exported, (example,), check_trace=False)
         torch.jit.save(traced, path, _extra_files={f"{EXPORTED}.json": told})
+    return torch.__version__.split("+")[0]
 
 
 def _load_torchscript(path: Path) -> _Run:

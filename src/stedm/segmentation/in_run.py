@@ -13,7 +13,8 @@ def no_segmenter(folder: Path) -> StedmError:
     """What is wrong with a folder that holds no segmenter; of a run it names those that there are."""
     found = sorted(path.parent for path in folder.glob("segmenters/*/seed-*/model/config.json"))
     if not found:
-        return StedmError(f"{folder}: not a segmenter folder (config.json is missing)")
+        where = "give the model/ folder of a segmenter, such as RUN/segmenters/real/seed-0/model"
+        return StedmError(f"{folder}: not a segmenter folder (config.json is missing); {where}")
     means = _means(folder / "report" / "summary.json")
     lines = [f"{folder}: is a run, not a segmenter; name one of its {len(found)}:"]
     for path in found[:_MOST_LISTED]:

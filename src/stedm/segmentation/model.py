@@ -49,7 +49,10 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
         )
     if ":" in config.encoder or "/" in config.encoder:
         # timm reads such names ("hf-hub:owner/model") as an address and goes to the network.
-        raise StedmError(f"segmentation.encoder: {config.encoder} is an address, not a name; nothing is downloaded")
+        raise StedmError(
+            f"segmentation.encoder: {config.encoder} is an address; "
+            "give a name, and weights as encoder_weights: nothing is downloaded"
+        )
     with _initial_weights(seed):
         try:
             network = smp.create_model(
@@ -63,7 +66,8 @@ def build_segmenter(config: SegmentationConfig, n_classes: int, seed: int = 0) -
         except Exception as error:  # smp and timm raise whatever a bad name or number makes them raise
             text = " ".join(str(error).split())[:200] or type(error).__name__
             raise StedmError(
-                f"segmentation: no {config.architecture} with encoder {config.encoder} ({text})"
+                f"segmentation: no {config.architecture} with encoder {config.encoder} ({text}); "
+                "give names of segmentation_models_pytorch"
             ) from error
     if config.encoder_weights is not None:
         load_backbone_weights(network.encoder, config.encoder_weights)

@@ -188,11 +188,13 @@ def _find_images(path: Path) -> tuple[Path, list[str]]:
     if path.is_file():
         return path.parent, [path.name]
     if not path.is_dir():
-        raise StedmError(f"{path}: no such image or folder")
+        raise StedmError(f"{path}: no such image or folder; correct its path")
     files = [file for file in visible_files(path) if file.suffix.lower() in IMAGE_SUFFIXES]
     files = [file for file in files if file.suffix.lower() != ".png" or not is_marked(file, SEGMENTED)]
     if not files:
-        raise StedmError(f"{path}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
+        raise StedmError(
+            f"{path}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)}); give a folder that has some"
+        )
     names = [file.relative_to(path).as_posix() for file in files]
     stems: dict[str, str] = {}
     for name in names:

@@ -79,7 +79,10 @@ def vote(networks: Sequence[nn.Module], images: np.ndarray) -> Tensor:
 def _checked(path: Path, classes: list[str], network: Network | None, machine: MachineConfig) -> nn.Module:
     loaded, info = load_segmenter(path, network, machine)
     if list(info.classes) != list(classes):
-        raise StedmError(f"{path}: its classes {info.classes} are not those of the images, {classes}")
+        raise StedmError(
+            f"{path}: its classes {info.classes} are not those of the images, {classes}; "
+            "give segmenters of this dataset"
+        )
     return loaded
 
 

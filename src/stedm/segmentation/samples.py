@@ -85,5 +85,5 @@ class _PatientBalanced:
 def _with_masks(dataset: DatasetFolder) -> DatasetFolder:
     annotated = dataset.select(dataset.table["mask_file_name"] != "")
     if len(annotated) == 0:
-        raise StedmError(f"{dataset.root}: no annotated image to train on")
+        raise StedmError(f"{dataset.root}: no annotated image to train on; add masks to images of split train")
     return annotated

@@ -1,5 +1,6 @@
 """`Segmenter`: a trained segmentation network, from training to the masks of arrays, files and slides."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from stedm.config import (
 from stedm.data.folder import DatasetFolder
 from stedm.data.squares import in_squares
 from stedm.errors import StedmError
+from stedm.io.hub import model_folder, push_model
 from stedm.io.images import LARGEST_WHOLE_PX, image_mpp, read_image_file
 from stedm.segmentation.model import Network, SegmenterInfo, load_segmenter
 from stedm.segmentation.predict import image_probabilities, segment_files, segment_images
@@ -110,18 +112,56 @@ class Segmenter:
         return cls.from_pretrained(model, network)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, network: Network | None = None) -> "Segmenter":
-        """Read a model folder, or the folder it was trained in.
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        network: Network | None = None,
+        *,
+        local_files_only: bool = True,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> "Segmenter":
+        """Read a model folder, or the folder it was trained in, or one of the Hugging Face hub.
 
         Args:
+            folder: the folder, or `owner/name` on the hub, from its local cache.
             network: what makes the network, where it is one's own: the folder holds only its weights.
+            local_files_only: False = download from the hub what the cache doesn't have. revision, token: of the hub.
 
         Raises:
             StedmError: the folder holds no segmenter, or an own network and nothing was given that makes it.
         """
-        folder = Path(folder)
+        hub = {"local_files_only": local_files_only, "revision": revision, "token": token}
+        folder = model_folder(folder, "config.json", **hub)
         folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
         return cls(*load_segmenter(folder, network), folder, network)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload its folder, with its card, to the Hugging Face hub; as `StyleDiffusion.push_to_hub`."""
+        how = {"private": private, "token": token, "commit_message": commit_message, "create_pr": create_pr}
+        return push_model(lambda folder: shutil.copytree(self.folder, folder), repo_id, **how)
+
+    def export(self, output: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write it for other programs: FILE.onnx, FILE.pt (TorchScript), or a folder with both; returns the files.
+
+        See stedm.segmentation.export. Mirror images, the range of images and the softmax are inside.
+
+        Raises:
+            StedmError: a package is missing (`pip install "stedm[export]"`), or the network can't be exported.
+        """
+        from stedm.segmentation.export import export_segmenter
+
+        # Anew: this network may be on a GPU, in less than float32.
+        network, info = load_segmenter(self.folder, self._make)
+        return export_segmenter(network, info, output, inputs=self.folder.iterdir(), overwrite=overwrite)
 
     @property
     def classes(self) -> list[str]:

@@ -52,7 +52,7 @@ def slides_in(path: str | Path, output: str | Path, mpp: float | None = None) ->
         rows = zip(*(table[name] for name in names), strict=True)
         slides = [SlideSource(name, Path(image), None if np.isnan(mpp) else mpp) for name, image, mpp in rows]
     elif not path.exists():
-        raise StedmError(f"{path}: no such image, slide or folder")
+        raise StedmError(f"{path}: no such image, slide or folder; correct its path")
     elif path.is_file():
         slides = [SlideSource(path.stem, path, mpp if is_plain_image(path) else None)]
         slides = slides if one_file or is_slide(path) else []

@@ -129,9 +129,9 @@ def _mixed_samples(
 ) -> MixedSamples:
     """Of the sets that were given those that the arm uses."""
     if uses_synthetic(arm) and synthetic is None:
-        raise StedmError(f"arm {arm}: needs a synthetic set")
+        raise StedmError(f"arm {arm}: needs a synthetic set; give synthetic=...")
     if uses_self_training(arm) and pseudo_labeled is None:
-        raise StedmError(f"arm {arm}: needs unlabeled images with the labels of teachers (pseudo_labeled)")
+        raise StedmError(f"arm {arm}: needs unlabeled images with the labels of teachers; give pseudo_labeled=...")
     return MixedSamples(
         annotated,
         image_px=image_px,
@@ -144,7 +144,7 @@ def _mixed_samples(
 
 def _with_unlabeled(mixed: MixedSamples, unlabeled: DatasetFolder | None, arm: Arm, image_px: int) -> Dataset:
     if unlabeled is None:
-        raise StedmError(f"arm {arm}: needs images of unlabeled patients")
+        raise StedmError(f"arm {arm}: needs images of unlabeled patients; give unlabeled=...")
     return UnlabeledSamples(mixed, unlabeled, image_px)
 
 

@@ -380,7 +380,8 @@ def _completed(config: SlideSegmentationConfig, info: SegmenterInfo, model: str 
     mpp = info.mpp if config.mpp is None else config.mpp
     if mpp is None:
         raise StedmError(
-            f"{model}: the model doesn't know the resolution of its training images; give microns per pixel (--mpp)"
+            f"{model}: the model doesn't know the resolution of its training images; give the microns per pixel at "
+            "which it sees slides (--mpp; for a PNG, JPEG or BMP, whose own that is, --set mpp=...)"
         )
     if strangers := sorted(set(config.skip or []) - set(info.classes)):
         raise StedmError(f"skip: {', '.join(strangers)} is no class of {model}; it has {', '.join(info.classes)}")

@@ -110,7 +110,10 @@ class _PngLabels:
             self.size = image.size
             # Grey of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
             if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
-                raise StedmError(f"{path}: a label image has one 8-bit channel of class indices, this one {image.mode}")
+                raise StedmError(
+                    f"{path}: a label image has one 8-bit channel of class indices, this one {image.mode}; "
+                    "write it anew"
+                )
             if image.width * image.height > _LARGEST_PIECE_PX:
                 raise StedmError(
                     f"{path}: {image.width} x {image.height} px are too large for a PNG, which is read whole; write "
@@ -145,7 +148,9 @@ class _TiffLabels:
         self.size = (self.file.width, self.file.height)
         if self.file.count != 1 or self.file.dtypes[0] != "uint8":
             found = f"{self.file.count} of {self.file.dtypes[0]}"
-            raise StedmError(f"{path}: a label image has one 8-bit channel of class indices, this one {found}")
+            raise StedmError(
+                f"{path}: a label image has one 8-bit channel of class indices, this one {found}; write it anew"
+            )
         # Strips are decoded whole, and a tile of the slide may need them again and again.
         pieces = max(1, pages[0].counts.get(STRIPS, 1))
         if not pages[0].is_tiled and self.file.width * self.file.height / pieces > _LARGEST_PIECE_PX:
@@ -170,7 +175,7 @@ def is_label_image(path: Path) -> bool:
     except FileNotFoundError as error:
         raise StedmError(f"{path}: missing; correct the path of the annotation") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise StedmError(f"{path}: not readable ({error})") from error
+        raise StedmError(f"{path}: not readable ({error}); replace the file") from error
 
 
 def _open_labels(path: Path) -> _PngLabels | _TiffLabels:

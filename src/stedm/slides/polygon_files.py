@@ -99,7 +99,7 @@ def read_json(path: Path) -> Any:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise StedmError(f"{path}: damaged gzip file ({error}); export it again") from error
     except OSError as error:
-        raise StedmError(f"{path}: not readable ({error})") from error
+        raise StedmError(f"{path}: not readable ({error}); replace the file") from error
     except UnicodeDecodeError as error:
         raise StedmError(f"{path}: not UTF-8 text (byte {error.start}); export it again as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -240,7 +240,9 @@ def _coco_regions(path: Path, content: dict[str, Any], image_name: str | None) -
     regions = []
     for index, annotation in enumerate(_coco_list(path, content, "annotations")):
         if annotation.get("image_id") not in images:
-            raise StedmError(f"{path}: annotation {index}: image_id {annotation.get('image_id')!r} is not in images")
+            raise StedmError(
+                f"{path}: annotation {index}: image_id {annotation.get('image_id')!r} is not in images; export it again"
+            )
         if annotation["image_id"] == image["id"]:
             regions.append(_coco_region(path, index, annotation, names))
     sides = [image.get(side) for side in ("width", "height")]
@@ -256,7 +258,9 @@ def coco_regions_by_image(path: Path, content: dict[str, Any]) -> dict[str, list
         raise StedmError(f"{path}: several images have one file_name; keep one")
     for index, annotation in enumerate(_coco_list(path, content, "annotations")):
         if annotation.get("image_id") not in images:
-            raise StedmError(f"{path}: annotation {index}: image_id {annotation.get('image_id')!r} is not in images")
+            raise StedmError(
+                f"{path}: annotation {index}: image_id {annotation.get('image_id')!r} is not in images; export it again"
+            )
         name = str(images[annotation["image_id"]].get("file_name"))
         regions[name].append(_coco_region(path, index, annotation, names))
     return regions
@@ -317,7 +321,9 @@ def _coco_region(path: Path, index: int, annotation: dict[str, Any], names: dict
     """`segmentation` is a list of parts, each x, y, x, y, ...; CATCH has one such list without the outer brackets."""
     where, parts = f"annotation {index}", annotation.get("segmentation")
     if annotation.get("category_id") not in names:
-        raise StedmError(f"{path}: {where}: category_id {annotation.get('category_id')!r} is not in categories")
+        raise StedmError(
+            f"{path}: {where}: category_id {annotation.get('category_id')!r} is not in categories; export it again"
+        )
     if isinstance(parts, dict):
         raise StedmError(f"{path}: {where}: the segmentation is run-length encoded; export polygons instead")
     if not isinstance(parts, list) or not parts:

@@ -183,7 +183,9 @@ def open_file(path: Path, reader: str) -> SlideFile:
         except StedmError:
             raise
         except Exception as error:
-            raise StedmError(f"{path}: not readable as a slide ({one_line(error)})") from error
+            raise StedmError(
+                f"{path}: not readable as a slide ({one_line(error)}); copy it again, or convert it to a tiled TIFF"
+            ) from error
     with _lock:
         file = _files.setdefault(key, file)
         _files.move_to_end(key)
@@ -230,7 +232,10 @@ def first_that_reads(path: Path) -> tuple[str, SlideFile]:
             if not (isinstance(file, _OpenSlideFile) and file.vendor == "generic-tiff" and len(file.level_sizes) == 1):
                 break
     if not found:
-        raise StedmError(f"{path}: not readable as a slide ({'; '.join(dict.fromkeys(problems))})")
+        raise StedmError(
+            f"{path}: not readable as a slide ({'; '.join(dict.fromkeys(problems))}); "
+            "copy it again, or convert it to a tiled TIFF"
+        )
     # OpenSlide sees only level 0 of OME-TIFF pyramids: the reader that sees more levels is the faster one by far.
     return max(found, key=lambda pair: len(pair[1].level_sizes))
 
@@ -270,7 +275,7 @@ def _check_header(path: Path) -> None:
     try:
         pages = tiff_pages(path)
     except OSError as error:
-        raise StedmError(f"{path}: not readable ({one_line(error)})") from error
+        raise StedmError(f"{path}: not readable ({one_line(error)}); copy it again") from error
     except ValueError as error:
         raise StedmError(f"{path}: not readable as a slide ({error}); export it again") from error
     if problem := pixel_problem(pages) if pages else "":

@@ -27,7 +27,7 @@ def read_slides(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise StedmError(f"{path}: no such table of slides")
+        raise StedmError(f"{path}: no such table of slides; docs/slides.md says what is in one")
     table = read_csv(path)
     table = table.apply(lambda column: column.str.strip())
     for column in OPTIONAL_COLUMNS:

@@ -100,7 +100,9 @@ class TimmStyleEncoder(nn.Module):
             # pretrained=False: nothing is downloaded; weights come from a local file (`load_weights`).
             self.backbone = timm.create_model(name, pretrained=False, **how, **fixed_size)
         except (RuntimeError, AttributeError, AssertionError, ValueError, TypeError) as error:
-            raise StedmError(f"diffusion.style.encoder {name}: {' '.join(str(error).split())[:200]}") from error
+            raise StedmError(
+                f"diffusion.style.encoder {name}: {' '.join(str(error).split())[:200]}; use conv or another one"
+            ) from error
         if pooling == "statistics":
             self.widths = self.backbone.feature_info.channels()
             self.project = nn.Sequential(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from stedm.config import MachineConfig, Sampling
 from stedm.data.cache import ImageCache
+from stedm.data.card import README, read_card
 from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_png
 from stedm.data.memory import CacheBudget
 from stedm.data.pieces import file_name
@@ -22,10 +23,11 @@ from stedm.data.squares import with_squares
 from stedm.data.symmetry import symmetry
 from stedm.errors import StedmError
 from stedm.io.artefacts import parse_json
-from stedm.io.files import claim
+from stedm.io.files import claim, write_text
 from stedm.io.images import class_palette, synthetic_by
 from stedm.layout.recipe import PREDICTED, LayoutRecipe, build_layout
 from stedm.synthesis.ahead import Writer, made_ahead, n_threads
+from stedm.synthesis.card import synthetic_card
 from stedm.synthesis.encoded_once import EncodedOnce
 from stedm.synthesis.plan import LIST_SEPARATOR, checked_sources, layout_recipe, plan_fingerprint, source_names
 from stedm.workers.pool import Pool, Work, check_shared
@@ -102,6 +104,8 @@ def synthesize(
     # What was drawn on other machines may not be visible here at once: only the others' shards are looked for.
     if shard[1] > 1 and not _are_drawn(folder, plan):
         return False
+    if read_card(folder) is None:
+        write_text(folder / README, synthetic_card(plan, dataset, model.fingerprint, pseudonymise))
     written = Pseudonyms(dataset).table(plan) if pseudonymise else plan
     _write_table(folder, written, dataset.info, model.fingerprint)
     return True
@@ -182,7 +186,10 @@ class _Painter:
 
     def __init__(self, model: "StyleDiffusion", dataset: DatasetFolder, predicted: DatasetFolder | None = None):
         if model.classes != dataset.info.classes:
-            raise StedmError(f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}")
+            raise StedmError(
+                f"{dataset.root}: its classes {dataset.info.classes} are not the model's {model.classes}; "
+                "give what it was trained on"
+            )
         self.model, self.unknown_index = model, dataset.info.ignore_index
         self.description = synthetic_by(model.fingerprint)
         self.cache = ImageCache(dataset, model.image_px)

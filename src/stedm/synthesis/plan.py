@@ -95,7 +95,10 @@ def make_plan(
             `config.category_fractions`.
     """
     if len(annotated) == 0 or len(unlabeled) == 0:
-        raise StedmError(f"{annotated.root}: a plan needs annotated images (layouts) and unannotated ones (styles)")
+        raise StedmError(
+            f"{annotated.root}: a plan needs annotated images (layouts) and unannotated ones (styles); "
+            "look at the column split"
+        )
     _refuse_held_out(annotated, "layouts", {"train"})
     _refuse_held_out(unlabeled, "styles", {"unlabeled", "train"})
     seed = seed_for(seed, "plan")
@@ -220,7 +223,7 @@ def read_plan(path: str | Path) -> pd.DataFrame:
     for sampling in plan["sampling"].unique():
         parse_json(sampling, Sampling, f"{path}: sampling", hint=_PLAN_AGAIN)
     if plan.empty or plan["image_id"].duplicated().any():
-        raise StedmError(f"{path}: a plan needs at least one row and no image_id twice")
+        raise StedmError(f"{path}: a plan needs at least one row and no image_id twice; make the plan again")
     _refuse_other_places(plan)
     return plan
 
@@ -229,7 +232,7 @@ def _refuse_other_places(plan: pd.DataFrame) -> None:
     """Ids become file names: refuse those that would lie outside of the folder."""
     for image_id in plan["image_id"].astype(str):
         if (problem := leaves_folder(image_id)) or not image_id:
-            raise StedmError(f"plan row {image_id!r}: image_id {problem or 'is empty'}")
+            raise StedmError(f"plan row {image_id!r}: image_id {problem or 'is empty'}; make the plan again")
 
 
 def plan_fingerprint(plan: pd.DataFrame) -> str:
@@ -278,4 +281,4 @@ def _refuse_unknown_categories(config: SynthesisConfig, annotated: DatasetFolder
 def _refuse_held_out(dataset: DatasetFolder, role: str, allowed: set[str]) -> None:
     held_out = sorted(set(dataset.table["split"]) - allowed)
     if held_out:
-        raise StedmError(f"{dataset.root}: {role} may not come from split {', '.join(held_out)}")
+        raise StedmError(f"{dataset.root}: {role} may not come from split {', '.join(held_out)}; give others")

@@ -95,7 +95,7 @@ class StyleBank:
         """
         path = Path(path)
         if not path.is_file():
-            raise StedmError(f"{path}: no such style bank")
+            raise StedmError(f"{path}: no such style bank; a run writes RUN/style_bank.parquet")
         read = read_parquet(path, _SCHEMA, what="a style bank", hint=_EMBED_AGAIN)
         if not isinstance(read.attrs.get("model_fingerprint"), str):
             raise StedmError(f"{path}: not a style bank (no model named); {_EMBED_AGAIN}")
@@ -129,7 +129,7 @@ class StyleBank:
     def patient_vector(self, patient: str) -> np.ndarray:
         """Style vector `(style_dim,)` of a patient: the model's aggregation of the patient's images."""
         if patient not in self.patients:
-            raise StedmError(f"style bank: has no patient {patient}")
+            raise StedmError(f"style bank: has no patient {patient}; `patients` lists those that it has")
         return self.patient_vectors[self.patients.index(patient)].copy()
 
     def image_vectors(self, image_file_names: Sequence[str]) -> np.ndarray:
