@@ -130,6 +130,9 @@ def _shuffled_palette(path, objects):
     save(path, image)
 
 
+_RANDOM = numpy_generator(0, "colours").integers(20, 256, (64, 3)).astype(np.uint8)
+_RANDOM[0] = 0
+
 BINARY = {
     "0 and 255": (lambda path, objects: save(path, (objects > 0) * np.uint8(255)), ".png"),
     "one bit": (lambda path, objects: save(path, Image.fromarray(objects > 0)), ".png"),
@@ -142,6 +145,10 @@ BINARY = {
     "palettes in two orders": (_shuffled_palette, ".png"),
     "objects, 16 bit": (lambda path, objects: save(path, objects.astype(np.uint16)), ".tif"),
     "objects, 32 bit": (lambda path, objects: save(path, Image.fromarray(objects.astype(np.int32))), ".tif"),
+    "objects, each in a colour": (
+        lambda path, objects: save(path, _RANDOM[objects * (1 + ord(path.stem[1]) % 5)]),
+        ".png",
+    ),
     "JPEG": (lambda path, objects: save(path, (objects > 0) * np.uint8(255), quality=90), ".jpg"),
 }
 
@@ -158,7 +165,7 @@ def test_masks_of_one_class_in_every_coding_give_the_same(folder, tmp_path, kind
 
 
 CODINGS = {
-    "indices": (lambda p, o: save(p, np.minimum(o, 2)), None, ["background", "class 1", "class 2"]),
+    "indices": (lambda p, o: save(p, np.minimum(o, 2)), None, ["background", "label 1", "label 2"]),
     "from 1": (lambda p, o: save(p, np.minimum(o, 2) + 1), "a,b,c", ["a", "b", "c"]),
     "colours": (_rgb, None, ["background", "#00ff00", "#ff0000"]),
     "colours, told": (_rgb, "stroma=#000000,tumour=#ff0000,fat=#00ff00", ["stroma", "tumour", "fat"]),
@@ -513,10 +520,17 @@ def test_coco_polygons_and_run_lengths(tmp_path):
         assert found.pop("P4") is None
         assert found.keys() == expected.keys()
         assert all((found[name] == expected[name]).all() for name in expected)
-    content["annotations"][0]["segmentation"] = {"size": [1, 2], "counts": [2]}
-    (tmp_path / "s" / "labels.json").write_text(json.dumps(content))
-    with pytest.raises(StedmError, match="annotation 0: no polygon and no run lengths"):
-        import_dataset(tmp_path / "s", tmp_path / "e")
+    for changed, message in (
+        ({"segmentation": {"size": [1, 2], "counts": [2]}}, "annotation 0: no polygon and no run lengths"),
+        ({"segmentation": [[1, 1, 2, 2]]}, "three points"),
+        ({"segmentation": []}, "a box alone"),
+        ({"category_id": 9}, "category 9 is not"),
+        ({"image_id": 99}, "image_id 99"),
+    ):
+        wrong = {**content, "annotations": [content["annotations"][0] | changed, *content["annotations"][1:]]}
+        (tmp_path / "s" / "labels.json").write_text(json.dumps(wrong))
+        with pytest.raises(StedmError, match=message):
+            import_dataset(tmp_path / "s", tmp_path / "e")
 
 
 def _plain_counts(mask: np.ndarray) -> list[int]:

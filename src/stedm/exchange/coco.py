@@ -61,6 +61,8 @@ def open_coco(root: Path, files: list[Path]) -> Source:
             facts |= {} if "split" in facts or split is None else {"split": split}
             key = str(image["file_name"]).replace("\\", "/").rpartition(".")[0]
             images.append(SourceImage(key, path, None, facts, (file, image, regions) if annotated else None))
+        if strangers := sorted(set(drawn) - {image.get("id") for image in content["images"]}, key=str):
+            raise StedmError(f"{file}: annotations have the image_id {strangers[0]!r}, which is not in images")
     numbers = {
         category: number
         for number, category in enumerate(sorted(names, key=lambda i: (isinstance(i, str), i)), start=1)
@@ -127,6 +129,8 @@ def _region(library: Any, where: str, segmentation: Any, height: int, width: int
             return library.decode(segmentation).astype(bool)
         if not segmentation:
             raise ValueError("it has a box alone, or nothing")
+        if any(len(ring) < 6 or len(ring) % 2 for ring in segmentation):
+            raise ValueError("a polygon needs x and y of three points")
         return library.decode(library.merge(library.frPyObjects(segmentation, height, width))).astype(bool)
     except Exception as error:  # a C library behind it: of wrong lists it raises anything
         raise StedmError(f"{where}: no polygon and no run lengths ({' '.join(str(error).split())})") from error

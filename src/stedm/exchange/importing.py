@@ -149,7 +149,7 @@ def _labels(source: Source, names: ClassNames | None, on_progress: Tick) -> tupl
     labels = decide(looks, names, str(source.root)) if source.labels is None else _said(source, looks, names)
     pixels = dict.fromkeys([*range(len(labels.classes)), IGNORE_INDEX], 0)
     for look in looks:
-        for index, count in labels.counted(look).items():
+        for index, count in labels.pixels(look).items():
             pixels[index] += count
     total = sum(pixels.values())
     return labels, {

@@ -13,7 +13,7 @@ from skimage.measure import label as connected
 
 from stedm.errors import StedmError
 from stedm.exchange.class_names import IGNORE_INDEX, ClassNames
-from stedm.exchange.mask_files import COLOUR, MaskValues, in_colours, shown
+from stedm.exchange.mask_files import COLOUR, MaskValues, counted, in_colours, looked_up, shown
 
 _MOST_CLASSES = 64
 """Class indices beyond are something else."""
@@ -40,11 +40,12 @@ class Look:
 
     @classmethod
     def at(cls, mask: MaskValues) -> "Look":
-        values, counts = np.unique(mask.values, return_counts=True)
+        values, counts = counted(mask.values)
         pieces = 0
-        if 1 < len(values) <= 4096:
-            _, compact = np.unique(mask.values, return_inverse=True)
-            pieces = int(connected(compact.reshape(mask.values.shape), background=0, connectivity=2).max())
+        # Of two values nobody asks whether they are objects.
+        if 2 < len(values) <= 4096:
+            compact = looked_up(mask.values, {int(value): i for i, value in enumerate(values)}, np.uint16)
+            pieces = int(connected(compact, background=0, connectivity=2).max())
         return cls(values, counts, mask.palette, mask.is_lossy, pieces)
 
 
@@ -69,14 +70,12 @@ class Labels:
         values = mask.colours if self.as_colours else mask.values
         if self.cut is not None:
             return (values >= self.cut).astype(np.uint8)
-        found, where = np.unique(values, return_inverse=True)
-        strangers = [int(value) for value in found if int(value) not in self.table]
+        strangers = [value for value in counted(values)[0].tolist() if value not in self.table]
         if strangers and self.others is None:
             raise StedmError(f"value {listed(strangers)} is no class; {_known(self)}")
-        lookup = np.asarray([self.table.get(int(value), self.others) for value in found], np.uint8)
-        return lookup[where].reshape(values.shape)
+        return looked_up(values, self.table, np.uint8, self.others or 0)
 
-    def counted(self, look: "Look") -> dict[int, int]:
+    def pixels(self, look: "Look") -> dict[int, int]:
         """Pixels of each class in a mask that was looked at."""
         values = in_colours(look.values, look.palette) if self.as_colours else look.values
         pixels: dict[int, int] = {}
@@ -169,10 +168,10 @@ def _of_numbers(looks: Sequence[Look], counts: Counter[int], names: ClassNames |
     # Without a 0 anywhere they were counted from 1.
     if classes[0] == 1 and len(classes) > 1 and (classes[-1] == n if given else classes[-1] <= _MOST_CLASSES):
         table = {value: value - 1 for value in range(1, classes[-1] + 1)}
-        own = given or [f"class {value}" for value in table]
+        own = given or [f"label {value}" for value in table]
         return Labels(own, f"class indices counted from 1, to {classes[-1]}{also}", table | ignored)
     if classes[-1] < n:
-        own = given or ["background", *(f"class {index}" for index in range(1, n))]
+        own = given or ["background", *(f"label {index}" for index in range(1, n))]
         return Labels(own, f"class indices, {classes[0]} to {classes[-1]}{also}", {i: i for i in range(n)} | ignored)
     raise StedmError(f"{where}: masks hold the values {listed(values)}; {_how_to_say(values, given)}")
 
@@ -215,6 +214,10 @@ def are_objects(looks: Sequence[Look]) -> bool:
     return values >= _ONE_PIECE * pieces and (whole >= 0.5 or max(most) > 255)
 
 
+def _in_one_piece(looks: Sequence[Look]) -> bool:
+    return sum(len(look.values) - 1 for look in looks) >= _ONE_PIECE * sum(look.pieces for look in looks)
+
+
 def _how_to_say(values: Sequence[int], given: list[str] | None) -> str:
     own = [*(given or []), *(f"NAME{i}" for i in range(_LISTED))]
     example = ",".join(f"{name}={shown(value)}" for name, value in zip(own, values[:_LISTED], strict=False))
@@ -227,6 +230,15 @@ def _how_to_say(values: Sequence[int], given: list[str] | None) -> str:
 def _of_colours(looks: Sequence[Look], counts: Counter[int], names: ClassNames | None, where: str) -> Labels:
     often, given = _often(counts), None if names is None else names.names
     black = COLOUR
+    # A colour of its own for each object, as some programs draw them.
+    if (
+        black in counts
+        and len(often) > 3
+        and (len(given) == 2 if given else len(often) > _FEW)
+        and _in_one_piece(looks)
+    ):
+        found = given or ["background", OBJECT]
+        return Labels(found, "a colour for each object", {black: 0}, others=1, as_colours=True)
     if len(often) > _FEW:
         if any(look.is_lossy for look in looks):
             raise StedmError(

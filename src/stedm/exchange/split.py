@@ -53,7 +53,7 @@ def propose_split(
 def _numbers(annotated: int, bare: int) -> dict[str, int]:
     """How many annotated patients go where."""
     if annotated < 2:
-        raise StedmError(f"{annotated} patients have masks: one to learn from and one to score is the least")
+        raise StedmError(f"masks are of {annotated} patient alone; one to learn from and one to score is the least")
     # Evidence begins with six scored patients; of the others few are annotated, as in the experiments of the paper.
     test = max(round(0.35 * annotated), min(6, annotated // 2))
     val = round(0.1 * annotated)

@@ -22,15 +22,11 @@ def understood_text(found: Understood) -> str:
     """A table of what the source is, what its masks mean and where patients, categories and the split are from."""
     images, rows = found.source.images, found.rows
     annotated = [image for image in images if image.is_annotated]
+    masks = [str(len(annotated)), _formats([image.mask for image in annotated if image.mask])]
     lines = [
         ["source", f"{found.source.root}: {found.source.kind}"],
         ["images", f"{len(images)} {_formats([image.path for image in images])}, {_sizes(found)}"],
-        [
-            "masks",
-            f"{len(annotated)} {_formats([i.mask for i in annotated if i.mask])}: {found.labels.encoding}".replace(
-                "  ", " "
-            ),
-        ],
+        ["masks", f"{' '.join(filter(None, masks))}: {found.labels.encoding}"],
         *_classes(found),
     ]
     for column, name in _COLUMNS.items():
