@@ -526,6 +526,7 @@ def test_coco_polygons_and_run_lengths(tmp_path):
         ({"segmentation": []}, "a box alone"),
         ({"category_id": 9}, "category 9 is not"),
         ({"image_id": 99}, "image_id 99"),
+        ({"image_id": [1]}, "a list where an id belongs"),
     ):
         wrong = {**content, "annotations": [content["annotations"][0] | changed, *content["annotations"][1:]]}
         (tmp_path / "s" / "labels.json").write_text(json.dumps(wrong))

@@ -8,7 +8,7 @@ import numpy as np
 from stedm.errors import StedmError
 from stedm.exchange.mask_files import MaskValues
 from stedm.exchange.source import Source, SourceImage, files_below, normal, some, split_word
-from stedm.slides.polygon_files import coco_categories, is_coco, read_json
+from stedm.slides.polygon_files import coco_categories, coco_list, is_coco, read_json
 
 FACTS = ("patient_id", "slide_id", "split", "category", "x", "y", "mpp", "slide_mpp")
 """Keys of an image that are taken over; COCO allows any."""
@@ -42,17 +42,19 @@ def open_coco(root: Path, files: list[Path]) -> Source:
     licence, background = "", "background"
     for file in files:
         content = read_json(file)
+        if not is_coco(content):
+            raise StedmError(f"{file}: no COCO file, which has images, annotations and categories; export it again")
         categories = coco_categories(file, content)
         if names and categories != names:
             raise StedmError(f"{file}: has other categories than {files[0].name}; give both files the same")
         names = categories
         split = next((s for part in file.stem.replace("-", "_").split("_") if (s := split_word(part))), None)
         drawn: dict[Any, list[dict]] = {}
-        for annotation in content["annotations"]:
+        for annotation in coco_list(file, content, "annotations"):
             drawn.setdefault(annotation.get("image_id"), []).append(annotation)
         background = _told(content.get("info"), "background") or background
         licence = licence or "; ".join(str(entry.get("name")) for entry in content.get("licenses") or [])
-        for image in content["images"]:
+        for image in coco_list(file, content, "images"):
             path = _image_file(file, root, str(image.get("file_name")), by_path)
             regions = drawn.get(image.get("id"), [])
             annotated = image.get("annotated", bool(regions))

@@ -32,8 +32,8 @@ def open_tile_lists(root: Path, lists: list[Path]) -> Source:
         if not isinstance(tiles, list):
             raise StedmError(f"{path}: is no list of tiles of QuPath; export them again with exportJson(true)")
         for entry in content.get("labels") or []:
-            if entry.get("label") is None:
-                continue
+            if not isinstance(entry, dict) or type(entry.get("label")) is not int:
+                continue  # a class that isn't drawn
             name, value = str(entry.get("classification")), int(entry["label"])
             if name == QUPATH_IGNORE:
                 ignored = value

@@ -238,7 +238,7 @@ def _coco_regions(path: Path, content: dict[str, Any], image_name: str | None) -
     names, images = coco_categories(path, content), _coco_images(path, content)
     image = _coco_image(path, list(images.values()), image_name)
     regions = []
-    for index, annotation in enumerate(_coco_list(path, content, "annotations")):
+    for index, annotation in enumerate(coco_list(path, content, "annotations")):
         if annotation.get("image_id") not in images:
             raise StedmError(
                 f"{path}: annotation {index}: image_id {annotation.get('image_id')!r} is not in images; export it again"
@@ -256,7 +256,7 @@ def coco_regions_by_image(path: Path, content: dict[str, Any]) -> dict[str, list
     regions: dict[str, list[Region]] = {str(image.get("file_name")): [] for image in images.values()}
     if len(regions) < len(images):
         raise StedmError(f"{path}: several images have one file_name; keep one")
-    for index, annotation in enumerate(_coco_list(path, content, "annotations")):
+    for index, annotation in enumerate(coco_list(path, content, "annotations")):
         if annotation.get("image_id") not in images:
             raise StedmError(
                 f"{path}: annotation {index}: image_id {annotation.get('image_id')!r} is not in images; export it again"
@@ -268,7 +268,7 @@ def coco_regions_by_image(path: Path, content: dict[str, Any]) -> dict[str, list
 
 def coco_categories(path: Path, content: dict[str, Any]) -> dict[Any, str]:
     """Names of the categories by id."""
-    categories = _by_id(path, "categories", _coco_list(path, content, "categories"))
+    categories = _by_id(path, "categories", coco_list(path, content, "categories"))
     for number, category in categories.items():
         if not isinstance(category.get("name"), str):
             raise StedmError(f"{path}: category {number}: needs a name")
@@ -276,7 +276,7 @@ def coco_categories(path: Path, content: dict[str, Any]) -> dict[Any, str]:
 
 
 def _coco_images(path: Path, content: dict[str, Any]) -> dict[Any, dict[str, Any]]:
-    return _by_id(path, "images", _coco_list(path, content, "images"))
+    return _by_id(path, "images", coco_list(path, content, "images"))
 
 
 def _by_id(path: Path, key: str, entries: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
@@ -292,7 +292,8 @@ def _by_id(path: Path, key: str, entries: list[dict[str, Any]]) -> dict[Any, dic
     return found
 
 
-def _coco_list(path: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def coco_list(path: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Entries of a COCO file under a key, as mappings whose ids are no lists; `StedmError` if they aren't."""
     entries = content.get(key)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise StedmError(f"{path}: a COCO file needs a list of entries under {key!r}; export it again")
