@@ -36,7 +36,7 @@ def model(tmp_path_factory):
         for parameter in network.parameters():
             parameter.mul_(1.5)
     folder = tmp_path_factory.mktemp("segmenter") / "model"
-    told = {"image_px": PX, "mpp": 0.5, "source_px": [64, 64], "mirror": True, "provenance": {"data": DATA}}
+    told = {"image_px": PX, "mpp": 0.5, "source_px": [PX, PX], "mirror": True, "provenance": {"data": DATA}}
     return save_segmenter(folder, network, TINY, DatasetInfo("x", CLASSES), **told)
 
 

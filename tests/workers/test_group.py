@@ -143,7 +143,8 @@ def test_when_one_is_killed_the_other_ends_with_a_line_and_any_number_goes_on(tm
 
 def test_what_is_wrong_is_said_once(tmp_path, config):
     assert _two(tmp_path, lambda rank: main(["train", "diffusion", str(tmp_path / "none"), "-o", "x"])) == [1, 1]
-    assert _said(tmp_path) == [[f"stedm: {tmp_path / 'none'}: no such configuration file"], []]
+    told = f"stedm: {tmp_path / 'none'}: no such configuration file; give a YAML file or a dataset folder"
+    assert _said(tmp_path) == [[told], []]
     # A batch of 4 in 3 parts: all meet it, in training.
     command = ["train", "diffusion", str(config), "-o", str(tmp_path / "run"), "--set", "machine.accumulate=4"]
     assert _two(tmp_path, lambda rank: main(command)) == [1, 1]

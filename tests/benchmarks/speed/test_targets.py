@@ -158,7 +158,8 @@ def test_it_runs_from_the_repository_and_its_mistakes_are_one_line():
     command = [sys.executable, "-m", "benchmarks.speed", "train", "none.yaml"]
     ended = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines() == ["none.yaml: no such configuration file"]
+    told = "none.yaml: no such configuration file; give a YAML file or a dataset folder"
+    assert ended.stderr.splitlines() == [told]
 
 
 def test_every_target_has_its_file():
