@@ -57,6 +57,7 @@ lowest: $(VENV)/.installed
 
 # Each dependency of the package is at work in one of them.
 QUICK := tests/test_cli.py tests/test_door.py tests/app/test_server.py tests/data/test_folder.py tests/diffusion/test_pipeline.py \
+	tests/diffusion/test_unet.py tests/exchange tests/segmentation/test_export.py \
 	tests/evaluation/test_quality.py tests/evaluation/test_report.py tests/experiment/test_quality.py tests/io \
 	tests/segmentation/test_model.py tests/segmentation/test_whole_slide.py tests/slides tests/style/test_encoder.py \
 	tests/training/test_tracker.py tests/training/test_trainer.py tests/workers/test_ray_pool.py

@@ -88,7 +88,7 @@ def values(tiny_dataset, tiny_run):
 
 
 @pytest.mark.usefixtures("plain_reports")
-def test_run_is_the_whole_experiment_from_a_file_or_an_object(tmp_path, values):
+def test_run_is_the_whole_experiment_from_a_file_or_an_object(tmp_path, values, pickling_pool, monkeypatch):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     summary = stedm.run(tmp_path / "c.yaml", tmp_path / "run", overrides={"segmentation.arms": ["real"], "seed": 1})
     assert list(summary["arms"]) == ["real"]
@@ -98,7 +98,11 @@ def test_run_is_the_whole_experiment_from_a_file_or_an_object(tmp_path, values):
     again = stedm.run(tmp_path / "c.yaml", tmp_path / "run", overrides=["segmentation.arms=[real]", "seed=1"])
     assert again["arms"] == summary["arms"]
     config = parse_config(values, "test")
+    asked = []
+    monkeypatch.setattr("stedm.experiment.api.make_pool", lambda *given, **_: asked.append(given) or pickling_pool)
     by_two = stedm.run(config, tmp_path / "object", workers=2)
+    assert asked == [("local", 2)]
+    assert pickling_pool.pieces > 2
     assert list(by_two["arms"]) == ["real", "real+synthetic"]
     with pytest.raises(StedmError, match="not for a RunConfig"):
         stedm.run(config, tmp_path / "object", overrides={"seed": 2})

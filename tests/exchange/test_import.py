@@ -343,6 +343,20 @@ def test_a_table_of_patients_is_found_by_names_of_images(folder, tmp_path):
     assert set(table["category"]) == {"a", "b"}
 
 
+def test_numbers_of_patients_are_not_taken_for_names_of_images(tmp_path):
+    for number in range(1, 9):
+        image, objects = tissue(number)
+        save(tmp_path / "s" / f"{number}.png", image)
+        save(tmp_path / "s" / f"{number}_mask.png", (objects > 0).astype(np.uint8))
+    # The patients' column comes first, and all that is in it is the name of an image.
+    rows = "".join(f"{(number + 1) // 2},{number}\n" for number in range(1, 9))
+    (tmp_path / "s" / "t.csv").write_text("patient,slice\n" + rows)
+    import_dataset(tmp_path / "s", tmp_path / "d")
+    table = DatasetFolder.open(tmp_path / "d").table
+    numbers = table["image_file_name"].str.extract(r"(\d)\.png")[0].astype(int)
+    assert (table["patient_id"].astype(int) == (numbers + 1) // 2).all()
+
+
 MISTAKES = {
     "a row is missing": ("image,patient\nP0_0,1\nP0_1,1\nP1_0,2\n", "no row for P1_1"),
     "no patient in a row": ("image,patient\nP0_0,1\nP0_1,1\nP1_0,2\nP1_1,\n", "no patient for P1_1"),

@@ -28,6 +28,7 @@ def experiment(tiny_dataset, tiny_run, tmp_path):
     return lambda: Experiment(config, tmp_path / "run", Reporter(quiet=True))
 
 
+@pytest.mark.usefixtures("plain_reports")
 def test_cards_inherit_the_terms_of_the_data_and_tell_what_was_measured(experiment, tmp_path):
     summary, run = experiment().run(), tmp_path / "run"
     data = experiment().context.dataset

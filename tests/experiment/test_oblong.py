@@ -17,6 +17,7 @@ SMALL = {
     "diffusion.denoiser.norm_groups": 8,
     "diffusion.style.dim": 16,
     "rounds.voters": 1,
+    "rounds.fine_tune.steps": 2,
     "synthesis.n_images": 4,
     "synthesis.sampling.steps": 2,
     "segmentation.encoder": "tu-test_resnet",

@@ -46,7 +46,8 @@ def closing_text(done: Imported, output: Path) -> str:
     lines = [sheet, f"{output}: {images} images of {patients} patients"]
     if not done.understood.source.licence:
         lines.append(f"licence and citation of the images: write them into {output / 'dataset.yaml'}")
-    if not done.examination.problems:
+    # Without unlabeled patients a run refuses most arms; a warning says what to do.
+    if not done.examination.problems and (done.understood.rows["split"] == "unlabeled").any():
         lines.append(f"next: stedm run {output} -o RUN")
     return "\n".join(lines)
 

@@ -240,7 +240,10 @@ def _doubts(rows: pd.DataFrame) -> list[str]:
     if held_back:
         notes.append(f"masks of {held_back} unlabeled patients are held back: only the upper bound reads them")
     if not (rows["split"] == "unlabeled").any():
-        notes.append(f"no unlabeled patients: there are no styles to learn from; --split {PROPOSE} holds some back")
+        notes.append(
+            f"no unlabeled patients: there are no styles to learn from, and `stedm run` needs "
+            f"them; --split {PROPOSE} holds some back"
+        )
     return notes
 
 
