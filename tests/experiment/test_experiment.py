@@ -453,7 +453,7 @@ def test_every_round_has_a_model_that_learned_from_the_labels_of_its_own_segment
         table = pd.read_csv(folder / "synthetic" / "metadata.csv")
         assert set(table["model_fingerprint"]) == {model.fingerprint}
     for folder, voters in ((run / "rounds/1", "teachers"), (run, "predictors")):
-        networks = [load_segmenter(path)[0] for path in sorted((run / voters).glob("*/model"))]
+        networks = [load_segmenter(path, machine=MachineConfig())[0] for path in sorted((run / voters).glob("*/model"))]
         assert len(networks) == 2
         labels = DatasetFolder.open(folder / "pseudo_labels")
         images = np.stack([labels.read_image(row) for row in range(len(labels))])

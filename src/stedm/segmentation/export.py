@@ -29,7 +29,7 @@ from stedm.segmentation.export_card import CARD, EXPORTED, INPUT, OUTPUT, Writte
 from stedm.segmentation.info import SegmenterInfo
 from stedm.segmentation.model import stride_of
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 """Most by which a probability may differ from the segmenter's, both in float32 on a CPU."""
 _Run = Callable[[np.ndarray], np.ndarray]
 
