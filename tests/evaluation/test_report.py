@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stedm.config import DataConfig, EvaluationConfig, RunConfig, to_yaml
+from stedm.config import DataConfig, DiffusionConfig, EvaluationConfig, RunConfig, to_yaml
 from stedm.errors import StedmError
 from stedm.evaluation import figures
 from stedm.evaluation.cards import UNKNOWN_COLOUR, card
@@ -29,7 +29,7 @@ from stedm.evaluation.sections import changed_keys
 from stedm.evaluation.stats import summarise
 from stedm.evaluation.text import summary_text
 from stedm.evaluation.training_log import painted_meanwhile, training_curves
-from stedm.evaluation.verdict import judge
+from stedm.evaluation.verdict import FIRST_LOOK, judge, short_training
 from stedm.io.files import write_text
 from stedm.io.images import write_png
 
@@ -149,6 +149,21 @@ def test_verdict_is_honest():
     assert "nothing to compare" in alone.headline
 
 
+def test_a_loss_after_a_short_training_is_a_first_look_and_a_gain_is_a_gain():
+    short = short_training(DiffusionConfig(steps=300, batch=8))
+    assert short == "The diffusion model saw 2,400 images in training, 32,000 are recommended"
+    assert short_training(DiffusionConfig(steps=1000)) is None
+    lost, gained = (
+        summarise(make_counts({"real": BASE, "real+synthetic": BASE + gain}), CONFIG) | {"short_training": short}
+        for gain in (-0.1, 0.1)
+    )
+    assert (judge(lost, CONFIG).word, judge(lost, CONFIG).shade) == (FIRST_LOOK, "unclear")
+    assert any(sentence.startswith(short) for sentence in judge(lost, CONFIG).sentences)
+    assert next_steps(lost, "runs/look")[0].command == "stedm run DATASET -o runs/look-recommended"
+    assert judge(gained, CONFIG).word == "It helped"
+    assert short not in next_steps(gained, "runs/look")[0].text
+
+
 def test_verdict_headline_is_not_picked_by_result():
     scores = {"real": BASE, "real+stain": BASE, "real+synthetic": BASE - 0.1, "real+stain+synthetic": BASE + 0.1}
     verdict = verdict_of(scores)
@@ -174,7 +189,7 @@ def test_verdict_speaks_of_groups_and_of_those_who_lose():
     assert (verdict.tone, verdict.shade) == ("better", "mixed")
     assert verdict.word == "It helped patients of unseen categories and hurt patients of annotated categories"
     assert verdict.sentences[0].startswith("Synthetic images raised mean IoU over 14 patients")
-    assert any(s.startswith("Who loses most: p01 (−0.020), ") and s.count("p") == 5 for s in verdict.sentences)
+    assert any(s.startswith("Patients who lose most: p01 (−0.020), ") and s.count("p") == 5 for s in verdict.sentences)
 
 
 def test_caveats_for_few_patients_and_one_seed():

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 
 from stedm.config import EvaluationConfig
-from stedm.evaluation.verdict import judge, patients_needed
+from stedm.evaluation.verdict import is_first_look, judge, patients_needed
 
 MOST_NAMED = 5
 MORE_SEEDS = 2
@@ -22,6 +22,11 @@ def next_steps(summary: dict, run: str) -> list[Step]:
     """The most useful ones first; `run` is the run folder as commands name it, such as `runs/demo`."""
     evaluation, arms, run = EvaluationConfig(unit=summary.get("unit", "patient")), summary["arms"], shlex.quote(run)
     steps = []
+    if is_first_look(summary, evaluation):
+        text = (
+            f"{summary['short_training']}. To see what it does for your patients, run it as recommended: hours on a CPU"
+        )
+        steps.append(Step(text, f"stedm run DATASET -o {run}-recommended"))
     usable = {arm: entry for arm, entry in arms.items() if arm != "upper" and entry["iou_mean"] is not None}
     if usable:
         best = max(usable, key=lambda arm: usable[arm]["iou_mean"])

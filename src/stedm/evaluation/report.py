@@ -89,13 +89,15 @@ def write_report(
     run: str | None = None,
     quality: dict | None = None,
     closest_pairs: Path | None = None,
+    short_training: str | None = None,
 ) -> dict:
     """Write counts.parquet, per_patient.csv, summary.json and report.html into `folder`; returns the summary.
 
     counts: the table of `stedm.evaluation.counts`, all arms and seeds. notes: short facts shown under the title.
     provenance: versions and fingerprints. distances: of each patient from the annotated ones (`stain_distance`),
     where the patient is the unit. run: the run folder as commands name it, for what to do next. quality: of the
-    synthetic images, with the picture of its closest pairs (docs/quality.md).
+    synthetic images, with the picture of its closest pairs (docs/quality.md). short_training: in a sentence, how far
+    the diffusion model's training is below the recommended one (`verdict.short_training`).
     report.html comes last: where it stands, the report is complete.
     """
     folder, evaluation = Path(folder), evaluation or EvaluationConfig()
@@ -104,6 +106,8 @@ def write_report(
     summary = summarise(counts, evaluation)
     if quality is not None:
         summary["quality"] = quality
+    if short_training:
+        summary["short_training"] = short_training
     patients = per_patient(pool_units(counts, evaluation.unit))
     if distances is not None and evaluation.unit == "patient" and distances.notna().any():
         patients[stain_distance.COLUMN] = patients["patient_id"].map(distances)

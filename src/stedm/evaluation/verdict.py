@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from stedm.config import EvaluationConfig
+from stedm.config import DiffusionConfig, EvaluationConfig
 from stedm.evaluation.numbers import capital, interval, p_value, percent, shown, signed
 from stedm.evaluation.stats import BASELINES
 
@@ -32,6 +32,9 @@ PHRASES = {
 
 
 FEW_PATIENTS = 10
+SHORT_TRAINING = 0.25
+"""Part of the recommended training below which a diffusion model that brought nothing has had no chance."""
+FIRST_LOOK = "A first look: too little training to say whether it helps"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
     if ahead is not None and shade in ("better", "mixed") and _tone(ahead, evaluation) == "worse":
         # Who reads this line alone should not go away with the weaker network.
         word, shade = f"{word}, but {strongest} without synthetic images is better", "mixed"
+    if is_first_look(summary, evaluation) and "+synthetic" in main["a"]:
+        word, shade = FIRST_LOOK, "unclear"
+        sentences.insert(1, f"{summary['short_training']}: it says nothing yet about your patients.")
     return Verdict(
         _tone(main, evaluation),
         sentences[0],
@@ -88,6 +94,21 @@ def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
         word,
         shade,
     )
+
+
+def short_training(config: DiffusionConfig) -> str | None:
+    """How far a training is below the recommended one, in images seen; None where it is not far below."""
+    seen, recommended = config.steps * config.batch, DiffusionConfig().steps * DiffusionConfig().batch
+    if seen >= SHORT_TRAINING * recommended:
+        return None
+    return f"The diffusion model saw {seen:,} images in training, {recommended:,} are recommended"
+
+
+def is_first_look(summary: dict, evaluation: EvaluationConfig) -> bool:
+    """Whether a short training is all that a run without a gain shows. A gain is one after any training."""
+    synthetic = [find(summary, *pair) for pair in LIKE_FOR_LIKE]
+    better = any(_tone(entry, evaluation) == "better" for entry in synthetic if entry is not None)
+    return "short_training" in summary and not better
 
 
 def _sentence(entry: dict, evaluation: EvaluationConfig) -> str:
@@ -158,11 +179,12 @@ def _caveats(main: dict, summary: dict, evaluation: EvaluationConfig) -> list[st
     caveats = []
     if main["lost"]:
         lost = ", ".join(f"{patient} ({signed(loss)})" for patient, loss in main["lost"])
-        caveats.append(f"Who loses most: {lost}.")
+        caveats.append(f"{capital(evaluation.units)} who lose most: {lost}.")
     tone, needed = _tone(main, evaluation), patients_needed(evaluation)
     p, k = main["p_holm"], sum(entry["p_wilcoxon"] is not None for entry in summary["comparisons"])
     if tone != "unclear" and p is not None and p > 1 - evaluation.confidence:
-        caveats.append(f"The signed-rank test, corrected for {k} comparisons, does not confirm it (p = {p_value(p)}).")
+        corrected = f"corrected for {k} comparisons" if k > 1 else "of this one comparison"
+        caveats.append(f"The signed-rank test, {corrected}, does not confirm it (p = {p_value(p)}).")
     if 1 < main["n_patients"] < needed:
         chance = f"by chance all of them do better, or all worse, once in {2 ** (main['n_patients'] - 1)} times"
         caveats.append(f"Only {main['n_patients']} {evaluation.units}: {chance}; evidence begins with {needed}.")

@@ -267,6 +267,7 @@ class Experiment:
         from stedm.evaluation.quality_files import PICTURE
         from stedm.evaluation.report import write_report
         from stedm.evaluation.stain_distance import stain_distance
+        from stedm.evaluation.verdict import short_training
         from stedm.experiment.quality import for_report
 
         has_model, context, last = (self.folder / "model").is_dir(), self.context, self.last_round
@@ -314,6 +315,7 @@ class Experiment:
             run=run,
             quality=quality and for_report(quality, list if pseudonyms is None else pseudonyms.patients),
             closest_pairs=self.folder / PICTURE if quality else None,
+            short_training=short_training(self.config.diffusion) if has_model else None,
         )
 
     def _agreement(self) -> tuple[pd.DataFrame | None, list[str]]:
