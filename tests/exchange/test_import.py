@@ -76,6 +76,17 @@ def glas(root: Path) -> dict[str, np.ndarray]:
     return expected
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [("background,tumour,gland", "objects can be of one class only"), ("gland,background", "first name is that of")],
+)
+def test_names_that_objects_cannot_have_are_refused(tmp_path, classes, message):
+    glas(tmp_path / "GlaS")
+    with pytest.raises(StedmError, match=message):
+        import_dataset(tmp_path / "GlaS", tmp_path / "dataset", classes=classes)
+    assert not (tmp_path / "dataset").exists()
+
+
 def test_glas_comes_in_by_one_command(tmp_path, capsys):
     expected, root = glas(tmp_path / "GlaS"), tmp_path / "dataset"
     main_without_exit(["data", "import", str(tmp_path / "GlaS"), "-o", str(root), "--classes", "background,gland"])

@@ -48,7 +48,7 @@ def closing_text(done: Imported, output: Path) -> str:
         lines.append(f"licence and citation of the images: write them into {output / 'dataset.yaml'}")
     # Without unlabeled patients a run refuses most arms; a warning says what to do.
     if not done.examination.problems and (done.understood.rows["split"] == "unlabeled").any():
-        lines.append(f"next: stedm run {output} -o RUN")
+        lines.append(f"next: stedm run {output} -o RUN (hours on a CPU; a first look in minutes: docs/import.md)")
     return "\n".join(lines)
 
 

@@ -46,6 +46,8 @@ class ClassNames:
             raise StedmError(f"--classes {text!r}: give values to all names or to none of them")
         if len(names) < 2 or len(names) > IGNORE_INDEX:
             raise StedmError(f"--classes {text!r}: name 2 to {IGNORE_INDEX} classes, the background first")
+        if not with_values and "background" in [name.casefold() for name in names[1:]]:
+            raise StedmError(f"--classes {text!r}: the first name is that of the background; if it isn't, give values")
         return cls(names, ranges)
 
     @property

@@ -173,6 +173,9 @@ def _of_numbers(looks: Sequence[Look], counts: Counter[int], names: ClassNames |
     if classes[-1] < n:
         own = given or ["background", *(f"label {index}" for index in range(1, n))]
         return Labels(own, f"class indices, {classes[0]} to {classes[-1]}{also}", {i: i for i in range(n)} | ignored)
+    if are_objects(looks):
+        one = "--classes background,NAME, or background=0,NAME=1-"
+        raise StedmError(f"{where}: masks hold a number for each object; objects can be of one class only: {one}")
     raise StedmError(f"{where}: masks hold the values {listed(values)}; {_how_to_say(values, given)}")
 
 
