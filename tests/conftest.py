@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -24,6 +25,10 @@ from stedm.data.folder import DatasetFolder, DatasetInfo, write_metadata, write_
 from stedm.seeds import numpy_generator
 from stedm.training import device
 from stedm.workers.pool import Pool, do_piece, new_name
+
+# A shell has what it starts with `&` ignore Ctrl-C, and commands that tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_PATIENTS = {"train": 2, "unlabeled": 3, "val": 2, "test": 2}
 
