@@ -28,7 +28,7 @@ import tifffile
 import yaml
 
 from stedm.cli import main as stedm
-from stedm.config import PhantomConfig
+from stedm.config import MachineConfig, PhantomConfig
 from stedm.data.folder import DatasetFolder
 from stedm.evaluation.counts import count
 from stedm.io.files import write_json, write_text
@@ -226,7 +226,7 @@ def compare(phantom: PhantomSlide, slide_id: str, folder: Path, model: Path) -> 
     the one without overlap, and the network tile by tile, against the truth on the tissue that lies in tiles. `area`:
     pixels of tissue in tiles, of all tissue, and of those in tiles where the map without overlap is not the tiles.
     """
-    network, info = load_segmenter(model)
+    network, info = load_segmenter(model, machine=MachineConfig())  # in the precision of `stedm segment`
     labels, plain = (tifffile.imread(folder / name / f"{slide_id}.ome.tif", level=0) for name in ("segmented", PLAIN))
     tissue = labels != info.ignore_index
     slide = Slide.open(folder / "slides" / f"{slide_id}.svs")

@@ -286,7 +286,7 @@ def test_the_verb_measures_a_folder_against_a_dataset(real, against, tmp_path, c
 
 def test_sets_that_cannot_be_measured_are_one_line(real, against, tmp_path):
     parts = against(new_images(1))
-    with pytest.raises(StedmError, match="annotated and unannotated images are needed"):
+    with pytest.raises(StedmError, match="and unlabeled are needed to measure against"):
         Parts(parts.synthetic, parts.annotated, parts.annotated.select([]), parts.held_out)
     other = DatasetFolder(parts.synthetic.root, DatasetInfo("x", ["background", "gland"]), parts.synthetic.table)
     with pytest.raises(StedmError, match="its classes are not those"):

@@ -50,6 +50,9 @@ def tiny_config(tiny_run):
     return make
 
 
+_NOT_OF_COUNTS = ("stain_distance", "quality", "short_training")
+
+
 def _run_as_announced(config: RunConfig, folder: Path) -> dict:
     """The summary; the stages that ran are those that were announced, in that order."""
     experiment = Experiment(config, folder, Reporter(quiet=True))
@@ -89,8 +92,8 @@ def test_the_whole_path_on_a_phantom_and_again(tmp_path, tiny_config, request):
     again = Experiment(config, tmp_path / "run", Reporter(quiet=True))
     assert sorted(bank.patients) == again.context.unlabeled.patients()
     # Anyone can compute the figures again from the counts.
-    # (Distances and quality are of images; they stand in per_patient.csv and in RUN/quality.json.)
-    of_counts = {key: value for key, value in summary.items() if key not in ("stain_distance", "quality")}
+    # (Distances and quality are of images, in per_patient.csv and RUN/quality.json; how long it learned is configured.)
+    of_counts = {key: value for key, value in summary.items() if key not in _NOT_OF_COUNTS}
     assert summarise(read_counts(report / "counts.parquet"), config.evaluation) == of_counts
     assert len(summary["stain_distance"]) == len(summary["comparisons"])
     assert "For whom" in html
@@ -265,6 +268,7 @@ def test_categories_never_annotated_end_to_end(tiny_dataset, tmp_path, tiny_conf
     assert summary["arms"]["real"]["n_patients"] == 2
     assert summary["groups"]["unseen categories"]["categories"] == ["b"]
     assert summary.pop("quality")["layout"]["verdict"]
+    assert "8 images" in summary.pop("short_training")
     assert summarise(read_counts(tmp_path / "run" / "report" / "counts.parquet"), config.evaluation) == summary
     with pytest.raises(StedmError, match=r"trainP1-0\.png"):
         Experiment(tiny_config(data, arms=["upper"]), tmp_path / "upper", Reporter(quiet=True)).run()
