@@ -1,10 +1,11 @@
 """One configuration on several phantom cohorts, each with other patients and random numbers, and one report of all.
 
-    python benchmarks/cohorts.py run CONFIG.yaml -o FOLDER --seeds 5 6 7 [--set KEY=VALUE ...]
+    python benchmarks/cohorts.py run CONFIG.yaml -o FOLDER --seeds 5 6 7 [--set KEY=VALUE ...] [--control NAME]
     python benchmarks/cohorts.py table FOLDER [results/OTHER ...] -o results/NAME
 
-`run` makes or goes on with FOLDER/cohort-N (`seed` and `data.phantom.seed` are N); several processes may divide the
-seeds among them. `table` writes results/NAME/{counts.parquet, per_patient.csv, summary.json, arms.png} of all cohorts
+`run` makes or goes on with FOLDER/cohort-N (`data.phantom.seed` is N, and `seed` where --set gives no other); several
+processes may divide the seeds among them. With --control, synthetic sets lack one thing on purpose (see controls.py).
+`table` writes results/NAME/{counts.parquet, per_patient.csv, summary.json, arms.png} of all cohorts
 that are done, patients called N/PATIENT, and prints tables. With more than one folder, their cohorts and arms are
 joined; what `table` wrote before is such a folder. Comparisons have `delta_by_cohort` and
 `delta_ci_cohorts`, an interval for which cohorts are drawn anew, and patients in each.
@@ -18,23 +19,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stedm.config import EvaluationConfig
+from controls import DRAWN, Control
+from stedm.config import EvaluationConfig, load_config
 from stedm.errors import StedmError
 from stedm.evaluation.counts import read_counts
 from stedm.evaluation.figures import arms_figure, save_png
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.report import write_report
-from stedm.experiment.api import run
-from stedm.io.files import write_json
+from stedm.experiment.experiment import Experiment
+from stedm.experiment.rounds import Round
+from stedm.io.files import alone_in, write_json
+from stedm.progress import Reporter
 from stedm.seeds import numpy_generator
 from tables import tables
 
 
-def run_cohorts(config: Path, folder: Path, seeds: list[int], overrides: list[str]) -> None:
-    """Make what is missing of each cohort's run."""
+def run_cohorts(
+    config: Path, folder: Path, seeds: list[int], overrides: list[str], control: Control | None = None
+) -> None:
+    """Make what is missing of each cohort's run; its set lacks what `control` takes away."""
     for seed in seeds:
         print(f"== cohort {seed}", flush=True)
-        run(config, folder / f"cohort-{seed}", overrides=[*overrides, f"seed={seed}", f"data.phantom.seed={seed}"])
+        values = load_config(config, [f"seed={seed}", *overrides, f"data.phantom.seed={seed}"])
+        experiment = Experiment(values, folder / f"cohort-{seed}", Reporter())
+        experiment.round_type = DRAWN.get(control, Round)
+        with alone_in(experiment.folder):
+            experiment.run()
 
 
 def pooled_counts(folder: Path) -> pd.DataFrame:
@@ -118,6 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("config", type=Path)
     made.add_argument("-o", dest="folder", type=Path, required=True)
     made.add_argument("--seeds", nargs="+", type=int, required=True)
+    made.add_argument("--control", choices=DRAWN, help="what the synthetic set lacks on purpose")
     made.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     table = verbs.add_parser("table", help="one report of all cohorts")
     table.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
@@ -125,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if given.verb == "run":
-            run_cohorts(given.config, given.folder, given.seeds, given.overrides)
+            run_cohorts(given.config, given.folder, given.seeds, given.overrides, given.control)
         else:
             print(write_cohorts(given.folders, given.target))
     except StedmError as error:
