@@ -1,5 +1,6 @@
 """Pages of results say what their folders hold, and the folders what their counts say."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ RESULTS = Path(__file__).parents[1] / "results"
         ("ebhi_6_patients", "ebhi_6_patients"),
         ("ebhi_draws", "ebhi_draws"),
         ("ebhi_draws", "ebhi_draws/first_design"),
-        ("phantom", "phantom"),
         ("ebhi_few_patients", "ebhi_few_patients/patients-1"),
         ("ebhi_few_patients", "ebhi_few_patients/patients-3"),
         ("flowers17", "flowers17"),
@@ -31,6 +31,20 @@ def test_arms_of_a_page_are_those_of_its_folder(name, folder):
     arms = printed[2 : printed.index("")]
     assert len(arms) > 3
     assert [line for line in arms if line not in page] == []
+
+
+@pytest.mark.parametrize(("name", "folder"), [("phantom", "phantom"), ("demo", "demo/chromogen")])
+def test_scores_of_a_page_with_groups_are_those_of_its_folder(name, folder):
+    """Their tables have columns of groups in place of median and seeds."""
+    page = (RESULTS / name / "README.md").read_text(encoding="utf-8").replace("**", "")
+    summary = json.loads((RESULTS / folder / "summary.json").read_text(encoding="utf-8"))
+    assert len(summary["arms"]) >= 3
+    for arm, found in summary["arms"].items():
+        [line] = [line for line in page.splitlines() if line.startswith((f"| {arm} |", f"| {arm} ("))]
+        low, high = found["iou_mean_ci"]
+        mean, *rest = (f"{found[key]:.3f}" for key in ("iou_mean", "iou_sd", "iou_worst_decile"))
+        figures = [f"{mean} ({low:.3f} to {high:.3f})", *rest]
+        assert [cell.strip() for cell in line.split("|")][2:5] == figures
 
 
 def test_a_summary_can_be_computed_again_from_the_counts():
