@@ -1,14 +1,15 @@
 """One configuration on several phantom cohorts, each with other patients and random numbers, and one report of all.
 
     python benchmarks/cohorts.py run CONFIG.yaml -o FOLDER --seeds 5 6 7 [--set KEY=VALUE ...] [--control NAME]
-    python benchmarks/cohorts.py table FOLDER [results/OTHER ...] -o results/NAME
+    python benchmarks/cohorts.py table FOLDER [CONTROL=FOLDER ...] -o results/NAME
 
 `run` makes or goes on with FOLDER/cohort-N (`data.phantom.seed` is N, and `seed` where --set gives no other); several
 processes may divide the seeds among them. With --control, synthetic sets lack one thing on purpose (see controls.py).
-`table` writes results/NAME/{counts.parquet, per_patient.csv, summary.json, arms.png} of all cohorts
-that are done, patients called N/PATIENT, and prints tables. With more than one folder, their cohorts and arms are
-joined; what `table` wrote before is such a folder. Comparisons have `delta_by_cohort` and
-`delta_ci_cohorts`, an interval for which cohorts are drawn anew, and patients in each.
+`table` writes results/NAME/{counts.parquet, per_patient.csv, summary.json, arms.png} of all cohorts that
+are done, patients called N/PATIENT, and prints tables. With more than one folder, their cohorts and arms are
+joined; what `table` wrote before is such a folder. The arm with synthetic images of CONTROL=FOLDER is called CONTROL,
+and that of the other folders is compared with it. Comparisons have `delta_by_cohort` and `delta_ci_cohorts`, an
+interval for which cohorts are drawn anew, and patients in each; of groups too.
 """
 
 import argparse
@@ -26,12 +27,16 @@ from stedm.evaluation.counts import read_counts
 from stedm.evaluation.figures import arms_figure, save_png
 from stedm.evaluation.metrics import per_patient
 from stedm.evaluation.report import write_report
+from stedm.evaluation.stats import summarise
 from stedm.experiment.experiment import Experiment
 from stedm.experiment.rounds import Round
 from stedm.io.files import alone_in, write_json
 from stedm.progress import Reporter
 from stedm.seeds import numpy_generator
 from tables import tables
+
+DESIGN = "real+stain+synthetic"
+"""The arm that a control replaces."""
 
 
 def run_cohorts(
@@ -61,36 +66,49 @@ def pooled_counts(folder: Path) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def joined_counts(folders: list[Path]) -> pd.DataFrame:
+def joined_counts(folders: list[tuple[str | None, Path]]) -> pd.DataFrame:
     """Counts of several folders: further cohorts, further arms. What two have is taken from the first.
+
+    Args:
+        folders: what the folder's arm with synthetic images is called (None: as it is), and the folder.
 
     Raises:
         StedmError: an arm lacks patients that another one has.
     """
-    joined = pooled_counts(folders[0])
-    for folder in folders[1:]:
+    joined = pd.DataFrame()
+    for name, folder in folders:
         further = pooled_counts(folder)
-        there = pd.MultiIndex.from_frame(joined[["arm", "patient_id"]])
-        new = further[~pd.MultiIndex.from_frame(further[["arm", "patient_id"]]).isin(there)]
-        joined = pd.concat([joined, new], ignore_index=True).astype({"class": joined["class"].dtype})
+        if name is not None:
+            further = further.assign(arm=further["arm"].astype(str).replace(DESIGN, name))
+        if not joined.empty:
+            there = pd.MultiIndex.from_frame(joined[["arm", "patient_id"]])
+            further = further[~pd.MultiIndex.from_frame(further[["arm", "patient_id"]]).isin(there)]
+        joined = pd.concat([joined, further], ignore_index=True).astype({"class": further["class"].dtype})
     patients = joined.groupby("arm")["patient_id"].agg(set)
     for arm, own in patients.items():
         if missing := set.union(*patients) - own:
             raise StedmError(
-                f"{folders[-1]}: arm {arm} lacks {len(missing)} patients; give folders of the same cohorts"
+                f"{folders[-1][1]}: arm {arm} lacks {len(missing)} patients; give folders of the same cohorts"
             )
     return joined
 
 
 def add_cohorts(summary: dict[str, Any], counts: pd.DataFrame, evaluation: EvaluationConfig) -> None:
-    """Add to each comparison the gain of each cohort, and an interval over cohorts and their patients."""
-    scores = per_patient(counts).pivot(index="patient_id", columns="arm", values="iou")
-    cohort = scores.index.str.split("/").str[0]
-    for entry in summary["comparisons"]:
-        gains = (scores[entry["a"]] - scores[entry["b"]]).groupby(cohort).apply(lambda part: part.dropna().to_numpy())
-        entry["delta_by_cohort"] = {name: float(part.mean()) for name, part in gains.items()}
-        if len(gains) > 1:
-            entry["delta_ci_cohorts"] = interval_over_cohorts(list(gains), evaluation)
+    """Add to each comparison, of groups too, the gain of each cohort, and an interval over cohorts and their patients;
+    to each arm of a group its mean of each cohort."""
+    patients = per_patient(counts)
+    for name, group in {None: summary, **summary.get("groups", {})}.items():
+        rows = patients if name is None else patients[patients["category"].isin(group["categories"])]
+        scores = rows.pivot(index="patient_id", columns="arm", values="iou")
+        cohort = scores.index.str.split("/").str[0]
+        for arm, entry in group["arms"].items():
+            entry["iou_by_cohort"] = {key: float(iou) for key, iou in scores[arm].groupby(cohort).mean().items()}
+        for entry in group["comparisons"]:
+            gains = scores[entry["a"]] - scores[entry["b"]]
+            gains = gains.groupby(cohort).apply(lambda part: part.dropna().to_numpy())
+            entry["delta_by_cohort"] = {key: float(part.mean()) for key, part in gains.items()}
+            if len(gains) > 1:
+                entry["delta_ci_cohorts"] = interval_over_cohorts(list(gains), evaluation)
 
 
 def interval_over_cohorts(gains: list[np.ndarray], evaluation: EvaluationConfig) -> list[float]:
@@ -103,22 +121,48 @@ def interval_over_cohorts(gains: list[np.ndarray], evaluation: EvaluationConfig)
     return np.quantile(means[drawn, rows, places].mean(axis=1), [tail, 1 - tail]).tolist()
 
 
-def write_cohorts(folders: list[Path], target: Path) -> str:
-    """The files of results/NAME; returns tables."""
+def write_cohorts(folders: list[tuple[str | None, Path]], target: Path) -> str:
+    """The files of results/NAME; returns tables. `folders` as in `joined_counts`."""
     counts, evaluation = joined_counts(folders), EvaluationConfig()
+    controls = [name for name, _ in folders if name is not None]
     summary = write_report(target, counts, title=target.name, evaluation=evaluation)
+    if controls:
+        usual = [(c["a"], c["b"]) for c in summary["comparisons"]]
+        summary = summarise(counts, evaluation, [*usual, *((DESIGN, name) for name in controls)])
     add_cohorts(summary, counts, evaluation)
     write_json(target / "summary.json", summary)
     save_png(target / "arms.png", arms_figure(per_patient(counts)), dpi=110)
     (target / "report.html").unlink()
-    rows = [
+    lines = [tables(target), *_comparisons(summary["comparisons"])]
+    for name, group in summary.get("groups", {}).items():
+        lines += [
+            "",
+            f"### {name}: {', '.join(group['categories'])}",
+            "",
+            "| arm | by cohort | all |",
+            "| --- | --- | --- |",
+        ]
+        for arm, entry in group["arms"].items():
+            by_cohort = ", ".join(f"{iou:.3f}" for iou in entry["iou_by_cohort"].values())
+            lines.append(f"| {arm} | {by_cohort} | {entry['iou_mean']:.3f} |")
+        lines += _comparisons(group["comparisons"])
+    return "\n".join(lines)
+
+
+def _comparisons(entries: list[dict[str, Any]]) -> list[str]:
+    head = ["", "| comparison | gain | 95 % over cohorts and patients | by cohort |", "| --- | --- | --- | --- |"]
+    return head + [
         f"| {c['a']} - {c['b']} | {c['delta_mean']:+.3f} | "
         + " to ".join(f"{bound:+.3f}" for bound in c.get("delta_ci_cohorts", c["delta_ci"]))
         + f" | {', '.join(f'{gain:+.3f}' for gain in c['delta_by_cohort'].values())} |"
-        for c in summary["comparisons"]
+        for c in entries
     ]
-    head = ["", "| comparison | gain | 95 % over cohorts and patients | by cohort |", "| --- | --- | --- | --- |"]
-    return "\n".join([tables(target), *head, *rows])
+
+
+def named_folder(text: str) -> tuple[str | None, Path]:
+    """NAME=FOLDER, or FOLDER alone."""
+    name, equals, folder = text.rpartition("=")
+    return (name if equals else None), Path(folder)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -131,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--control", choices=DRAWN, help="what the synthetic set lacks on purpose")
     made.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     table = verbs.add_parser("table", help="one report of all cohorts")
-    table.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    table.add_argument("folders", type=named_folder, nargs="+", metavar="[CONTROL=]FOLDER")
     table.add_argument("-o", dest="target", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
