@@ -1,6 +1,6 @@
 """Print the tables of a results page from its folder, so that no number is copied by hand.
 
-python benchmarks/tables.py results/NAME     arms, comparisons; where known by category and by distance of colours
+python benchmarks/tables.py results/NAME     arms, comparisons; where known by category, group and distance of colours
 """
 
 import json
@@ -60,6 +60,24 @@ def category_table(patients: pd.DataFrame, arms: list[str]) -> list[str]:
     return _table(["category", "patients", *scores.columns], rows)
 
 
+def groups_table(groups: dict[str, dict[str, Any]]) -> list[str]:
+    """Mean IoU of every arm over the patients of each group; over draws a patient may be in both."""
+    sizes = {name: max(entry["n_patients"] for entry in group["arms"].values()) for name, group in groups.items()}
+    arms = next(iter(groups.values()))["arms"]
+    rows = [[arm, *(f"{group['arms'][arm]['iou_mean']:.3f}" for group in groups.values())] for arm in arms]
+    return _table(["arm", *(f"{name} ({size} patients)" for name, size in sizes.items())], rows)
+
+
+def group_gains_table(groups: dict[str, dict[str, Any]]) -> list[str]:
+    """Gains over the patients of each group."""
+    columns = [
+        [f"{entry['delta_mean']:+.3f} ({_interval(entry['delta_ci'])})" for entry in group["comparisons"]]
+        for group in groups.values()
+    ]
+    names = [f"{entry['a']} - {entry['b']}" for entry in next(iter(groups.values()))["comparisons"]]
+    return _table(["comparison", *groups], [list(row) for row in zip(names, *columns, strict=True)])
+
+
 def distance_table(entries: list[dict[str, Any]]) -> list[str]:
     """Gains of the nearer and the farther half of the patients, by colours."""
     rows = [
@@ -102,6 +120,8 @@ def tables(folder: Path) -> str:
         patients = per_patient(read_counts(folder / "counts.parquet"))
     if patients is not None:
         parts.append(category_table(patients, list(summary["arms"])))
+    if groups := summary.get("groups"):
+        parts += [groups_table(groups), group_gains_table(groups)]
     # Of two patients there is no correlation.
     if distances := [entry for entry in summary.get("stain_distance") or [] if entry["spearman"] is not None]:
         parts.append(distance_table(distances))
