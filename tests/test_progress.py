@@ -41,10 +41,21 @@ def test_stages_are_counted_and_the_time_left_is_that_of_the_whole_run(clock, ca
 def test_a_stage_that_was_resumed_is_measured_from_where_it_began(clock, capsys):
     reporter = Reporter(bars=False)
     with reporter.stage("model", 8) as tick:
-        tick(91, 100, math.nan)
+        tick(90, 100, math.nan)
         clock[0] += 40
         tick(95, 100, math.nan)
-    assert capsys.readouterr().err.splitlines()[1] == "  model: 95/100, 1 images/s"
+    told = capsys.readouterr().err.splitlines()
+    assert told[1:3] == ["  model: goes on from step 90 of 100", "  model: 95/100, 1 images/s"]
+
+
+def test_what_was_measured_before_counts_until_it_is_at_work(clock, capsys):
+    reporter = Reporter(bars=False)
+    reporter.expect(STAGES[1:], {"segmenter": 2.0})
+    with reporter.stage("model") as tick:
+        clock[0] += 40
+        tick(1, 4)
+    # 120 s of the model, and 300 units of two seconds: at the model's pace they would be of 0.8.
+    assert capsys.readouterr().err.splitlines()[1] == "  [1/2] model: 1/4, about 12 min left"
 
 
 def test_stages_that_nobody_announced_or_that_are_left_out_keep_the_count_right(clock, capsys):

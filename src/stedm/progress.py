@@ -5,13 +5,14 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stedm.columns import fitted
 
 Tick = Callable[..., None]
-"""Called with (done, total) or (done, total, latest loss)."""
+"""Called with (done, total) or (done, total, latest loss); of a training that is gone on with first with what was done
+before, of which no loss was read (NaN)."""
 
 _LOG_EVERY_SECONDS = 30.0
 _NAME_COLUMNS = 44
@@ -31,8 +32,9 @@ class Stage:
 class _Ahead:
     """What is to come of a run, and how long it takes at the pace of what has been done."""
 
-    def __init__(self, stages: Sequence[Stage]):
+    def __init__(self, stages: Sequence[Stage], paces: Mapping[str, float] | None = None):
         self.stages, self.number, self._is_known = list(stages), 0, bool(stages)
+        self._expected = dict(paces or {})
         self._done: dict[str, tuple[float, float]] = {}
 
     def begin(self, name: str) -> None:
@@ -55,7 +57,7 @@ class _Ahead:
         if not self._is_known or seconds < _LEAST_SECONDS or part < _LEAST_PART:
             return None
         here = self.stages[self.number - 1]
-        paces = {kind: spent / work for kind, (work, spent) in self._done.items() if work > 0}
+        paces = self._expected | {kind: spent / work for kind, (work, spent) in self._done.items() if work > 0}
         if here.work > 0:
             paces[here.kind] = seconds / (part * here.work)
         if not paces:
@@ -81,9 +83,12 @@ class Reporter:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def expect(self, stages: Sequence[Stage]) -> None:
-        """What is to come, in order: stages are counted and the time that is left is told."""
-        self._ahead = _Ahead(stages)
+    def expect(self, stages: Sequence[Stage], paces: Mapping[str, float] | None = None) -> None:
+        """What is to come, in order: stages are counted and the time that is left is told.
+
+        paces: seconds of a unit of work by kind, for kinds that were measured before; until they are at work.
+        """
+        self._ahead = _Ahead(stages, paces)
 
     @contextlib.contextmanager
     def stage(self, name: str, images: int = 0) -> Iterator[Tick]:
@@ -106,7 +111,9 @@ class Reporter:
 
         def tick(done: int, total: int, loss: float | None = None) -> None:
             nonlocal last
-            told = pace(done, total)
+            if pace.is_new and _was_there(loss):
+                self.say(f"  {name}: goes on from step {done} of {total}")
+            told = pace(done, total, loss)
             if time.monotonic() - last >= _LOG_EVERY_SECONDS:
                 last = time.monotonic()
                 self.say(f"  {name}: {', '.join(filter(None, [f'{done}/{total}', _loss(loss), *told]))}")
@@ -122,9 +129,15 @@ class _Pace:
         self.ahead, self.images = ahead, images
         self._started, self._before = time.monotonic(), None
 
-    def __call__(self, done: int, total: int) -> tuple[str, str]:
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was told yet."""
+        return self._before is None
+
+    def __call__(self, done: int, total: int, loss: float | None = None) -> tuple[str, str]:
         if self._before is None:
-            self._before = max(0, done - 1)  # what was there when a resumed stage began took no time
+            # What was there when a resumed stage began took no time.
+            self._before = done if _was_there(loss) else max(0, done - 1)
         seconds = time.monotonic() - self._started
         new, rest = done - self._before, total - self._before
         rate = f"{new * self.images / seconds:.3g} images/s" if self.images and seconds > 0 and new else ""
@@ -149,7 +162,7 @@ def _bar(name: str, pace: _Pace) -> Iterator[Tick]:
         task = progress.add_task(fitted(name, _NAME_COLUMNS), total=None, told="")
 
         def tick(done: int, total: int, loss: float | None = None) -> None:
-            told = ", ".join(filter(None, [_loss(loss), *pace(done, total)]))
+            told = ", ".join(filter(None, [_loss(loss), *pace(done, total, loss)]))
             progress.update(task, completed=done, total=total, told=told)
 
         yield tick
@@ -161,6 +174,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _was_there(loss: float | None) -> bool:
+    """Whether a stage's first call is about what was done before."""
+    return loss is not None and math.isnan(loss)
 
 
 def _loss(loss: float | None) -> str:

@@ -13,7 +13,11 @@ from stedm.diffusion.codec import PixelCodec
 from stedm.diffusion.train import make_denoiser
 from stedm.errors import StedmError
 from stedm.experiment import cost as counting
-from stedm.experiment.cost import classes_of, cost, flops_of, smallest_accumulate, training_memory
+from stedm.experiment import timing
+from stedm.experiment.cost import cost, flops_of, smallest_accumulate, training_memory
+from stedm.experiment.cost_text import cost_tables
+from stedm.experiment.resolve import classes_of
+from stedm.progress import Stage
 
 KINDS = {
     "set-vit": {"style": {"dim": 16, "aggregation": "set-vit", "n_images": 2}},
@@ -188,7 +192,8 @@ def test_classes_are_those_of_the_data_where_they_are_known(tiny_dataset, tmp_pa
     assert "assumed" in known_by
 
 
-def test_the_command_prints_the_tables_without_any_data(tmp_path, capsys):
+def test_the_command_prints_the_tables_without_any_data(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(timing, "_SECONDS", 0.0)
     (tmp_path / "c.yaml").write_text(
         "name: printed\ndata: {path: gone, image_px: 16}\n"
         "diffusion: {batch: 3, denoiser: {channels: [16, 16], norm_groups: 8}, style: {dim: 8}}\n"
@@ -196,14 +201,60 @@ def test_the_command_prints_the_tables_without_any_data(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["config", "show", str(tmp_path / "c.yaml"), "--cost", "--set", "synthesis.sampling.steps=4"])
     assert stop.value.code == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert "minutes on a busy machine" in said
     rows = ("U-Net", "style encoder", "aggregation", "layout embedding", "codec", "total", "weights", "AdamW moments")
     for row in (*rows, "assumed", "training step, batch 3", "8 network evaluations", "3 images at once", "activations"):
         assert row in shown, row
+    assert re.search(r"a segmenter, 1,200 steps of 16 +\d+ (s|min|h .*)\na whole run +no data there\n", shown)
     assert "diffusion:" not in shown
     assert re.search(
         r"fits with machine.accumulate, bf16 +16 GB +24 GB +40 GB +80 GB\n[- ]+\n.*false +1 +1 +1 +1\n", shown
     )
+
+
+def test_what_is_known_is_shown_before_anything_is_counted(monkeypatch):
+    monkeypatch.setattr(counting, "on_shapes", None)
+    tables = cost_tables(run_config({}))
+    assert "images         32 px" in next(tables)
+    with pytest.raises(TypeError):
+        next(tables)
+
+
+def test_times_are_those_of_steps_that_ran_here(tiny_dataset, diffusion_config, monkeypatch):
+    monkeypatch.setattr(timing, "_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "time", _Clock())
+    small = {"data": {"path": tiny_dataset(), "image_px": 32}, "synthesis": {"n_images": 30}}
+    config = RunConfig(name="x", diffusion=diffusion_config(batch=4, steps=50), **small)
+    times = timing.measured(config, 2, flops_per_sample=10**6)
+    # Every call of the clock is a second after the one before: a step of one image takes one, of a segmenter two do.
+    assert times.diffusion == 50 * 4
+    assert times.painting == 30 * config.synthesis.sampling.nfe
+    assert times.segmenter == config.segmentation.steps * config.segmentation.batch / 2
+    segmenters = len(config.segmentation.arms) * len(config.segmentation.seeds)
+    assert times.run > times.diffusion + times.painting + segmenters * times.segmenter
+    assert times.share == pytest.approx(0.5, abs=0.05)
+    assert timing.measured(config, 2, flops_per_sample=10**12) is None
+
+
+class _Clock:
+    """In which a processor is free half of the time."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1.0
+        return self.now
+
+    def process_time(self) -> float:
+        return self.now / 2
+
+
+def test_a_run_knows_the_pace_of_its_segmenters_before_they_run():
+    config = run_config({})
+    paces = timing.paces_ahead(config, 2, [Stage("segmenter real, seed 0", "segmenter", 1.0)])
+    assert paces["segmenter"] == paces["label"] > 0
+    assert timing.paces_ahead(config, 2, [Stage("score and report", "score", 1.0)]) == {}
 
 
 def _bytes(tensors) -> int:

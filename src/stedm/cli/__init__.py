@@ -354,7 +354,7 @@ def config_show(
     config: ConfigPath,
     preset: Preset = None,
     overrides: Overrides = None,
-    cost: Annotated[bool, typer.Option("--cost", help="Parameters, FLOPs and training memory instead.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Parameters, FLOPs, time and training memory instead.")] = False,
 ) -> None:
     """The configuration with every default filled in, or what it costs."""
     from stedm.config import load_config, to_yaml
@@ -362,9 +362,11 @@ def config_show(
 
     loaded = resolve_if_there(load_config(config, overrides, preset))
     if cost:
-        from stedm.experiment.cost_text import cost_text
+        from stedm.experiment.cost_text import cost_tables
 
-        typer.echo(cost_text(loaded))
+        typer.echo("counts, then runs each network for a moment: seconds, minutes on a busy machine", err=True)
+        for text in cost_tables(loaded):
+            typer.echo(f"{text}\n")
     else:
         typer.echo(to_yaml(loaded))
 

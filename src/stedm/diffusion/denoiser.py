@@ -90,12 +90,12 @@ class StyleDenoiser(ModelMixin, ConfigMixin):
         if hasattr(self.style_encoder, "measure"):
             self.style_encoder.measure(images)
 
-    def checkpoint_activations(self) -> None:
+    def checkpoint_activations(self, is_on: bool = True) -> None:
         """Compute the activations of the U-Net's blocks and of a timm style encoder again in the backward pass."""
-        self.unet.enable_gradient_checkpointing()
+        (self.unet.enable_gradient_checkpointing if is_on else self.unet.disable_gradient_checkpointing)()
         backbone = getattr(self.style_encoder, "backbone", None)
         if hasattr(backbone, "set_grad_checkpointing"):
-            backbone.set_grad_checkpointing()
+            backbone.set_grad_checkpointing(is_on)
 
     def compile(self, *args, **kwargs) -> None:
         """Compile `denoise` in place: names of the weights stay. The style encoder's part has as many images as are

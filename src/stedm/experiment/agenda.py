@@ -4,6 +4,7 @@ It follows the calls of `Round`, `Voters` and `Experiment` without doing anythin
 ran are those that were announced.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
 _SEGMENT, _CONSISTENCY, _PREDICT, _PAINT_EVALUATION, _EMBED = 0.3, 3.0, 0.15, 0.35, 0.15
 _REPORT_PAINTED = 50
 """Images that the report has painted."""
+
+
+@dataclass(frozen=True)
+class Paces:
+    """Seconds of an image in a training step of the diffusion model, of an evaluation of it in painting one, and of an
+    image in a training step of a segmenter."""
+
+    image: float
+    evaluation: float
+    segmented: float
+
+    def seconds(self, stage: Stage) -> float:
+        """Of a stage to come; what else there is to do, segmenters do."""
+        own = {"diffusion": self.image, "draw": self.evaluation / _PAINT_EVALUATION}
+        return stage.work * own.get(stage.kind, self.segmented / _SEGMENT)
+
+
+def by_segmenters(seconds: float) -> dict[str, float]:
+    """Seconds of a unit of work by kind of stage, for the kinds that segmenters do: `seconds` an image in a step of
+    their training."""
+    return dict.fromkeys(("segmenter", "label", "look"), seconds / _SEGMENT)
 
 
 def agenda(experiment: "Experiment") -> list[Stage]:

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from stedm.config import DiffusionConfig, RunConfig, SynthesisConfig
-from stedm.data.folder import read_info
+from stedm.config import DiffusionConfig, RunConfig
 from stedm.diffusion.codec import Codec, PixelCodec, codec_shapes
 from stedm.diffusion.denoiser import StyleDenoiser
 from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import make_denoiser
 from stedm.experiment.live_bytes import LiveBytes
-from stedm.phantom.patients import CLASSES
 
 _PARTS = {
     "unet": "U-Net",
@@ -28,7 +26,6 @@ _PARTS = {
     "aggregate": "aggregation",
     "layout_embedding": "layout embedding",
 }
-_ASSUMED_CLASSES = 2
 _CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
@@ -89,108 +86,110 @@ class Cost:
 
 
 def cost(config: RunConfig, n_classes: int) -> Cost:
-    """Count a configuration for layouts of `n_classes` classes.
-
-    Every sample counts with all its style images: style dropout and padding are not taken off. Nothing is read but
-    config.json of a codec of kind `autoencoder`.
-
-    Raises:
-        StedmError: it is missing.
-    """
-    diffusion, synthesis = config.diffusion, config.synthesis
+    """`RunOnShapes.cost` of a configuration for layouts of `n_classes` classes."""
     with on_shapes(config, n_classes) as run:
-        run.checkpoint_activations(config.machine.activation_checkpointing)
-        to_encode = flops_of(lambda: run.encode(1))
-        trained = flops_of(lambda: run.denoising_loss(1).backward())
-        once = flops_of(lambda: run.style(1, synthesis.style_images)) + flops_of(lambda: run.decode(1))
-        call = flops_of(lambda: run.denoise(1, torch.empty(1, diffusion.style.dim)))
-        encoded = _encoded(config, run.codec)
-    per_sample = trained + round(to_encode * encoded)
-    return Cost(
-        parameters=_parameters(run.denoiser) | {"codec": _count(run.codec)},
-        latent=run.latent,
-        flops_to_encode=to_encode,
-        encoded=encoded,
-        flops_per_sample=per_sample,
-        flops_per_step=per_sample * diffusion.batch,
-        flops_per_call=call,
-        flops_per_image=once + call * synthesis.sampling.nfe,
-    )
+        return run.cost()
 
 
 def training_memory(config: RunConfig, n_classes: int, precision: str) -> TrainingMemory:
-    """Of training in one process, in fp32 or bf16, with the images of a batch that `accumulate` leaves at once."""
+    """`RunOnShapes.training_memory` of a configuration."""
     with on_shapes(config, n_classes) as run:
-        run.checkpoint_activations(config.machine.activation_checkpointing)
-        return run.memory(config.diffusion.batch // config.machine.accumulate, precision)
-
-
-def painting_memory(config: RunConfig, n_classes: int, precision: str) -> int:
-    """Bytes of painting `synthesis.batch` images at once, weights and all."""
-    with on_shapes(config, n_classes) as run:
-        return run.memory_of_painting(config.synthesis, precision)
+        return run.training_memory(precision)
 
 
 def smallest_accumulate(config: RunConfig, n_classes: int, precision: str) -> dict[bool, dict[int, int | None]]:
-    """The smallest `machine.accumulate` with which training fits a card, without and with activation checkpointing, by
-    gigabytes of the card; None = not even one image at once fits.
-
-    Between one image and the whole batch memory is taken to grow linearly. It grows as the largest of several linear
-    functions does, which is nowhere more than that.
-    """
-    batch = config.diffusion.batch
-    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-    found: dict[bool, dict[int, int | None]] = {}
+    """`RunOnShapes.smallest_accumulate` of a configuration."""
     with on_shapes(config, n_classes) as run:
+        return run.smallest_accumulate(precision)
+
+
+@contextlib.contextmanager
+def on_shapes(config: RunConfig, n_classes: int) -> Iterator["RunOnShapes"]:
+    """The networks of a configuration, which can be run while the context lasts.
+
+    Raises:
+        StedmError: config.json of a codec of kind `autoencoder` is missing; nothing else is read.
+    """
+    codec, denoiser = _on_meta(config.diffusion, n_classes, config.data.side)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield RunOnShapes(config, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"))
+
+
+class RunOnShapes:
+    """The networks, on fake tensors where nothing else is said, run as training and generation run them."""
+
+    def __init__(self, config: RunConfig, codec: Codec, denoiser: StyleDenoiser):
+        # Training mode for generation too: the fused layers of inference are invisible to the FLOP counter.
+        self.run_config, self.config, self.codec, self.denoiser = config, config.diffusion, codec, denoiser.train()
+        self.image_px = config.data.side
+        self.latent = (codec.latent_channels, self.image_px // codec.factor, self.image_px // codec.factor)
+        self._checkpoints = False
+        self._memory: dict[tuple[bool, int, str], TrainingMemory] = {}
+
+    def cost(self) -> Cost:
+        """Parameters and FLOPs.
+
+        Every sample counts with all its style images: style dropout and padding are not taken off.
+        """
+        diffusion, synthesis = self.config, self.run_config.synthesis
+        self.checkpoint_activations(self.run_config.machine.activation_checkpointing)
+        to_encode = flops_of(lambda: self.encode(1))
+        trained = flops_of(lambda: self.denoising_loss(1).backward())
+        once = flops_of(lambda: self.style(1, synthesis.style_images)) + flops_of(lambda: self.decode(1))
+        call = flops_of(lambda: self.denoise(1, torch.empty(1, diffusion.style.dim)))
+        per_sample = trained + round(to_encode * self.encoded)
+        return Cost(
+            parameters=_parameters(self.denoiser) | {"codec": _count(self.codec)},
+            latent=self.latent,
+            flops_to_encode=to_encode,
+            encoded=self.encoded,
+            flops_per_sample=per_sample,
+            flops_per_step=per_sample * diffusion.batch,
+            flops_per_call=call,
+            flops_per_image=once + call * synthesis.sampling.nfe,
+        )
+
+    @property
+    def encoded(self) -> float:
+        """Part of the training samples that the first stage encodes, once the others are cached."""
+        keeps = self.run_config.machine.cache_latents and not isinstance(self.codec, PixelCodec)
+        return self.run_config.recolour.probability if keeps else 1.0
+
+    def training_memory(self, precision: str) -> TrainingMemory:
+        """Of training in one process, in fp32 or bf16, with the images of a batch that `accumulate` leaves at once."""
+        self.checkpoint_activations(self.run_config.machine.activation_checkpointing)
+        return self._memory_of(self.config.batch // self.run_config.machine.accumulate, precision)
+
+    def smallest_accumulate(self, precision: str) -> dict[bool, dict[int, int | None]]:
+        """The smallest `machine.accumulate` with which training fits a card, without and with activation checkpointing,
+        by gigabytes of the card; None = not even one image at once fits.
+
+        Between one image and the whole batch memory is taken to grow linearly. It grows as the largest of several
+        linear functions does, which is nowhere more than that.
+        """
+        batch = self.config.batch
+        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+        found: dict[bool, dict[int, int | None]] = {}
         for checkpointing in (False, True):
-            run.checkpoint_activations(checkpointing)
-            one, every = (run.memory(n, precision).total for n in (1, batch))
+            if checkpointing and set(found[False].values()) == {1}:
+                return found | {True: found[False]}  # it only ever takes less
+            self.checkpoint_activations(checkpointing)
+            every = self._memory_of(batch, precision).total
+            if every <= USABLE * min(CARDS_GB) * 2**30:
+                found[checkpointing] = dict.fromkeys(CARDS_GB, 1)
+                continue
+            one = self._memory_of(1, precision).total
             each = (every - one) / max(1, batch - 1)
             found[checkpointing] = {
                 card: next((n for n in divisors if one + (batch // n - 1) * each <= USABLE * card * 2**30), None)
                 for card in CARDS_GB
             }
-    return found
-
-
-def _encoded(config: RunConfig, codec: Codec) -> float:
-    """Part of the training samples that the first stage encodes, once the others are cached."""
-    keeps = config.machine.cache_latents and not isinstance(codec, PixelCodec)
-    return config.recolour.probability if keeps else 1.0
-
-
-def classes_of(config: RunConfig) -> tuple[int, str]:
-    """Number of classes of a configuration's data, and how it is known; two where the data aren't there."""
-    data = config.data
-    if data.phantom is not None:
-        return len(CLASSES[data.phantom.stain]), f"phantom {data.phantom.stain}"
-    if data.path is not None and (data.path / "dataset.yaml").is_file():
-        info = read_info(data.path)
-        return len(info.classes), info.name
-    return _ASSUMED_CLASSES, "assumed: data.path has no dataset.yaml"
-
-
-@contextlib.contextmanager
-def on_shapes(config: RunConfig, n_classes: int) -> Iterator["RunOnShapes"]:
-    """The networks of a configuration, which can be run while the context lasts."""
-    codec, denoiser = _on_meta(config.diffusion, n_classes, config.data.side)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield RunOnShapes(
-            config.diffusion, codec.to_empty(device="cpu"), denoiser.to_empty(device="cpu"), config.data.side
-        )
-
-
-class RunOnShapes:
-    """The networks on fake tensors, run as training and generation run them on `batch` images."""
-
-    def __init__(self, config: DiffusionConfig, codec: Codec, denoiser: StyleDenoiser, image_px: int):
-        # Training mode for generation too: the fused layers of inference are invisible to the FLOP counter.
-        self.config, self.codec, self.denoiser, self.image_px = config, codec, denoiser.train(), image_px
-        self.latent = (codec.latent_channels, image_px // codec.factor, image_px // codec.factor)
+        return found
 
     def checkpoint_activations(self, is_on: bool) -> None:
-        if is_on:
-            self.denoiser.checkpoint_activations()
+        if is_on != self._checkpoints:
+            self.denoiser.checkpoint_activations(is_on)
+            self._checkpoints = is_on
 
     def encode(self, batch: int) -> Tensor:
         with torch.no_grad():
@@ -198,7 +197,7 @@ class RunOnShapes:
 
     def denoising_loss(self, batch: int, latent: Tensor | None = None) -> Tensor:
         """The forward pass of a step of `train_diffusion`, but for the noise."""
-        target = torch.empty(batch, *self.latent) if latent is None else latent
+        target = torch.rand(batch, *self.latent) if latent is None else latent
         predicted = self.denoise(batch, self.style(batch, self.config.style.n_images))
         return Objective(self.config.objective, self.config.loss)(predicted.float(), target)
 
@@ -212,17 +211,23 @@ class RunOnShapes:
 
     def denoise(self, batch: int, style: Tensor) -> Tensor:
         layout = torch.zeros(batch, self.image_px, self.image_px, dtype=torch.long)
-        return self.denoiser.denoise(torch.empty(batch, *self.latent), torch.empty(batch), layout, style)
+        return self.denoiser.denoise(torch.rand(batch, *self.latent), torch.rand(batch), layout, style)
 
     def decode(self, batch: int) -> Tensor:
         with torch.no_grad():
             return self.codec.decode(torch.empty(batch, *self.latent))
 
     def _images(self, n: int) -> Tensor:
-        return torch.empty(n, 3, self.image_px, self.image_px)
+        return torch.rand(n, 3, self.image_px, self.image_px)
 
-    def memory(self, batch: int, precision: str) -> TrainingMemory:
+    def _memory_of(self, batch: int, precision: str) -> TrainingMemory:
         """Of a step with `batch` images at once."""
+        key = (self._checkpoints, batch, precision)
+        if key not in self._memory:
+            self._memory[key] = self._counted(batch, precision)
+        return self._memory[key]
+
+    def _counted(self, batch: int, precision: str) -> TrainingMemory:
         every, trained = (_FLOAT_BYTES * _count(self.denoiser, only) for only in (False, True))
         codec = _FLOAT_BYTES * _count(self.codec)
         return TrainingMemory(every, trained, 2 * trained, every, codec, self._passing(batch, precision))
@@ -244,8 +249,9 @@ class RunOnShapes:
         self.denoiser.zero_grad(set_to_none=True)
         return live.peak
 
-    def memory_of_painting(self, synthesis: SynthesisConfig, precision: str) -> int:
-        """The most bytes that painting a batch takes."""
+    def painting_memory(self, precision: str) -> int:
+        """The most bytes that painting `synthesis.batch` images at once takes, weights and all."""
+        synthesis = self.run_config.synthesis
         guidance, batch = synthesis.sampling.guidance, synthesis.batch
         # What guidance compares is computed in one pass.
         together = batch * (1 + (guidance.style != 1.0) + (guidance.layout != 1.0))

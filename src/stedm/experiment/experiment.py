@@ -87,12 +87,20 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """All stages; returns the summary."""
         self.check()
-        self.reporter.expect(agenda(self))
+        self._expect()
         if any(map(uses_synthetic, self.arms)):
             self.last_round.synthetic()
             self.quality()
         self.train_segmenters()
         return self.report()
+
+    def _expect(self) -> None:
+        from stedm.experiment.timing import paces_ahead  # networks, which a finished run has no use for
+
+        stages = agenda(self)
+        is_told = not self.reporter.quiet
+        paces = paces_ahead(self.config, len(self.context.dataset.info.classes), stages) if is_told else {}
+        self.reporter.expect(stages, paces)
 
     def finished(self) -> dict[str, Any] | None:
         """The summary that is there, where the run is complete; None = not."""

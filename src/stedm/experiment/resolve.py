@@ -7,12 +7,15 @@ import numpy as np
 from stedm.config import RunConfig
 from stedm.data.budget import choose_annotated, choose_annotated_images
 from stedm.data.folder import DatasetFolder
+from stedm.data.info import read_info
 from stedm.errors import StedmError
+from stedm.phantom.patients import CLASSES
 
 FEW_PATIENTS = 3
 """Up to so many annotated patients, self-trained segmenters label better than those of annotated images alone
 (results/ebhi_few_patients)."""
 _IMAGES_TO_LOOK_AT = 32
+_ASSUMED_CLASSES = 2
 _MULTIPLE_PX, _MULTIPLE_PX_OF_LATENTS = 16, 32
 """Three levels of a U-Net on latents of an eighth of the side want a multiple of 32."""
 PUBLISHED = "stabilityai/sd-vae-ft-mse"
@@ -48,6 +51,17 @@ def resolve_if_there(config: RunConfig) -> RunConfig:
         return resolve(config)
     px = config.data.image_px or config.largest_image_px
     return config.model_copy(update={"data": config.data.model_copy(update={"image_px": px})})
+
+
+def classes_of(config: RunConfig) -> tuple[int, str]:
+    """Number of classes of a configuration's data, and how it is known; two where the data aren't there."""
+    data = config.data
+    if data.phantom is not None:
+        return len(CLASSES[data.phantom.stain]), f"phantom {data.phantom.stain}"
+    if data.path is not None and (data.path / "dataset.yaml").is_file():
+        info = read_info(data.path)
+        return len(info.classes), info.name
+    return _ASSUMED_CLASSES, "assumed: data.path has no dataset.yaml"
 
 
 def sizes_text(config: RunConfig) -> str:

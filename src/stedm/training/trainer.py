@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from diffusers.training_utils import EMAModel
 
 Progress = Callable[[int, int, float], None]
-"""Called after each step with (steps done, steps in all, the loss that was read last)."""
+"""Called after each step with (steps done, steps in all, the loss that was read last), and once before where a training
+is gone on with, of which no loss was read yet (NaN)."""
 
 WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.01
@@ -271,6 +272,8 @@ class Trainer:
             write_text(self._metrics_path, "".join(f"{json.dumps(row)}\n" for row in rows))
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0
         self._started = time.monotonic()
+        if self.on_progress and self.step_done:
+            self.on_progress(self.step_done, self.config.steps, math.nan)
 
     def _load_newest(self) -> int:
         """The step of the newest checkpoint that is whole, which is loaded; 0 = none, the beginning."""
