@@ -193,7 +193,7 @@ main(["data", "phantom", sys.argv[1]])
 
 
 @pytest.mark.parametrize(("by", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_says_how_to_resume_and_leaves_nothing_half_written(tmp_path, by, status):
+def test_an_interrupt_says_what_the_same_command_does_and_leaves_nothing_half_written(tmp_path, by, status):
     command = [sys.executable, "-c", WAITING_VERB, str(tmp_path / "out")]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, text=True, **pipes) as process:
@@ -203,7 +203,7 @@ def test_an_interrupt_says_how_to_resume_and_leaves_nothing_half_written(tmp_pat
             shown = process.stderr.read()  # ends with the process
         finally:
             process.kill()
-    assert shown == "stedm: interrupted; run the same command again to resume\n"
+    assert shown == "stedm: interrupted; run the same command again: it begins anew\n"
     assert process.returncode == status
     assert list(tmp_path.iterdir()) == []
 

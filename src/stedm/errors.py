@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 MOST_LINES = 10
-_AGAIN = "run the same command again: it resumes"
+_AGAIN = "run the same command again"
 _REMEDIES = {
     errno.ENOSPC: f"free space on this disk and {_AGAIN}",
     errno.EDQUOT: f"free some of your quota and {_AGAIN}",
@@ -49,10 +49,11 @@ class DiskError(StedmError):
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing is wrong
-    """A Ctrl-C, or the SIGTERM of a job scheduler, on its way to the command's end; `status` is the exit status."""
+    """A Ctrl-C, or the SIGTERM of a job scheduler, on its way to the command's end; `status` is the exit status, `verb`
+    what was interrupted."""
 
-    def __init__(self, reason: KeyboardInterrupt):
-        self.status = 143 if isinstance(reason, Terminated) else 130
+    def __init__(self, reason: KeyboardInterrupt, verb: str | None = None):
+        self.status, self.verb = 143 if isinstance(reason, Terminated) else 130, verb
 
 
 class Terminated(KeyboardInterrupt):

@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_line_and_no_broken_bus(tmp_path):
     cache = LatentCache(tmp_path / "latents", codec, ["a.png", "b.png"], 16)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     try:
-        with pytest.raises(DiskError, match=r"latents/moments.npy: File too large; .* it resumes"):
+        with pytest.raises(DiskError, match=r"latents/moments.npy: File too large; .* the same command again"):
             cache(images, row, torch.tensor([3]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

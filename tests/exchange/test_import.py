@@ -205,8 +205,8 @@ def test_masks_of_several_classes(folder, tmp_path, kind):
 REFUSED = {
     "three greys": (lambda p, o: save(p, np.asarray([0, 200, 255], np.uint8)[np.minimum(o, 2)]), None, "NAME0=0,"),
     "a value nobody named": (lambda p, o: save(p, np.minimum(o, 2)), "a=0,b=1", "hold 2, which"),
-    "empty": (lambda p, o: save(p, o * 0), None, "nothing but 0"),
-    "photographs": (lambda p, o: save(p, tissue(1)[0]), None, "colours; are these the masks?"),
+    "empty": (lambda p, o: save(p, o * 0), None, "nothing but 0; name others with --masks"),
+    "photographs": (lambda p, o: save(p, tissue(1)[0]), None, "colours; are these the masks? if so, export"),
     "another size": (lambda p, o: save(p, (o > 0)[:, :-3].astype(np.uint8)), None, "is 61 x 48 px, its image"),
     "no mask at all": (lambda p, o: p.write_bytes(b"not an image"), None, "not a readable"),
     "a damaged image": (lambda p, o: _damage(p, o), None, "source: P0_0.png: not a readable"),
@@ -414,7 +414,7 @@ def test_a_proposed_split_is_by_patient_balanced_and_drawn_by_its_seed(folder, t
     assert table.groupby(["split", "category"]).size().to_dict() == {
         (split, category): n for split, n in (("train", 2), ("val", 1), ("test", 1)) for category in "ab"
     }
-    with pytest.raises(StedmError, match="makes 9 patients, and there are 8"):
+    with pytest.raises(StedmError, match=r"makes 9 patients, and there are 8 .*; give numbers that make 8"):
         import_dataset(source, tmp_path / "e", **told, split="4/1/2/2")
 
 
@@ -451,7 +451,7 @@ def test_large_images_are_reduced_and_cut(tmp_path):
             x, y = (int(part) // 2 for part in name.split("_")[1:])
             whole[y : y + 32, x : x + 32] = mask
     assert (whole == np.kron(tissue(0)[1] > 0, np.ones((2, 2)))).all()
-    with pytest.raises(StedmError, match="finer ones can't be had"):
+    with pytest.raises(StedmError, match=r"finer ones can't be had; give 0.25 or more"):
         import_dataset(tmp_path / "s", tmp_path / "e", mpp=0.25, tile_mpp=0.1)
     with pytest.raises(StedmError, match="aren't known"):
         import_dataset(tmp_path / "s", tmp_path / "e", tile_mpp=0.5)
@@ -502,6 +502,10 @@ def test_nnunet_of_both_versions(tmp_path):
         assert dataset.table["split"].tolist() == ["train"] * 4 + ["test"] * 2
         expected = np.asarray([0, 1, 255])[np.minimum(tissue(5)[1], version)]
         assert (masks_of(tmp_path / f"d{version}")["case5"] == expected).all()
+    (tmp_path / "none" / "imagesTr").mkdir(parents=True)
+    (tmp_path / "none" / "dataset.json").write_text((root / "dataset.json").read_text())
+    with pytest.raises(StedmError, match="no image in it; put images there"):
+        import_dataset(tmp_path / "none", tmp_path / "e")
     (root / "imagesTr" / "case0_0001.png").write_bytes((root / "imagesTr" / "case0_0000.png").read_bytes())
     with pytest.raises(StedmError, match="several channels"):
         import_dataset(root, tmp_path / "e")
@@ -547,10 +551,14 @@ def test_coco_polygons_and_run_lengths(tmp_path):
         assert all((found[name] == expected[name]).all() for name in expected)
     for changed, message in (
         ({"segmentation": {"size": [1, 2], "counts": [2]}}, "annotation 0: no polygon and no run lengths"),
+        ({"segmentation": {**run, "counts": "garbage"}}, "its runs make .* pixels, the image has 3072.; export"),
+        ({"segmentation": {**run, "counts": [5]}}, "its runs make 5 pixels, the image has 3072"),
+        ({"segmentation": {**run, "counts": [-1, 3073]}}, "no run lengths"),
+        ({"segmentation": {**run, "counts": counts[:-2]}}, "no run lengths"),
         ({"segmentation": [[1, 1, 2, 2]]}, "three points"),
         ({"segmentation": []}, "a box alone"),
-        ({"category_id": 9}, "category 9 is not"),
-        ({"image_id": 99}, "image_id 99"),
+        ({"category_id": 9}, "category 9 is not .*; export"),
+        ({"image_id": 99}, "image_id 99, .*; export"),
         ({"image_id": [1]}, "a list where an id belongs"),
     ):
         wrong = {**content, "annotations": [content["annotations"][0] | changed, *content["annotations"][1:]]}

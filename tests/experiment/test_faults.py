@@ -74,7 +74,7 @@ def _made(folder: Path) -> dict[str, bytes]:
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(config, whole, disk):
     # The last size is that of a run with checkpoints and all.
     for size in ("700k", "3m", "100m"):
-        with pytest.raises(DiskError, match=r"^\S+: No space left on device; .* it resumes$"):
+        with pytest.raises(DiskError, match=r"^\S+: No space left on device; .* run the same command again$"):
             stedm.run(config, disk / "run")
         assert _mount(disk, f"remount,size={size}")
     stedm.run(config, disk / "run")

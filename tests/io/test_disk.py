@@ -21,8 +21,8 @@ from stedm.io import files
 from stedm.io.files import alone_in, claim, replacing, sweep, write_json, write_once, write_text
 from stedm.io.images import write_png
 
-FULL = "No space left on device; free space on this disk and run the same command again: it resumes"
-READ_ONLY = "Read-only file system; give another -o, or make it writable and run the same command again: it resumes"
+FULL = "No space left on device; free space on this disk and run the same command again"
+READ_ONLY = "Read-only file system; give another -o, or make it writable and run the same command again"
 
 
 def _fail_with(error: Exception, path: Path, **options) -> None:

@@ -138,6 +138,7 @@ def test_the_command_takes_the_resolution_of_images_and_says_which_rule_it_took(
     assert "1 of 2 images: resolution unknown (--mpp): reduced 2 times, as in training" in said
     said = _segment(capsys, model, tmp_path / "images", "-o", tmp_path / "other", "--mpp", 0.25)
     assert "2 of 2 images: at 2 microns per pixel" in said
+    assert "masks are as coarse as what the network sees: up to 8 of an image's pixels" in said
     first, second = (read_mask_file(tmp_path / folder, "known.png") for folder in ("out", "other"))
     assert first.shape == second.shape == (96, 160)
     assert not np.array_equal(first, second)

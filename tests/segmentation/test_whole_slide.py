@@ -265,6 +265,9 @@ def test_of_an_image_mpp_is_its_own_as_no_scanner_says_it(tmp_path, model, capsy
     _succeeds(["segment", model, image, "-o", out, "--mpp", "2.0", "--set", "skip=[]"])
     points = [point for ring in _rings(out) for point in ring]
     assert np.max(points, axis=0).tolist() == [128, 96]  # in its own pixels, whatever the model sees
+    assert capsys.readouterr().out == (f"outlines are as coarse as what the network sees: 1 microns\n{out}: a.{kind}\n")
+    _succeeds(["segment", model, image, "-o", out, "--mpp", "0.25", "--set", "skip=[]"])
+    assert "sees: 1 microns, 4 of the image's pixels" in capsys.readouterr().out
 
 
 def _rings(path: Path) -> list[list[list[float]]]:

@@ -34,6 +34,13 @@ from stedm.errors import Interrupted, StedmError, disk_problem, terminable
 from stedm.version import __version__
 from stedm.workers.group import as_one
 
+_AGAIN = {
+    **dict.fromkeys(("run", "demo", "train", "tile", "synthesize"), " to resume"),
+    "segment": ": slides that are done are skipped",
+}
+_ANEW = ": it begins anew"
+"""What an interrupted verb does when it is called again."""
+
 
 class _Verbs(TyperGroup):
     """Interrupts leave by a way of their own: Typer makes exits without a word of them."""
@@ -42,7 +49,7 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted(error) from error
+            raise Interrupted(error, ctx.invoked_subcommand) from error
 
 
 app = typer.Typer(
@@ -260,6 +267,7 @@ def segment(
     the folder are skipped: run again to resume.
     """
     from stedm.segmentation.predict import segment_folder
+    from stedm.segmentation.scale import coarseness_text
     from stedm.segmentation.slide_sources import is_plain_image, slides_in
     from stedm.segmentation.whole_slide import load_slide_config, segment_slides
     from stedm.workers.pool import make_pool, parse_shard
@@ -284,7 +292,10 @@ def segment(
         how = {"machine": machine, "pool": pool, "shard": part, "inputs": [images], "overwrite": overwrite}
         done = segment_slides(model, slides, output, config, **how)
     rest = "" if done.complete else f"; shard {shard} done, others are missing"
-    typer.echo(f"{output}: {len(done.written)} of {len(slides)} slides{rest}")
+    if done.written:
+        typer.echo(coarseness_text(done.mpp, slides[0].mpp if len(slides) == 1 else None))
+    is_image = is_plain_image(images) and not done.failures
+    typer.echo(f"{output}: {images.name if is_image else f'{len(done.written)} of {len(slides)} slides'}{rest}")
     if done.failures:
         raise StedmError("\n".join(done.failures))
 
@@ -400,7 +411,7 @@ def main(arguments: list[str] | None = None) -> Any:
             # By its name also where it runs as `python -m stedm`: completion goes by it.
             return as_one(lambda: app(given, prog_name="stedm"), at_end=True)
     except Interrupted as interrupted:
-        _end("interrupted; run the same command again to resume", interrupted.status)
+        _end(f"interrupted; run the same command again{_AGAIN.get(interrupted.verb, _ANEW)}", interrupted.status)
     except Exception as error:
         problem = error if isinstance(error, StedmError) else disk_problem(error)
         if problem is None:

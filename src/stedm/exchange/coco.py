@@ -64,7 +64,9 @@ def open_coco(root: Path, files: list[Path]) -> Source:
             key = str(image["file_name"]).replace("\\", "/").rpartition(".")[0]
             images.append(SourceImage(key, path, None, facts, (file, image, regions) if annotated else None))
         if strangers := sorted(set(drawn) - {image.get("id") for image in content["images"]}, key=str):
-            raise StedmError(f"{file}: annotations have the image_id {strangers[0]!r}, which is not in images")
+            raise StedmError(
+                f"{file}: annotations have the image_id {strangers[0]!r}, which is not in images; export it again"
+            )
     numbers = {
         category: number
         for number, category in enumerate(sorted(names, key=lambda i: (isinstance(i, str), i)), start=1)
@@ -111,7 +113,9 @@ def _painted(library: Any, file: Path, image: dict, regions: list[dict], numbers
     for number, region in enumerate(regions):
         where = f"{file}: image {image.get('file_name')}, annotation {region.get('id', number)}"
         if region.get("category_id") not in numbers:
-            raise StedmError(f"{where}: category {region.get('category_id')!r} is not in categories")
+            raise StedmError(
+                f"{where}: category {region.get('category_id')!r} is not in categories; export the file again"
+            )
         masks.append((_region(library, where, region.get("segmentation"), *sides), numbers[region["category_id"]]))
     for inside, value in sorted(masks, key=lambda found: -found[0].sum()):
         painted[inside] = value
@@ -126,13 +130,40 @@ def _region(library: Any, where: str, segmentation: Any, height: int, width: int
         if isinstance(segmentation, dict):
             if list(segmentation.get("size") or []) != [height, width]:
                 raise ValueError(f"it is for {segmentation.get('size')}, the image has {[height, width]}")
-            if isinstance(segmentation.get("counts"), list):
-                segmentation = library.frPyObjects(segmentation, height, width)
-            return library.decode(segmentation).astype(bool)
+            return _of_runs(segmentation.get("counts"), height, width)
         if not segmentation:
             raise ValueError("it has a box alone, or nothing")
         if any(len(ring) < 6 or len(ring) % 2 for ring in segmentation):
             raise ValueError("a polygon needs x and y of three points")
         return library.decode(library.merge(library.frPyObjects(segmentation, height, width))).astype(bool)
     except Exception as error:  # a C library behind it: of wrong lists it raises anything
-        raise StedmError(f"{where}: no polygon and no run lengths ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise StedmError(f"{where}: no polygon and no run lengths ({reason}); export the file again") from error
+
+
+def _of_runs(counts: Any, height: int, width: int) -> np.ndarray:
+    """bool (H, W) of run lengths down the columns, outside and inside in turn.
+
+    pycocotools fills up what is missing and cuts off what is too much: garbage becomes a mask without a word.
+    """
+    runs = counts if isinstance(counts, list) else _unpacked(counts)
+    if any(run < 0 for run in runs) or sum(runs) != height * width:
+        raise ValueError(f"its runs make {sum(runs)} pixels, the image has {height * width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def _unpacked(text: str | bytes) -> list[int]:
+    """Run lengths of COCO's strings: digits of five bits, lowest first, and from the fourth number on the difference to
+    the one two before."""
+    runs: list[int] = []
+    digits = iter(text.encode("ascii") if isinstance(text, str) else text)
+    for digit in digits:
+        value, bits = (digit - 48) & 0x1F, 5
+        while (digit - 48) & 0x20:
+            digit = next(digits, 48)
+            value |= ((digit - 48) & 0x1F) << bits
+            bits += 5
+        if (digit - 48) & 0x10:
+            value -= 1 << bits
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    return runs

@@ -153,7 +153,7 @@ def _as_given(names: ClassNames, counts: Counter[int], as_colours: bool, where: 
 def _of_numbers(looks: Sequence[Look], counts: Counter[int], names: ClassNames | None, where: str) -> Labels:
     values, given = sorted(counts), None if names is None else names.names
     if values[0] < 0 or (len(values) == 1 and values[0] == 0):
-        raise StedmError(f"{where}: masks hold nothing but {listed(values)}; are these the masks?")
+        raise StedmError(f"{where}: masks hold nothing but {listed(values)}; name others with --masks")
     if len(values) <= 2 and values[0] == 0 and (given is None or len(given) == 2):
         return Labels(given or ["background", OBJECT], f"two values, 0 and {values[1]}", {0: 0, values[1]: 1})
     if _is_smoothed(looks, counts):
@@ -255,7 +255,7 @@ def _of_colours(looks: Sequence[Look], counts: Counter[int], names: ClassNames |
         raise StedmError(f"{where}: masks are in {len(order)} colours; {_how_to_say(order, given)}")
     own = given or [("background" if colour == black else shown(colour)) for colour in order]
     if len(own) < 2:
-        raise StedmError(f"{where}: masks hold one colour alone, {listed(order)}; are these the masks?")
+        raise StedmError(f"{where}: masks hold one colour alone, {listed(order)}; name others with --masks")
     return Labels(own, f"colours, {listed(order)}", {c: i for i, c in enumerate(order)}, as_colours=True)
 
 

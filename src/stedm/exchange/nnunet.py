@@ -37,7 +37,7 @@ def open_nnunet(root: Path) -> Source:
             said = "unlabeled" if split == "test" and not masks else split
             images.append(SourceImage(case, path, masks.get(case), {"split": said}))
     if not images:
-        raise StedmError(f"{root / 'imagesTr'}: no image in it")
+        raise StedmError(f"{root / 'imagesTr'}: no image in it; put images there that are named CASE_0000.png")
     said = {key: str(values.get(key) or "") for key in ("licence", "license", "reference")}
     return Source(
         root, "nnU-Net", images, labels, ignored, licence=said["licence"] or said["license"], citation=said["reference"]

@@ -43,7 +43,8 @@ class Pieces:
             raise StedmError("--tile-mpp: microns per pixel of the images aren't known; give --mpp, or a column mpp")
         if (finest := rows["mpp"].max()) > self.mpp * 1.001:
             raise StedmError(
-                f"--tile-mpp {self.mpp:g}: images have {finest:g} microns per pixel, finer ones can't be had"
+                f"--tile-mpp {self.mpp:g}: images have {finest:g} microns per pixel, and finer ones can't be had; give "
+                f"{finest:g} or more"
             )
 
     def of(self, path: Path, size: tuple[int, int], mask: np.ndarray | None, mpp: float | None) -> Iterator[Piece]:

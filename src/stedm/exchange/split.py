@@ -53,7 +53,10 @@ def propose_split(
 def _numbers(annotated: int, bare: int) -> dict[str, int]:
     """How many annotated patients go where."""
     if annotated < 2:
-        raise StedmError(f"masks are of {annotated} patient alone; one to learn from and one to score is the least")
+        raise StedmError(
+            f"masks are of {annotated} patient alone, and one to learn from and one to score is the least; add masks "
+            "of another, or say with --patients whose images they are"
+        )
     # Evidence begins with six scored patients; of the others few are annotated, as in the experiments of the paper.
     test = max(round(0.35 * annotated), min(6, annotated // 2))
     val = round(0.1 * annotated)
@@ -68,7 +71,7 @@ def _checked(numbers: tuple[int, int, int, int], annotated: int, bare: int) -> d
     if wanted["unlabeled"] < 0 or sum(wanted.values()) != annotated:
         raise StedmError(
             f"--split {'/'.join(map(str, numbers))}: makes {sum(numbers)} patients, and there are {annotated} with "
-            f"masks and {bare} without, who are unlabeled"
+            f"masks and {bare} without, who are unlabeled; give numbers that make {annotated + bare}"
         )
     return wanted
 

@@ -23,7 +23,7 @@ from stedm.io.images import LARGEST_WHOLE_PX, class_palette, image_mpp, read_ima
 from stedm.io.ownership import SEGMENTED, check_outputs, is_marked
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import SegmenterInfo, load_segmenter, stride_of
-from stedm.segmentation.scale import refuse_useless_mpp, scale_of
+from stedm.segmentation.scale import SAME, refuse_useless_mpp, scale_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _IMAGES_AT_ONCE = 64
@@ -128,20 +128,24 @@ def segment_files(
     root, names = _find_images(Path(images))
     masks = [(Path(output) / name).with_suffix(".png") for name in names]
     check_outputs(dict.fromkeys(masks, SEGMENTED), [root / name for name in names], overwrite=overwrite)
-    palette, rules, sizes = class_palette(info.ignore_index), Counter(), []
+    palette, rules, sizes, coarse = class_palette(info.ignore_index), Counter(), [], 1.0
 
     def seen() -> Iterator[np.ndarray]:
+        nonlocal coarse
         for name in names:
             image = read_image_file(root, name, largest_px=LARGEST_WHOLE_PX)
             scale = scale_of(image.shape[1::-1], info, image_mpp(root, name) if mpp is None else mpp)
             rules[scale.rule] += 1
             sizes.append(image.shape[1::-1])
+            coarse = max(coarse, image.shape[1] / scale.size_px[0])
             yield scale.apply(image)
 
     for number, mask in enumerate(_masks(network, info, seen())):
         write_png(masks[number], _sized(mask, sizes[number]), palette=palette, software=SEGMENTED)
     for rule, count in rules.items():
         say(f"{count} of {len(names)} images: {rule}")
+    if coarse > 1 + SAME:
+        say(f"masks are as coarse as what the network sees: up to {coarse:.3g} of an image's pixels")
     return masks
 
 

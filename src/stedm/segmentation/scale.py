@@ -20,7 +20,7 @@ from PIL import Image
 from stedm.errors import StedmError
 from stedm.segmentation.model import SegmenterInfo
 
-_SAME = 0.02
+SAME = 0.02
 """Resolutions and sizes that differ by less count as one, as in `DatasetFolder.common_mpp`."""
 
 
@@ -52,12 +52,18 @@ def scale_of(size_px: tuple[int, int], info: SegmenterInfo, mpp: float | None = 
     if info.source_px is None:
         return Scale(size_px, unknown + "in the images' own pixels")
     smallest, largest = info.source_px
-    if largest > smallest * (1 + _SAME):
+    if largest > smallest * (1 + SAME):
         text = f"the shorter side brought to {side} px, as in training"
         return Scale(_reduced(size_px, min(size_px) / side, side), unknown + text)
     factor = (smallest + largest) / (2 * side)
     text = "in the images' own pixels" if factor == 1 else f"reduced {factor:.3g} times"
     return Scale(_reduced(size_px, factor, side), f"{unknown}{text}, as in training")
+
+
+def coarseness_text(mpp: float, own_mpp: float | None) -> str:
+    """How fine outlines can be that a network sees at `mpp`, beside the pixels of the image where these are known."""
+    own = "" if own_mpp is None or own_mpp >= mpp else f", {mpp / own_mpp:.3g} of the image's pixels"
+    return f"outlines are as coarse as what the network sees: {mpp:g} microns{own}"
 
 
 def refuse_useless_mpp(mpp: float | None, info: SegmenterInfo) -> None:
@@ -73,6 +79,6 @@ def refuse_useless_mpp(mpp: float | None, info: SegmenterInfo) -> None:
 
 def _reduced(size_px: tuple[int, int], factor: float, side: int) -> tuple[int, int]:
     width, height = (max(1, round(pixels / factor)) for pixels in size_px)
-    if size_px[0] == size_px[1] and abs(width / side - 1) <= _SAME:
+    if size_px[0] == size_px[1] and abs(width / side - 1) <= SAME:
         return side, side  # one tile, as the training images were, and not a tile and the rest of one
     return width, height

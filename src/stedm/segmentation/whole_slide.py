@@ -58,6 +58,8 @@ class SegmentedSlides:
     """GeoJSON files."""
     failures: list[str]
     """A line for each slide that could not be read."""
+    mpp: float
+    """Microns per pixel at which the network saw them."""
     complete: bool = True
     """False while other shards have work left; the lists are then of what is there."""
 
@@ -131,9 +133,8 @@ def segment_slides(
     written = [target for target in targets if target not in failures and target not in pending]
     if written and not pending and written[0].mark is not None:
         write_csv(Path(output) / "areas.csv", pd.concat(_read_areas(target.mark) for target in written))
-    return SegmentedSlides(
-        [target.path for target in written], [failures[target] for target in targets if target in failures], not pending
-    )
+    failed = [failures[target] for target in targets if target in failures]
+    return SegmentedSlides([target.path for target in written], failed, config.mpp, not pending)
 
 
 @dataclass(frozen=True)
