@@ -259,10 +259,8 @@ def _fill_mpp(rows: pd.DataFrame, source: Source, sources: dict[str, str], mpp: 
     if "mpp" in rows:
         rows["mpp"] = pd.to_numeric(rows["mpp"], errors="coerce")
         if not (rows["mpp"] > 0).all():
-            raise StedmError(
-                f"{sources['mpp']}: mpp of {some(rows['key'][~(rows['mpp'] > 0)].tolist())} is no number above 0; correct "
-                "it, or give --mpp"
-            )
+            wrong = some(rows["key"][~(rows["mpp"] > 0)].tolist())
+            raise StedmError(f"{sources['mpp']}: mpp of {wrong} is no number above 0; correct it, or give --mpp")
         steps = [float(facts[key].get("downsample", 1)) for key in rows["key"]]
         if "slide_mpp" not in rows and any(step != 1 for step in steps):
             rows["slide_mpp"] = rows["mpp"] / steps
