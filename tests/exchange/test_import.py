@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from stedm.cli import main
 from stedm.data.check import examine
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
-from stedm.exchange.api import import_dataset
+from stedm.exchange.api import closing_text, import_dataset
 from stedm.seeds import numpy_generator
 
 SIDE = 48
@@ -466,6 +467,9 @@ def test_a_dry_run_writes_the_sheet_alone_and_other_files_are_not_written_over(f
     assert (tmp_path / "d.png").is_file()
     main_without_exit(verb)
     assert (tmp_path / "d" / "metadata.csv").is_file()
+    said = capsys.readouterr().out
+    assert re.search("licence +not said; fill it in in dataset.yaml\n", said)
+    assert f"{tmp_path / 'd' / 'dataset.yaml'}: fill in license and citation of the images" in said
     for path, message in (("d", "not empty"), ("e", "stedm did not write it"), ("source/d", "lies in the folder")):
         save(tmp_path / "e.png", np.zeros((4, 4), np.uint8))
         with pytest.raises(SystemExit):
@@ -495,10 +499,13 @@ def test_nnunet_of_both_versions(tmp_path):
             save(root / f"images{end}" / f"case{number}_0000.png", image)
             save(root / f"labels{end}" / f"case{number}.png", np.minimum(objects, version))
         (root / "dataset.json").write_text(json.dumps({"labels": labels, "licence": "CC0", "file_ending": ".png"}))
-        import_dataset(root, tmp_path / f"d{version}")
+        said = []
+        done = import_dataset(root, tmp_path / f"d{version}", say=said.append)
         dataset = DatasetFolder.open(tmp_path / f"d{version}")
         assert dataset.info.classes == ["stroma", "tumour"]
         assert dataset.info.licence == "CC0"
+        assert re.search("licence +CC0\n", said[0])
+        assert "fill in license" not in closing_text(done, tmp_path)
         assert dataset.table["split"].tolist() == ["train"] * 4 + ["test"] * 2
         expected = np.asarray([0, 1, 255])[np.minimum(tissue(5)[1], version)]
         assert (masks_of(tmp_path / f"d{version}")["case5"] == expected).all()

@@ -45,7 +45,10 @@ def closing_text(done: Imported, output: Path) -> str:
     images, patients = (sum(getattr(part, name) for part in done.examination.splits) for name in ("images", "patients"))
     lines = [sheet, f"{output}: {images} images of {patients} patients"]
     if not done.understood.source.licence:
-        lines.append(f"licence and citation of the images: write them into {output / 'dataset.yaml'}")
+        lines.append(
+            f"{output / 'dataset.yaml'}: fill in license and citation of the images; the card of every model that "
+            "learns from them repeats it, or says that it is missing"
+        )
     # Without unlabeled patients a run refuses most arms; a warning says what to do.
     if not done.examination.problems and (done.understood.rows["split"] == "unlabeled").any():
         lines.append(f"next: stedm run {output} -o RUN (hours on a CPU; a first look in minutes: docs/import.md)")

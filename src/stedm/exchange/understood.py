@@ -37,6 +37,7 @@ def understood_text(found: Understood) -> str:
             lines.append([name, f"{counted}{found.sources[column]}"])
     if "mpp" not in rows:
         lines.append([_COLUMNS["mpp"], "not known; --mpp says it (for slides, and to see images at one resolution)"])
+    lines.append(["licence", fitted(found.source.licence, _WIDE) or "not said; fill it in in dataset.yaml"])
     if found.unused:
         lines.append(["left out", f"columns {', '.join(fitted(name, _WIDE) for name in found.unused[:_MOST])}"])
     return f"{aligned(lines)}\n\n{_split_table(rows)}"
