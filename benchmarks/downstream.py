@@ -6,12 +6,13 @@
     python benchmarks/downstream.py headline FOLDER -o results/NAME [--keep]   a report over all draws
 
 `run` trains and scores what is missing and can be stopped and started at any time, or in several shards at once. What
-two runs have in common (a diffusion model, a synthetic set, segmenters without synthetic images) is made once:
+two runs have in common (a diffusion model, what voters see, a synthetic set, segmenters without synthetic images) is
+made once:
 
 With --keep a table is added to: counts that results/NAME has of runs that are not in FOLDER stay.
 
 FOLDER/spec.yaml                         the specification, paths made absolute
-FOLDER/shared/{teachers,models,sets,segmenters}/  what runs have in common, each a run folder of its own
+FOLDER/shared/{teachers,models,votes,sets,segmenters}/  what runs have in common, each a run folder of its own
 FOLDER/VARIANT/patients-B/draw-D/        a run folder, with its report
 
 A variant with the key `control` has a set that lacks one thing on purpose (see controls.py).
@@ -20,10 +21,13 @@ Choose on `evaluation.split: val`; `test` is for the final table.
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+import pandas as pd
 from pydantic import Field
 
 from controls import DRAWN, NEEDED, Control, Gate, copy_images, gate, shuffle_layouts
@@ -31,6 +35,7 @@ from downstream_tables import BASE, write_curve, write_headline, write_table
 from judging import RunSpec, claim, locked, read_run_spec
 from stedm.config import (
     DiffusionConfig,
+    PredictedConfig,
     RoundsConfig,
     RunConfig,
     SegmentationConfig,
@@ -50,6 +55,8 @@ from stedm.workers.pool import parse_shard
 CONTROLS = get_args(Control)
 CONTROL = "control"
 """Key of a variant that is no key of a configuration."""
+VOTES, MODEL = ("predictors", "predicted_layouts", "agreement.csv"), ("model", "pseudo_labels")
+"""What a round has before it paints: of its voters, and of its diffusion model where it has its own."""
 
 
 # ---- specification ------------------------------------------------------------------------------------------------
@@ -145,9 +152,7 @@ class Comparison:
         experiment.check()
         if any(map(uses_synthetic, config.segmentation.arms)):
             shared = self._synthetic(config, self.spec.control(cell.variant), reporter)
-            for name in ("model", "plan.parquet", "synthetic"):
-                if (shared / name).exists():
-                    _link(experiment.folder / name, shared / name)
+            _link_parts(experiment.folder, shared, ("model", "plan.parquet", "synthetic"))
         for arm in config.segmentation.arms:
             if not uses_synthetic(arm):
                 _link(experiment.folder / "segmenters" / arm, self._segmenters(config, arm, reporter))
@@ -157,20 +162,58 @@ class Comparison:
     def _synthetic(self, config: RunConfig, control: Control | None, reporter: Reporter) -> Path:
         """Run folder of the synthetic set that `config` and `control` ask for."""
         drawn = config.model_copy(update={"name": "shared", "segmentation": _labelling(config)})
-        model = self._first_model(drawn, reporter)
         with self._shared("sets", drawn) as folder:
-            experiment = Experiment(drawn, folder, reporter)
-            for part in ("model", "pseudo_labels"):
-                if (model / part).exists():
-                    _link(folder / ("rounds/1" if drawn.fine_tunes else "") / part, model / part)
-            for part in ("teachers", "self_training"):
-                if (model / part).exists():
-                    _link(folder / part, model / part)
-            if control != "copied-images":
-                if drawn.rounds.last > 1:
-                    self._link_rounds_before(drawn, folder, reporter)
+            if control == "copied-images":
+                self._link_first_model(drawn, folder, reporter)
+            else:
+                experiment = Experiment(drawn, folder, reporter)
+                if not experiment.last_round.is_drawn:
+                    self._link_to_paint(drawn, folder, reporter)
                 NEEDED.get(control, Round.synthetic)(experiment.last_round)
         return self._without(control, drawn, folder, reporter) if control else folder
+
+    def _link_to_paint(self, drawn: RunConfig, folder: Path, reporter: Reporter) -> None:
+        """Make what a run has before its last round paints that of the runs which have the same."""
+        self._link_first_model(drawn, folder, reporter)
+        if drawn.rounds.last > 1:
+            self._link_rounds_before(drawn, folder, reporter)
+        if drawn.rounds.last == 2:  # with more, what is done with votes is done in the rounds before the last, too
+            votes, agreed = self._votes(drawn, reporter)
+            _link_parts(folder, votes, VOTES)
+            if drawn.fine_tunes:
+                _link_parts(folder, self._second_model(drawn, votes, agreed, reporter), MODEL)
+
+    def _votes(self, drawn: RunConfig, reporter: Reporter) -> tuple[Path, pd.DataFrame]:
+        """Run folder of the voters of a second round, whatever is done with what they see; and their agreement."""
+        unused = {"agreement": 0.0, "predicted": PredictedConfig(start=1), "fine_tune": None}
+        seen = drawn.model_copy(update={"rounds": drawn.rounds.model_copy(update=unused)})
+        with self._shared("votes", seen) as folder:
+            experiment = Experiment(seen, folder, reporter)
+            if not (folder / "agreement.csv").is_file():
+                self._link_first_model(seen, folder, reporter)
+                self._link_rounds_before(seen, folder, reporter)
+            return folder, experiment.last_round.agreement()
+
+    def _second_model(self, drawn: RunConfig, votes: Path, agreed: pd.DataFrame, reporter: Reporter) -> Path:
+        """Run folder of the diffusion model of a second round, whatever it paints."""
+        # The least agreement doesn't matter, but whom it leaves out.
+        left = agreed["agreement"][~(agreed["agreement"] < drawn.rounds.agreement)].min()
+        unused = {"agreement": 1.0 if np.isnan(left) else float(left), "predicted": None}
+        trained = drawn.model_copy(update={"rounds": drawn.rounds.model_copy(update=unused)})
+        with self._shared("second_models", trained) as folder:
+            experiment = Experiment(trained, folder, reporter)
+            if not (folder / "model/model_index.json").is_file():
+                self._link_first_model(trained, folder, reporter)
+                self._link_rounds_before(trained, folder, reporter)
+                _link_parts(folder, votes, VOTES)
+            experiment.last_round.model()
+        return folder
+
+    def _link_first_model(self, drawn: RunConfig, folder: Path, reporter: Reporter) -> None:
+        """Make the diffusion model of the first round that of the other runs."""
+        shared = self._first_model(drawn, reporter)
+        _link_parts(folder / "rounds/1" if drawn.fine_tunes else folder, shared, MODEL)
+        _link_parts(folder, shared, ("teachers", "self_training"))
 
     def _first_model(self, drawn: RunConfig, reporter: Reporter) -> Path:
         """Run folder of the diffusion model of the first round."""
@@ -191,13 +234,10 @@ class Comparison:
             # What concerns later rounds alone is no difference.
             rounds = RoundsConfig(number=1, voters=rounds.voters, labels=rounds.labels)
         shared = self._synthetic(drawn.model_copy(update={"rounds": rounds}), None, reporter)
-        parts = ["predictors", "predicted_layouts", "agreement.csv", "plan.parquet", "synthetic"]
-        parts += ["model", "pseudo_labels"] if drawn.fine_tunes else []
+        parts = (*VOTES, *(MODEL if drawn.fine_tunes else ()), "plan.parquet", "synthetic")
         for earlier in range(1, number + 1):
             there = shared if earlier == number else shared / "rounds" / str(earlier)
-            for part in parts:
-                if (there / part).exists():
-                    _link(folder / "rounds" / str(earlier) / part, there / part)
+            _link_parts(folder / "rounds" / str(earlier), there, parts)
 
     def _without(self, control: Control, drawn: RunConfig, whole: Path, reporter: Reporter) -> Path:
         """Run folder of a set that lacks something, made beside the whole one."""
@@ -295,6 +335,13 @@ class _Locked:
 
     def __exit__(self, *error: Any) -> None:
         self._lock.__exit__(*error)
+
+
+def _link_parts(folder: Path, shared: Path, parts: Iterable[str]) -> None:
+    """Those that are in `shared`; what the folder has of its own stays."""
+    for part in parts:
+        if (shared / part).exists() and not (folder / part).exists():
+            _link(folder / part, shared / part)
 
 
 def _link(link: Path, target: Path) -> None:

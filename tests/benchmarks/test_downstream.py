@@ -233,6 +233,38 @@ def test_runs_that_differ_in_their_rounds_share_those_that_both_have(tmp_path, p
     assert len({(folder / "predictors").resolve() for folder in (kept_model, two, three)}) == 3
 
 
+def test_runs_that_differ_in_what_the_last_round_paints_share_what_it_paints_by(tmp_path, phantom):
+    two = {"rounds.labels": {"arm": "real", "confidence": 0}, "rounds.number": 2, "rounds.fine_tune.steps": 1}
+    none = two | {"rounds.agreement": 0}
+    variants = {
+        "base": none,
+        "all predicted": none | {"rounds.predicted.fraction": 1},
+        "nobody doubted": two | {"rounds.agreement": 1e-9},
+        "all doubted": two | {"rounds.agreement": 1},
+        "trained longer": none | {"rounds.fine_tune.steps": 2},
+    }
+    spec, runs = downstream.read_spec(_spec_file(tmp_path, phantom, draws=[0], variants=variants)), tmp_path / "runs"
+    downstream.Comparison(spec, runs).run(quiet=True)
+    sets = {name: (runs / name / "patients-2/draw-0/synthetic").resolve().parent for name in variants}
+    agreed = pd.read_csv(sets["base"] / "agreement.csv")["agreement"]
+    assert agreed.between(0, 1, inclusive="neither").all(), "no threshold divides these patients"
+
+    def made(part, *names):
+        return {(sets[name] / part).resolve() for name in names or sets}
+
+    assert len(made("synthetic")) == len(variants)
+    assert len({path.resolve() for path in runs.glob("**/predictors/*/model/*.safetensors")}) == 1
+    for part in ("predictors", "predicted_layouts", "agreement.csv"):
+        assert len(made(part)) == 1, part
+    for part in ("model", "pseudo_labels"):
+        assert len(made(part, "base", "all predicted", "nobody doubted")) == 1
+        assert len(made(part)) == 3
+    # What was made before rounds were shared like this stays.
+    shutil.rmtree(runs / "shared/votes")
+    downstream.Comparison(spec, runs).run(quiet=True)
+    assert not (runs / "shared/votes").exists()
+
+
 def test_arms_are_compared_on_the_same_draws(copied):
     spec = copied.spec.model_copy(update={"compare": [("half/real+synthetic", "base/real")]})
 
