@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import yaml
-from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.stats import t as student_t
 
@@ -18,6 +17,7 @@ from controls import with_shuffled_layouts
 from judges import PhantomJudge, style_and_content_encoders, train_judge_segmenter
 from phantom_truth import parameter_error, phantom_parameters
 from stedm.config import PhantomConfig, RunConfig, SegmentationConfig, parse_config
+from stedm.config.base import with_key
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
@@ -74,10 +74,10 @@ class RunSpec(Part):
 
     def _config(self, variant: str, settings: dict[str, Any]) -> RunConfig:
         """The base with dotted keys set; `StedmError` for keys that stedm doesn't know."""
-        values = OmegaConf.create({"name": f"{self.name}, {variant}", **self.base})
+        values = {"name": f"{self.name}, {variant}", **self.base}
         for key, value in settings.items():
-            OmegaConf.update(values, key, value, merge=False)
-        return parse_config(OmegaConf.to_container(values, resolve=True), source=f"variant {variant}")
+            values = with_key(with_key(values, key, None), key, value)  # a mapping that is there is replaced
+        return parse_config(values, source=f"variant {variant}")
 
 
 _Spec = TypeVar("_Spec", bound=RunSpec)

@@ -135,21 +135,35 @@ def test_the_page_of_all_keys_is_current():
     assert (CONFIGS[0].parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8") == page()
 
 
-@pytest.mark.parametrize(
-    "value", ["${oc.env:STEDM_SECRET}", "a ${oc.env:${name_of}} b", "${oc.decode:${oc.env:STEDM_SECRET}}"]
-)
+@pytest.mark.parametrize("text", ["${oc.env:STEDM_SECRET}", "a${HOME}b", "a${b"])
 @pytest.mark.parametrize("key", ["name", "data.path"])
-def test_nothing_of_the_environment_gets_into_a_configuration(config_file, monkeypatch, value, key):
+def test_what_looks_like_a_variable_is_a_text(config_file, monkeypatch, text, key):
+    """Folders are called so, and nothing of the environment gets into a configuration."""
     monkeypatch.setenv("STEDM_SECRET", "hunter2")
-    there = {"name": "x", "data.path": "y", key: value}
-    in_file = f"name: '{there['name']}'\ndata: {{path: '{there['data.path']}'}}\n"
-    for text, overrides in ((in_file, []), ("name: x\ndata: {path: y}\n", [f"{key}={value}"])):
-        path = config_file(text)
-        with pytest.raises(StedmError, match=rf"{key}: .*write the value itself") as error:
-            load_config(path, overrides)
-        assert "hunter2" not in str(error.value)
-        assert "\n" not in str(error.value)
+    there = {"name": "x", "data.path": "y", key: text}
+    path = config_file(f"name: '{there['name']}'\ndata: {{path: '{there['data.path']}'}}\n")
+    for config in (load_config(path), load_config(config_file("name: x\ndata: {path: y}\n"), [f"{key}={text}"])):
+        assert (config.name, config.data.path.name) == (there["name"], there["data.path"])
+        again = config_file(to_yaml(config))
+        assert load_config(again) == config
 
 
-def test_the_value_of_another_key_may_be_named(config_file):
-    assert load_config(config_file("name: x${seed}\nseed: 3\ndata: {path: y}\n")).name == "x3"
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("name=123", "name: .*valid string; put it in quotes"),
+        ("segmentation.arms=real", r"segmentation\.arms: .*; write \[real\]"),
+        ("diffusion={lr: 1,5e-4}", r"diffusion\.0\.0005: .*is its comma a decimal point"),
+        ("synthesis.category_fractions={3: {gland: [0.1, 0.2]}}", "valid string; put it in quotes"),
+    ],
+)
+def test_what_is_meant_is_told(config_file, override, said):
+    with pytest.raises(StedmError, match=said):
+        load_config(config_file("name: x\ndata: {path: y}\n"), [override])
+
+
+def test_an_override_adds_to_a_mapping(config_file):
+    path = config_file("name: x\ndata: {path: y}\nrounds: {predicted: {start: 0.6}}\n")
+    for override in ("rounds.predicted={fraction: 1}", "rounds.predicted.fraction=1"):
+        assert load_config(path, [override]).rounds.predicted.model_dump() == {"fraction": 1, "start": 0.6}
+    assert load_config(path, ["rounds.predicted=null"]).rounds.predicted is None

@@ -24,6 +24,8 @@ def run(**parts):
         ({"segmentation": {"seeds": [0, True]}}, "segmentation.seeds: .*truth value"),
         ({"segmentation": {"seeds": [8, 8]}}, "segmentation.seeds: .*twice"),
         ({"segmentation": {"arms": ["real", "real"]}}, "segmentation.arms: .*twice"),
+        ({"segmentation": {"arms": []}}, "segmentation.arms: .*empty"),
+        ({"segmentation": {"seeds": []}}, "segmentation.seeds: .*empty"),
         ({"segmentation": {"stain": {"hue": True}}}, "segmentation.stain.hue: .*truth value"),
         ({"segmentation": {"stain": {"hed_sigma": float("inf")}}}, "segmentation.stain.hed_sigma: .*finite"),
         ({"machine": {"cache_mb": float("inf")}}, "machine.cache_mb: .*finite"),

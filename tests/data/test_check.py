@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stedm.data.check import check_dataset
+from stedm.data.check import check_dataset, examine
 from stedm.data.folder import write_png
 from stedm.io import images
 
@@ -52,6 +52,19 @@ def link_out(root):
 
 def yaml(text):
     return lambda root: (root / "dataset.yaml").write_text(text)
+
+
+def table_text(change):
+    """The bytes of metadata.csv changed."""
+    return lambda root: (root / "metadata.csv").write_bytes(change((root / "metadata.csv").read_bytes()))
+
+
+def turned_mask(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(root / "masks/trainP0-0.png") as image:
+        image.load()
+    image.save(root / "masks/trainP0-0.png", exif=exif)
 
 
 # Damages that do not hide each other: `test_all_at_once` applies all of them to one folder.
@@ -117,6 +130,21 @@ DAMAGES = {
         set_cell("mask_file_name", "images/trainP1-0.png", ""),
         r"images/trainP1-0\.png: has no mask in split train; .* unlabeled",
     ),
+    "suffix in other letters": (
+        set_cell("image_file_name", "images/valP1-1.png", "images/valP1-1.PNG"),
+        r"images/valP1-1\.PNG: missing in .*; images/valP1-1\.png is there: correct its row",
+    ),
+    "backslash": (
+        set_cell("mask_file_name", "images/testP0-0.png", "masks\\testP0-0.png"),
+        r"masks\\testP0-0\.png: missing in .*; masks/testP0-0\.png is there: correct its row",
+    ),
+    "semicolon": (
+        lambda root: [
+            (root / "images/testP0-0.png").rename(root / "images/a;b.png"),
+            set_cell("image_file_name", "images/testP0-0.png", "images/a;b.png")(root),
+        ],
+        r"images/a;b\.png: has a semicolon, which divides names in plans; rename the file",
+    ),
     "wrong key": (
         yaml("name: tiny\nclasses: [background, disc]\ncolour: red\n"),
         r"dataset\.yaml: unknown key 'colour'",
@@ -138,6 +166,23 @@ LONE = {
         lambda root: (root / "metadata.csv").write_text(TABLE + "images/a.png,masks/a.png,P1,train,surplus\n"),
         [r"metadata\.csv: not readable"],
     ),
+    "column twice": (
+        table_text(lambda data: data.replace(b"slide_id", b"patient_id")),
+        [r"metadata\.csv: column patient_id is there twice; keep one"],
+    ),
+    "semicolons, a comma in the header": (
+        table_text(lambda data: data.replace(b",", b";").replace(b"split", b"split, for now")),
+        [r"metadata\.csv: the separator is a semicolon"],
+    ),
+    "headings of another spelling": (
+        table_text(lambda data: data.replace(b"patient_id", b" Patient ID").replace(b"split", b" split")),
+        [r"column patient_id is missing; rename 'Patient ID'"],
+    ),
+    "end lost with the power": (
+        table_text(lambda data: data + 400 * b"\0"),
+        [r"'(\\x00){200}': holds a control character", r"row 19 has no patient_id", r"unknown split ''"],
+    ),
+    "mask with an orientation": (turned_mask, [r"masks/trainP0-0\.png: a mask with an EXIF orientation of its own"]),
     "no rows": (lambda root: (root / "metadata.csv").write_text(TABLE), [r"no rows"]),
     "missing columns": (
         lambda root: edit_table(root, lambda table: table.drop(columns=["patient_id", "split"])),
@@ -164,6 +209,8 @@ LONE = {
     ),
     "classes read as other types": (yaml("name: x\nclasses: [no, 1]\n"), [r"classes must be texts"]),
     "class twice": (yaml("name: x\nclasses: [a, a]\n"), [r"name each class once"]),
+    "class twice but for case and spaces": (yaml("name: x\nclasses: [a, 'A ']\n"), [r"name each class once"]),
+    "classes by number": (yaml("name: x\nclasses: {0: a, 1: b}\n"), [r"classes is no list; list the class names"]),
     "ignore_index is a class": (yaml("name: x\nclasses: [a, b]\nignore_index: 1\n"), [r"ignore_index must be"]),
 }
 
@@ -192,6 +239,20 @@ def test_problems_of_the_two_small_files(root, kind):
     damage, patterns = LONE[kind]
     damage(root)
     assert_lines(check_dataset(root), patterns)
+
+
+def test_rows_of_commas_behind_the_last_are_none(root):
+    table_text(lambda data: data + 2 * b",,,,,\n")(root)
+    assert check_dataset(root) == []
+
+
+def test_categories_that_look_alike_are_told(root):
+    for name, category in ("images/trainP0-0.png", "Grade 3"), ("images/trainP0-1.png", "grade 3.0"):
+        set_cell("category", name, category)(root)
+    assert not any("look alike" in line for line in examine(root).warnings)
+    set_cell("category", "images/trainP0-1.png", "grade 3 ")(root)
+    (line,) = (line for line in examine(root).warnings if "look alike" in line)
+    assert line == "metadata: categories 'Grade 3' and 'grade 3' look alike; one category? they count as 2"
 
 
 def test_all_at_once(root):

@@ -205,6 +205,20 @@ def test_a_run_folder_is_not_shared_by_two_configurations_or_two_states_of_the_d
         Experiment(tiny_config({"path": root}), tmp_path / "home", Reporter(quiet=True))
 
 
+def test_a_folder_that_a_file_manager_has_shown_is_still_new(tiny_dataset, tmp_path, tiny_config):
+    root, run = tiny_dataset(), tmp_path / "run"
+    run.mkdir()
+    (run / ".DS_Store").touch()
+    image = next((root / "images").glob("train*"))
+    good = image.read_bytes()
+    image.write_bytes(b"broken")
+    with pytest.raises(StedmError, match="train"):
+        Experiment(tiny_config({"path": root}), run, Reporter(quiet=True)).check()
+    assert [path.name for path in run.iterdir()] == [".DS_Store"]
+    image.write_bytes(good)
+    Experiment(tiny_config({"path": root}, steps=3), run, Reporter(quiet=True)).check()
+
+
 def test_problems_of_the_data_stop_a_run_before_anything_is_trained(tiny_dataset, tmp_path, tiny_config):
     root = tiny_dataset()
     next((root / "images").glob("train*")).write_bytes(b"broken")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stedm.errors import StedmError
-from stedm.io.files import claim, fingerprint, replacing, write_json, write_once, write_text
+from stedm.io.files import claim, fingerprint, replacing, require_new, write_json, write_once, write_text
 
 
 def test_an_error_while_writing_keeps_the_old_file_and_leaves_no_litter(tmp_path):
@@ -63,6 +63,16 @@ def test_job_arrays_claim_one_folder_at_the_same_moment(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, range(400)))
     assert len(list(tmp_path.glob("*/*.txt"))) == 450
+
+
+def test_what_file_managers_leave_in_a_folder_is_nothing(tmp_path):
+    for name in (".DS_Store", "Thumbs.db", "._a.png"):
+        (tmp_path / name).touch()
+    require_new(tmp_path, "a test")
+    claim(tmp_path / "claim.txt", "x", "x".__eq__, another=str, not_empty="not empty")
+    for place in (tmp_path, tmp_path / "claim.txt"):
+        with pytest.raises(StedmError, match="is there and not empty; give a new folder for a test"):
+            require_new(place, "a test")
 
 
 def test_a_folder_with_other_things_is_not_claimed(tmp_path):

@@ -15,6 +15,7 @@ def folder(tmp_path):
     (tmp_path / "part").mkdir()
     (tmp_path / "table.csv").write_bytes(b"a,b\n1,2\n")
     (tmp_path / "part" / "weights.bin").write_bytes(bytes(range(256)))
+    (tmp_path / ".DS_Store").write_bytes(b"of a file manager, which writes it again")
     write_manifest(tmp_path)
     return tmp_path
 

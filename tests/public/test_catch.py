@@ -187,7 +187,7 @@ def test_separators_and_older_tables(published, tmp_path):
     lines = ["Slide,Dataset", *(f"{name},{to}" for name, to in SPLIT.items())]
     (published / "split.csv").write_text("\ufeff" + "\n".join(lines))
     assert len(make_catch(published, tmp_path / "out")) == len(SPLIT)
-    with pytest.raises(StedmError, match="is not empty"):
+    with pytest.raises(StedmError, match="not empty"):
         make_catch(published, tmp_path / "out")
 
 

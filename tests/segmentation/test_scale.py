@@ -110,7 +110,7 @@ def model(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
 def test_the_resolution_is_the_files_own_where_a_microscope_can_have_written_it(tmp_path, suffix):
     image = Image.new("RGB", (8, 8))
-    for dpi, mpp in ((25_400 / 0.5, 0.5), (72, None), (300, None), (1200, None), (600_000, None)):
+    for dpi, mpp in ((25_400 / 0.5, 0.5), (72, None), (300, None), (1200, None), (7200, None), (600_000, None)):
         if dpi > 65_535 and suffix == "jpg":
             continue
         image.save(tmp_path / f"a.{suffix}", dpi=(dpi, dpi))

@@ -450,9 +450,10 @@ def test_text_that_grows_without_an_end_is_refused(tmp_path, monkeypatch):
     [
         ("Tumor: tumour\nStroma: stroma\nTumor: stroma\n", "found duplicate key Tumor"),
         ("mapping:\n  Tumor: tumour\n  Tumor: stroma\n", "found duplicate key Tumor"),
+        ("mapping:\n  1: tumour\n  1: stroma\n", "found duplicate key 1"),
         (
             "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(9)),
-            "expansion exceeds",
+            "is an alias; write the value",
         ),
         ("Tumor: [", "not a readable YAML"),
     ],

@@ -18,7 +18,7 @@ from stedm.slides.tissue import TissueMask
 # ---- resolution ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dpi", [72, 96, 150, 300, 360, 600, 1200, 2400, 4800, 7200, 9600])
+@pytest.mark.parametrize("dpi", [72, 96, 150, 300, 360, 600, 1200, 2400, 4800, 5080, 7200, 8000, 9600])
 @pytest.mark.parametrize("unit", ["INCH", "CENTIMETER"])
 def test_the_resolution_of_a_print_is_none(tmp_path, write, dpi, unit):
     per_unit = dpi if unit == "INCH" else dpi / 2.54

@@ -1,6 +1,5 @@
 """What every part of the configuration is made of."""
 
-import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,13 +9,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from stedm.errors import StedmError
-from stedm.io.files import require_file
+from stedm.io.yaml_text import parse_yaml, read_yaml
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
-_LARGEST_YAML_BYTES = 10 * 10**6
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -68,8 +66,15 @@ def checked(model: type[_Model], values: dict[str, Any], source: str) -> _Model:
 
 
 def _meant(model: type[BaseModel], error: Any) -> str:
-    """`; did you mean steps?` for an unknown key."""
-    if error["type"] != "extra_forbidden":
+    """What is probably meant: `; did you mean steps?` for an unknown key."""
+    kind, given = error["type"], error["input"]
+    if kind == "string_type" and isinstance(given, bool | int | float):
+        return "; put it in quotes"
+    if kind == "list_type" and isinstance(given, str | int | float):
+        return f"; write [{given}]"
+    if kind == "invalid_key":
+        return "; put it in quotes, or is its comma a decimal point?"
+    if kind != "extra_forbidden":
         return ""
     *path, name = error["loc"]
     models: list[Any] = [model]
@@ -83,70 +88,40 @@ def _meant(model: type[BaseModel], error: Any) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file that a user wrote.
-
-    Keys that are there twice, aliases that grow and numbers with a leading zero are errors.
-    Raises `OSError`, `ValueError` or `YAMLError` with what is wrong.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    require_file(path)
-    if path.stat().st_size > _LARGEST_YAML_BYTES:
-        raise ValueError("larger than 10 MB")
-    try:
-        _refuse_leading_zeros(path.read_text(encoding="utf-8"))
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, RecursionError, TypeError, AttributeError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _refuse_leading_zeros(text: str) -> None:
-    # YAML 1.1 reads 010 as eight and 08 as a text, which becomes eight too.
-    for token in yaml.scan(text):
-        if isinstance(token, yaml.ScalarToken) and token.plain and re.fullmatch(r"[-+]?0[0-9_]+", token.value):
-            raise ValueError(
-                f"{token.value} has a leading zero; leave it out, or write '{token.value}' if it is a name"
-            )
-
-
 def read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any]:
     """Plain values of a YAML file (of nothing if None) with overrides."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if path is not None and not path.is_file():
         raise StedmError(f"{path}: no such configuration file; give a YAML file or a dataset folder")
-    for text in overrides or []:
-        if "=" not in text:
-            raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
+    where = path if path is not None else "--set"
     try:
-        read = read_yaml(path) if path is not None else {}
+        values = read_yaml(path) if path is not None else {}
+        if not isinstance(values, dict):
+            raise StedmError(
+                f"{path}: a configuration is a mapping of keys to values; write lines such as `name: my cohort`"
+            )
         for text in overrides or []:
-            _refuse_leading_zeros(text.partition("=")[2])
-        merged = OmegaConf.merge(OmegaConf.create(read), OmegaConf.from_dotlist(overrides or []))
-        _refuse_resolvers(OmegaConf.to_container(merged, resolve=False), str(path or "--set"))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
-        where = path if path is not None else "--set"
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
+            values = with_key(values, key.strip(), parse_yaml(value))
+        return values
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise StedmError(f"{where}: not a readable YAML configuration ({_one_line(error)}); correct it") from error
-    if not isinstance(values, dict):
-        raise StedmError(
-            f"{path}: a configuration is a mapping of keys to values; write lines such as `name: my cohort`"
-        )
-    return values
 
 
-def _refuse_resolvers(value: Any, source: str, key: str = "") -> None:
-    """Refuse `${oc.env:NAME}` and the like: a configuration of somebody else would carry secrets of the environment
-    into config.yaml and the report. `${a.b}`, the value of another key, is fine."""
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, item in items:
-            _refuse_resolvers(item, source, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, str) and ":" in value.partition("${")[2]:
-        raise StedmError(f"{source}: {key}: {value[:40]!r} would be filled in from elsewhere; write the value itself")
+def with_key(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The mapping with `a.b.c` set; to a mapping that is there another one is added."""
+    first, _, rest = key.partition(".")
+    there = values.get(first)
+    if rest:
+        value = with_key(there if isinstance(there, dict) else {}, rest, value)
+    return _over(values, {first: value})
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings, one over the other."""
+    nested = {name for name in above if isinstance(above[name], dict) and isinstance(below.get(name), dict)}
+    return {**below, **{name: _over(below[name], part) if name in nested else part for name, part in above.items()}}
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from stedm.config.segmentation import SegmentationConfig
 from stedm.config.synthesis import SynthesisConfig
 from stedm.errors import StedmError
 from stedm.io.files import fingerprint
+from stedm.io.yaml_text import yaml_text
 
 Preset = Literal["cpu", "gpu", "paper"]
 _LARGEST_IMAGE_PX: dict[Preset, int] = {"cpu": 64, "gpu": 256, "paper": 512}
@@ -145,6 +146,4 @@ def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
 
 def to_yaml(config: BaseModel) -> str:
     """The resolved configuration as YAML; reading it again gives an equal configuration."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return yaml_text(config.model_dump(mode="json"))

@@ -95,6 +95,8 @@ class SegmentationConfig(TrainingConfig):
     def _each_once(cls, values: list) -> list:
         if len(set(values)) < len(values):
             raise ValueError("names one twice: it would be the same network again")
+        if not values:
+            raise ValueError("is empty: name at least one")
         return values
 
     @property

@@ -4,6 +4,7 @@ A Hugging Face ImageFolder with a few rules on top: a row an image, an empty `ma
 patient in one split. `stedm.data.check` verifies a folder file by file; opening one reads only the two small files.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from PIL import Image
 
 from stedm.data.info import DatasetInfo, read_info
@@ -27,10 +27,12 @@ from stedm.io.images import (
     read_image_file,
     read_mask_file,
     resized,
+    shown_name,
     write_png,
 )
 from stedm.io.manifest import verify, verify_present, write_manifest
 from stedm.io.tables import SPLITS, csv_text, patient_problems, read_csv
+from stedm.io.yaml_text import yaml_text
 
 REQUIRED_COLUMNS = ("image_file_name", "patient_id", "split")
 OPTIONAL_COLUMNS = ("mask_file_name", "slide_id", "category")
@@ -303,7 +305,13 @@ def table_problems(table: pd.DataFrame) -> list[str]:
     """What is wrong in the table itself, one line each; needs no file of the folder."""
     if table.empty:
         return ["metadata: no rows; a dataset needs at least one image"]
-    problems = [f"metadata: column {name} is missing; add it" for name in REQUIRED_COLUMNS if name not in table]
+    spelled = {re.sub(r"\W|_", "", str(name)).casefold(): name for name in table}
+    problems = [
+        f"metadata: column {name} is missing; "
+        + (f"rename {other!r}" if (other := spelled.get(name.replace("_", ""))) else "add it")
+        for name in REQUIRED_COLUMNS
+        if name not in table
+    ]
     if "image_file_name" in table:
         names = table["image_file_name"]
         problems += [f"metadata: row {row + 1} has no image_file_name; fill it" for row in np.flatnonzero(names == "")]
@@ -311,7 +319,9 @@ def table_problems(table: pd.DataFrame) -> list[str]:
             problems.append(f"{name}: is in {count} rows of the metadata; keep one")
         for name in pd.unique(pd.concat([names, table["mask_file_name"]])):
             if name and (problem := leaves_folder(name)):
-                problems.append(f"{name}: {problem}")
+                problems.append(f"{shown_name(name)}: {problem}")
+            elif ";" in name:
+                problems.append(f"{shown_name(name)}: has a semicolon, which divides names in plans; rename the file")
     return problems + patient_problems(table, "metadata")
 
 
@@ -337,9 +347,7 @@ def write_metadata(root: str | Path, info: DatasetInfo, table: pd.DataFrame, *, 
     values["license"] = values.pop("licence")
     keys = ("name", "classes", "ignore_index", "license", "citation")
     ordered = {key: values[key] for key in keys}
-    write_text(
-        root / "dataset.yaml", yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    )
+    write_text(root / "dataset.yaml", yaml_text(ordered, short=True))
     flush(root)  # images are on the disk before the table that says so
     with replacing(root / "metadata.csv") as temporary:
         temporary.write_text(csv_text(table.rename(columns=_IN_FILE)), encoding="utf-8")

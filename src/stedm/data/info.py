@@ -1,5 +1,6 @@
 """`dataset.yaml`: what the classes of a dataset folder are called."""
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from stedm.config.base import read_yaml
 from stedm.errors import StedmError
+from stedm.io.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ def _class_problems(values: dict[Any, Any]) -> list[str]:
     problems = []
     classes, ignore_index = values.get("classes"), values.get("ignore_index", 255)
     if not isinstance(classes, list) or not classes:
-        problems.append("classes is missing; list the class names in the order of the mask indices")
+        wrong = "classes is no list" if classes else "classes is missing"
+        problems.append(f"{wrong}; list the class names in the order of the mask indices")
         classes = []
     elif not all(isinstance(name, str) and name for name in classes):
         problems.append("classes must be texts; put numbers, yes and no in quotes")
-    elif len(set(classes)) < len(classes):
+    elif len({unicodedata.normalize("NFC", name).casefold().strip() for name in classes}) < len(classes):
         problems.append("classes has a name twice; name each class once")
     if type(ignore_index) is not int or not len(classes) <= ignore_index <= 255:
         problems.append(f"ignore_index must be a whole number from {len(classes)} (no class) to 255")

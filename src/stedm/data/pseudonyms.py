@@ -10,9 +10,9 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from stedm.data.folder import DatasetFolder
+from stedm.io.yaml_text import parse_yaml, yaml_text
 
 _PATIENTS = ("patient_id", "style_patient_id", "layout_patient_id")
 _IMAGES = ("layout_image_file_name", "style_image_file_names")
@@ -56,7 +56,7 @@ def without_paths(value: Any) -> Any:
 
 def yaml_without_paths(text: str) -> str:
     """The same of YAML."""
-    return yaml.safe_dump(without_paths(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+    return yaml_text(without_paths(parse_yaml(text)))
 
 
 def _numbered(kind: str, names: Iterable[str]) -> dict[str, str]:

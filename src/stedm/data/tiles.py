@@ -28,6 +28,7 @@ from stedm.io.files import claim, fingerprint, write_text
 from stedm.io.images import class_palette
 from stedm.io.names import without_split_words
 from stedm.io.tables import patient_warnings, write_csv
+from stedm.io.yaml_text import parse_yaml, yaml_text
 from stedm.progress import Reporter
 from stedm.slides.placement import misses_tissue
 from stedm.slides.slide import Slide
@@ -242,15 +243,15 @@ def _claim(root: Path, config: TilingConfig, table_only: bool) -> None:
 
     def is_mine(text: str) -> bool:
         try:
-            made = yaml.safe_load(text)
-        except yaml.YAMLError:
+            made = parse_yaml(text)
+        except (yaml.YAMLError, ValueError):
             made = None
         changed[:] = sorted(key for key in wanted if not isinstance(made, dict) or made.get(key) != wanted[key])
         return not changed
 
     claim(
         root / "tiling.yaml",
-        yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True),
+        yaml_text(wanted),
         is_mine,
         another=lambda: f"{root}: was made with another {', '.join(changed)} (tiling.yaml); give a new folder",
         not_empty=f"{root}: the folder is not empty; give a new one for the tiles",

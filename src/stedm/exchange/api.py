@@ -8,9 +8,10 @@ from pathlib import Path
 from stedm.data.check import Examination, examine
 from stedm.data.contact_sheet import write_contact_sheet
 from stedm.errors import StedmError
-from stedm.exchange.importing import Understood, check_new, open_source, understand, write
+from stedm.exchange.importing import Understood, open_source, understand, write
 from stedm.exchange.pieces import Pieces
 from stedm.exchange.understood import understood_text
+from stedm.io.files import require_new
 from stedm.io.ownership import CHECKED, check_outputs
 from stedm.progress import Reporter
 
@@ -95,7 +96,7 @@ def import_dataset(
     sheet = output.with_name(f"{output.name}.png")
     if output.resolve().is_relative_to(Path(source).resolve()):
         raise StedmError(f"{output}: lies in the folder that is imported; give a place outside of it")
-    check_new(output)
+    require_new(output, "the dataset")
     check_outputs({sheet: CHECKED})
     told = {"classes": classes, "patients": patients, "split": split, "seed": seed, "mpp": mpp}
     opened = open_source(Path(source), masks)

@@ -18,9 +18,9 @@ from skimage.measure import label as connected
 from stedm.data.folder import DatasetFolder, write_png
 from stedm.errors import StedmError
 from stedm.exchange.coco import FACTS, coco_library
-from stedm.exchange.importing import Tick, check_new
+from stedm.exchange.importing import Tick
 from stedm.exchange.pieces import safe_names
-from stedm.io.files import replacing, write_json, write_text
+from stedm.io.files import replacing, require_new, write_json, write_text
 from stedm.io.tables import SPLITS, write_csv
 
 PEOPLE, CLASSES = "patients.csv", "classes.txt"
@@ -47,7 +47,7 @@ def export_dataset(dataset: str | Path, output: str | Path, to: str, on_progress
     dataset, output = DatasetFolder.open(dataset), Path(output)
     if to not in _WRITERS:
         raise StedmError(f"--to {to}: is none of {', '.join(_WRITERS)}")
-    check_new(output)
+    require_new(output, "the export")
     rows = _rows(dataset)
     with replacing(output) as folder:
         folder.mkdir()

@@ -23,7 +23,7 @@ from stedm.exchange.pieces import Pieces, safe_names
 from stedm.exchange.qupath import open_tile_lists, tile_lists, with_place
 from stedm.exchange.source import Source, SourceImage, some
 from stedm.exchange.split import PROPOSE, parse_split, propose_split
-from stedm.io.files import replacing, sweep
+from stedm.io.files import replacing
 from stedm.io.images import LARGEST_WHOLE_PX, class_palette, image_mpp, image_size, mask_as_shown
 from stedm.io.tables import alike
 
@@ -103,13 +103,6 @@ def understand(
         sizes = {i.key: image_size(i.path.parent, i.path.name, LARGEST_WHOLE_PX) for i in source.images}
     _fill_mpp(rows, source, sources, mpp)
     return Understood(source, labels, rows, sizes, sources, fractions, notes, people.unused)
-
-
-def check_new(output: Path) -> None:
-    """Refuse a folder that holds files."""
-    sweep(output.parent, below=False)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise StedmError(f"{output}: is there and not empty; give a new folder for the dataset")
 
 
 def _names(source: Source, classes: str | None) -> ClassNames | None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from stedm.errors import StedmError
 from stedm.io.files import require_file
-from stedm.io.images import LARGEST_WHOLE_PX, UNREADABLE, n_images, open_image
+from stedm.io.images import LARGEST_WHOLE_PX, TURNED_MASK, UNREADABLE, is_turned, n_images, open_image
 
 COLOUR = 1 << 24
 """Added to red, green and blue in one number: colours are told from indices by it."""
@@ -81,6 +81,8 @@ def read_mask_values(path: Path) -> MaskValues:
                 raise StedmError(f"{path}: holds {n} images, and which is the mask isn't known; write one a file")
             if image.width * image.height > LARGEST_WHOLE_PX:
                 raise StedmError(f"{path}: has more than {LARGEST_WHOLE_PX // 10**6} million pixels; cut it first")
+            if is_turned(image):
+                raise StedmError(f"{path}: {TURNED_MASK}")
             values, palette = _decoded(image)
             return MaskValues(values, palette, image.format == "JPEG")
     except UNREADABLE as error:

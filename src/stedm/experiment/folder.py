@@ -13,8 +13,9 @@ from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
-from stedm.io.files import fingerprint, is_temporary, write_json, write_text
+from stedm.io.files import fingerprint, means_nothing, write_json, write_text
 from stedm.io.ownership import is_marked
+from stedm.io.yaml_text import parse_yaml, read_yaml
 
 MAY_CHANGE = ("name", "data.path", "machine.", "evaluation.", "segmentation.arms", "segmentation.seeds")
 """Keys that a later call in the same folder may have other values of: what is there is kept and what is missing is
@@ -32,11 +33,11 @@ def claim(folder: Path, config: RunConfig) -> None:
     if path.is_file() and not is_marked(path, _MARK) and not (folder / "provenance.json").is_file():
         raise StedmError(f"{path}: is there and stedm did not write it; give another -o")
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    begun = any(name not in ("config.yaml", ".lock") and not is_temporary(name) for name in names)
+    begun = any(name not in ("config.yaml", ".lock") and not means_nothing(name) for name in names)
     # A run refused for its data has left nothing but its configuration: who mends that need not take another folder.
     if path.is_file() and begun:
         there = _flat(_read_config(path))
-        asked = _flat(yaml.safe_load(to_yaml(config)))
+        asked = _flat(parse_yaml(to_yaml(config)))
         differing = [
             f"{key}: {there.get(key)} there, {asked.get(key)} asked"
             for key in sorted(there.keys() | asked.keys())
@@ -59,11 +60,12 @@ def nothing_left_if_refused(folder: Path) -> Iterator[None]:
     try:
         yield
     except StedmError:
-        left = list(folder.iterdir()) if folder.is_dir() else []
+        left = [path for path in folder.iterdir() if not means_nothing(path.name)] if folder.is_dir() else []
         if left and all(path.name in _BEFORE_ANYTHING for path in left):
             for path in left:
                 path.unlink()
-            folder.rmdir()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
 
 
@@ -112,22 +114,12 @@ def write_provenance(folder: Path, values: dict[str, Any]) -> None:
 def _read_config(path: Path) -> dict[str, Any]:
     hint = f"restore it from {path.parent / 'report' / 'report.html'}, or give another -o"
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, _WithoutAliases)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        values = read_yaml(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise StedmError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); {hint}") from error
-    if not isinstance(values, dict):
+    if not values or not isinstance(values, dict):
         raise StedmError(f"{path}: damaged (no mapping); {hint}")
     return values
-
-
-class _WithoutAliases(yaml.SafeLoader):
-    """For what stedm wrote: it never uses them, and a few lines of them are gigabytes when they are followed."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias, which stedm doesn't write")
-        return super().compose_node(parent, index)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

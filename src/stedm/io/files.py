@@ -27,6 +27,8 @@ _WAIT_FOR_LOCK_SECONDS = 5.0
 """Not 0: children of a process that was just killed may hold its lock for a moment."""
 _NO_ROOM = 1 << 12
 """Bytes."""
+_LITTER = (".DS_Store", ".localized", "Thumbs.db", "desktop.ini", ".directory")
+"""What file managers put into folders that somebody has looked at."""
 _LEFT_AFTER_DAYS = 7
 """Of another machine nobody can tell whether the process is gone: what wasn't touched for so long is left over."""
 
@@ -136,6 +138,23 @@ def _new_holder(folder: Path) -> Path:
 def is_temporary(name: str) -> bool:
     """Whether a name is that of a folder for files that are being written."""
     return _HOLDER.fullmatch(name) is not None
+
+
+def means_nothing(name: str) -> bool:
+    """Whether a name in a folder is no content: of a file manager, or temporary."""
+    return name in _LITTER or name.startswith("._") or is_temporary(name)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing that anybody would miss."""
+    return all(means_nothing(path.name) for path in folder.iterdir())
+
+
+def require_new(folder: Path, use: str) -> None:
+    """Raises `StedmError` for a folder that holds files, and for a file in its place."""
+    sweep(folder.parent, below=False)
+    if folder.exists() and not (folder.is_dir() and is_empty(folder)):
+        raise StedmError(f"{folder}: is there and not empty; give a new folder for {use}")
 
 
 @functools.cache
@@ -260,7 +279,7 @@ def claim(path: Path, text: str, is_mine: Callable[[str], bool], *, another: Cal
     it holds files and no claim.
     """
     # Looked at before the claim: what others write after theirs is no surprise.
-    strangers = path.parent.is_dir() and not all(is_temporary(file.name) for file in path.parent.iterdir())
+    strangers = path.parent.is_dir() and not is_empty(path.parent)
     if strangers and not path.is_file():
         raise StedmError(not_empty)
     if not is_mine(write_once(path, text)):

@@ -31,8 +31,11 @@ CLASS_COLOURS = (
 )
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _EXIF_ORIENTATION, _ON_ITS_SIDE, _SUBFILE_TYPE = 0x0112, (5, 6, 7, 8), 254
-# A print of 4,800 dots per inch has 5.3 microns per pixel.
-_PLAUSIBLE_MPP = (0.05, 5.0)
+_PLAUSIBLE_MPP = (0.05, 4.99)
+"""Scanners write 0.1 to 4 (an objective of 2.5x). Programs that draw write the resolution of a print or a screen,
+which lies above up to 5,080 dots per inch."""
+_PRINT_DPI = (5400, 5760, 6400, 7200, 8000, 9600)
+"""Those of prints and film that lie inside."""
 # What Pillow's decoders raise on damaged files.
 UNREADABLE = (
     OSError,
@@ -45,8 +48,9 @@ UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_LARGE_PX = 4_000_000
+_LARGE_PX, _LONGEST_SHOWN = 4_000_000, 200
 _sizes: dict[str, tuple[tuple[int, int, int] | None, tuple[int, int]]] = {}
+TURNED_MASK = "a mask with an EXIF orientation of its own, which most readers of masks don't see; save it without"
 LARGEST_PX = 50_000_000
 """Pixels of an image file of a dataset; what is larger is a slide. Decoding such an image takes 0.4 GB."""
 LARGEST_WHOLE_PX = 1 << 27
@@ -84,7 +88,7 @@ def leaves_folder(name: str) -> str:
 def file_inside(root: Path, name: str) -> Path:
     """Path of an existing file of the folder; `StedmError` if it is missing or, links followed, outside."""
     if problem := leaves_folder(name):
-        raise StedmError(f"{name}: {problem}")
+        raise StedmError(f"{shown_name(name)}: {problem}")
     try:
         path = (root / name).resolve()
         inside, exists = path.is_relative_to(root.resolve()), path.is_file()
@@ -93,14 +97,25 @@ def file_inside(root: Path, name: str) -> Path:
     if not inside:
         raise StedmError(f"{name}: is a link that leaves the dataset folder; copy the file into the folder")
     if not exists:
-        # macOS writes names decomposed, most tables hold them composed; both look the same on a screen.
-        for form in ("NFC", "NFD"):
-            if (root / unicodedata.normalize(form, name)).is_file():
-                raise StedmError(
-                    f"{name}: missing in {root}; a file of that name in Unicode's form {form} is there, rename it"
-                )
-        raise StedmError(f"{name}: missing in {root}; add the file or remove its row")
+        raise StedmError(f"{name}: missing in {root}; {_there_instead(root, name)}")
     return path
+
+
+def _there_instead(root: Path, name: str) -> str:
+    """What to do about a name that isn't there: it may be spelled otherwise."""
+    # macOS writes names decomposed, most tables hold them composed; both look the same on a screen.
+    for form in ("NFC", "NFD"):
+        if (root / unicodedata.normalize(form, name)).is_file():
+            return f"a file of that name in Unicode's form {form} is there, rename it"
+    bare, dot, suffix = name.rpartition(".")
+    others = name.replace("\\", "/"), bare + dot + suffix.lower(), bare + dot + suffix.upper(), name.lower()
+    other = next((other for other in others if (root / other).is_file()), None)
+    return f"{other} is there: correct its row" if other else "add the file or remove its row"
+
+
+def shown_name(name: str) -> str:
+    """A name from a table as an error line can hold it: one line, no control characters, not too long."""
+    return name if name.isprintable() and len(name) <= _LONGEST_SHOWN else ascii(name[:_LONGEST_SHOWN])
 
 
 def open_image(path: Path, formats: Sequence[str] = FORMATS) -> Image.Image:
@@ -161,9 +176,8 @@ def _refuse_large(name: str, image: Image.Image, largest_px: int = LARGEST_PX) -
 def read_image_file(root: Path, name: str, image_px: int | None = None, largest_px: int = LARGEST_PX) -> np.ndarray:
     """Decode a PNG, JPEG, TIFF or BMP file of the folder to uint8 RGB (H, W, 3); transparent parts become white."""
     with _opened_image(root, name, largest_px) as image:
-        orientation = _orientation(image)
-        if orientation in _TURNS and image.format != "TIFF":  # which Pillow turns itself
-            image = image.transpose(_TURNS[orientation])
+        if is_turned(image):
+            image = image.transpose(_TURNS[_orientation(image)])
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -213,6 +227,11 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(_EXIF_ORIENTATION, 1)
 
 
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image is shown otherwise than it is stored."""
+    return image.format != "TIFF" and _orientation(image) in _TURNS  # TIFF are turned by Pillow itself
+
+
 def is_on_stored_pixels(name: str, orientation: int, shown_px: tuple[int, int], mask_px: tuple[int, int]) -> bool:
     """Whether the mask of an image was drawn on its pixels as they are stored, and has to be turned as the image is.
 
@@ -254,8 +273,13 @@ def image_mpp(root: Path, name: str) -> float | None:
             across, down = (25_400 / float(dots) for dots in image.info.get("dpi", (1, 1)))
     except (*UNREADABLE, ArithmeticError, TypeError):
         return None
-    smallest, largest = _PLAUSIBLE_MPP
-    return across if smallest <= across <= largest and abs(down / across - 1) <= 0.02 else None
+    return across if is_of_a_scanner(across) and abs(down / across - 1) <= 0.02 else None
+
+
+def is_of_a_scanner(mpp: float) -> bool:
+    """Whether a resolution that a file states can be one of a microscope, in microns per pixel."""
+    low, high = _PLAUSIBLE_MPP
+    return low <= mpp < high and not any(abs(mpp * dpi / 25_400 - 1) < 1e-3 for dpi in _PRINT_DPI)
 
 
 @contextlib.contextmanager
@@ -267,6 +291,8 @@ def _opened_mask(root: Path, name: str) -> Iterator[Image.Image]:
             # Grey PNG of 1, 2 or 4 bits would be stretched to 0..255 by Pillow, so that indices change.
             if image.mode != "P" and (image.mode != "L" or image.tile[0].args != "L"):
                 raise StedmError(f"{name}: is not single-channel 8-bit ({image.mode}); write masks as class indices")
+            if is_turned(image):
+                raise StedmError(f"{name}: {TURNED_MASK}")
             yield image
     except UNREADABLE as error:
         raise StedmError(f"{name}: not a readable PNG mask ({error}); replace the file") from error

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stedm.errors import StedmError
-from stedm.io.files import require_file, write_text
+from stedm.io.files import require_file, visible_files, write_text
 
 NAME = "manifest.json"
 _THREADS = 4
@@ -45,10 +45,11 @@ def stamp_of(path: str | os.PathLike) -> _Stamp:
 def write_manifest(folder: Path, files: Mapping[str, Path] | None = None) -> None:
     """Write FOLDER/manifest.json; to be called before the file is there that says that the folder is complete.
 
-    files: name in the folder -> where the bytes are now, which may be a temporary file; None = all files in the folder.
+    files: name in the folder -> where the bytes are now, which may be a temporary file; None = all in the folder that
+        are not hidden.
     """
     if files is None:
-        found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+        found = [path for path in visible_files(folder) if path.name != NAME]
         files = {path.relative_to(folder).as_posix(): path for path in found}
     sums = dict(zip(files, sha256_of_all(files.values()), strict=True))
     write_text(folder / NAME, json.dumps({"made_by": "stedm", "sha256": sums}, indent=0) + "\n")

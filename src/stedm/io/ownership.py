@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from stedm.errors import StedmError
-from stedm.io.files import sweep
+from stedm.io.files import is_empty, sweep
 
 SEGMENTED, PAINTED, CHECKED = "stedm segment", "stedm generate", "stedm check"
 """Marks of masks and annotations, of images, and of contact sheets."""
@@ -61,7 +61,7 @@ def check_folder(folder: str | Path, sign: str) -> None:
         StedmError: the folder holds something else.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / sign).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder / sign).is_file() and not (folder.is_dir() and is_empty(folder)):
         raise StedmError(f"{folder}: is there and has no {sign} of stedm; give another folder")
 
 

@@ -4,6 +4,7 @@ import csv
 import re
 import unicodedata
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,16 @@ def read_csv(path: Path) -> pd.DataFrame:
         with open(path, encoding="utf-8-sig") as file:
             head = file.readline()
         for separator, name in (";", "a semicolon"), ("\t", "a tab"):
-            if separator in head and "," not in head:
+            if head.count(separator) > head.count(","):
                 raise StedmError(f"{path}: the separator is {name}; save the table with commas")
-        return read_cells(path)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+        names = [name.strip() for name in next(csv.reader([head]), [])]
+        if twice := sorted({name for name in names if name and names.count(name) > 1}):
+            raise StedmError(f"{path}: column {', '.join(twice)} is there twice; keep one")
+        table = read_cells(path).rename(columns=str.strip)
+        # Spreadsheets write rows of commas behind the last one that is filled.
+        filled = np.flatnonzero((table != "").any(axis=1))
+        return table.iloc[: filled[-1] + 1] if len(filled) else table
+    except (OSError, ValueError, csv.Error, pd.errors.ParserWarning) as error:
         raise StedmError(
             f"{path}: not readable ({' '.join(str(error).split())}); save it as CSV with commas, in UTF-8"
         ) from error
@@ -119,6 +126,10 @@ def patient_warnings(table: pd.DataFrame, where: str) -> list[str]:
         if len(names) > 1 and len(splits) == 1
     ]
     if "category" in table:
+        warnings += [
+            f"{where}: categories {_spelled(names)} look alike; one category? they count as {len(names)}"
+            for names in _alike_ones(table["category"].unique())
+        ]
         categories = table[table["category"] != ""].groupby("patient_id")["category"].unique()
         mixed = [f"{patient} ({', '.join(sorted(names))})" for patient, names in categories.items() if len(names) > 1]
         if mixed:
@@ -156,6 +167,14 @@ def _patients(table: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
         names, splits = found.setdefault(key_of[patient], (set(), set()))
         names.add(patient), splits.add(split)
     return [(sorted(names), sorted(splits)) for names, splits in found.values()]
+
+
+def _alike_ones(names: Iterable[str]) -> list[list[str]]:
+    """Names that look alike, group by group."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in filter(None, names):
+        found.setdefault(alike(name), []).append(name)
+    return [sorted(group) for group in found.values() if len(group) > 1]
 
 
 def _spelled(names: list[str]) -> str:

@@ -18,9 +18,6 @@ class SmoothField:
         height, width, scale: extent of the field and distance between its knots, in one unit of length.
     """
 
-    ROUGHNESS = 1.179
-    """Standard deviation of the field's slope times `scale`: sqrt(-b''(0) / b(0)) of the B-spline b of degree 7."""
-
     def __init__(self, height: float, width: float, scale: float, generator: np.random.Generator):
         self.scale = scale
         self.start = 2.0 + generator.uniform(0.0, 1.0, 2)  # so that the knots are not aligned with the image

@@ -8,7 +8,7 @@ import pandas as pd
 from stedm.config import PhantomConfig
 from stedm.data.folder import DatasetInfo, write_metadata, write_png
 from stedm.errors import StedmError
-from stedm.io.files import replacing, sweep, write_json
+from stedm.io.files import replacing, require_new, write_json
 from stedm.io.images import class_palette
 from stedm.phantom.patients import CATEGORIES, CLASSES, Patient, draw_layout, draw_patient
 from stedm.phantom.render import render_patient_image
@@ -23,9 +23,7 @@ def make_phantom(config: PhantomConfig, root: str | Path) -> None:
     (seed, split, number in the split), each image of that and its own number. `StedmError` if `root` holds files.
     """
     root = Path(root)
-    sweep(root.parent, below=False)
-    if root.is_dir() and any(root.iterdir()):
-        raise StedmError(f"{root}: the folder is not empty; give a new one for the phantom")
+    require_new(root, "the phantom")
     rows, truth = [], []
     with replacing(root) as folder:
         for split, n_patients in config.patients.items():

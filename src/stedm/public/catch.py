@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 
 from stedm.errors import StedmError
-from stedm.io.files import replacing, require_file, write_text
+from stedm.io.files import replacing, require_file, require_new, write_text
 from stedm.io.tables import write_csv
 from stedm.seeds import numpy_generator
 from stedm.slides.polygon_files import Region, coco_categories, coco_regions_by_image, is_coco, read_json
@@ -70,8 +70,7 @@ def make_catch(
             image in the COCO file; a patient is in two splits. The folder appears whole or not at all.
     """
     folder, root = Path(folder), Path(root)
-    if root.is_dir() and any(root.iterdir()):
-        raise StedmError(f"{root}: the folder is not empty; give a new one for CATCH")
+    require_new(root, "CATCH")
     slides = _find_slides(folder)
     split_file, coco_file, coco = _find_split(folder), *_find_coco(folder)
     table = _catch_table(split_file, slides)

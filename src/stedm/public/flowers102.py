@@ -17,7 +17,7 @@ from PIL import Image
 
 from stedm.data.folder import DatasetInfo, write_metadata
 from stedm.errors import StedmError
-from stedm.io.files import replacing
+from stedm.io.files import replacing, require_new
 from stedm.io.images import class_palette, leaves_folder, write_png
 
 FLOWERS102_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
@@ -84,8 +84,7 @@ def make_flowers102(
         StedmError: `root` holds files; a file can't be downloaded, is damaged or is not the one that is known.
     """
     root = Path(root)
-    if root.is_dir() and any(root.iterdir()):
-        raise StedmError(f"{root}: the folder is not empty; give a new one for Flowers-102")
+    require_new(root, "Flowers-102")
     paths = {name: fetch(FLOWERS102_URL + name, md5, archives, "flowers102") for name, md5 in checksums.items()}
     table = _flowers102_table(paths["imagelabels.mat"], paths["setid.mat"])
     with replacing(root) as folder:

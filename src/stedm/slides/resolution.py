@@ -6,14 +6,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from stedm.errors import StedmError
+from stedm.io.images import is_of_a_scanner
 
 Stated = tuple[str, Any, Any]
 """Who says it, and the texts or numbers for x and y; None where nothing is said."""
-_PLAUSIBLE_MPP = (0.05, 5.0)
-"""Scanners write 0.1 to 4 (an objective of 2.5x). Programs that draw write the resolution of a print or a screen,
-which lies above up to 5,080 dots per inch."""
-_PRINT_DPI = (5400, 5760, 6400, 7200, 9600)
-"""Those of prints and film that lie inside."""
 _AXES_AGREE = 0.01
 _MICRONS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4}
 
@@ -28,7 +24,7 @@ def stated_mpp(path: Path, statements: list[Stated]) -> float:
         x, y = (_number(text) for text in texts)
         if x is None or y is None:
             continue
-        if not (_is_of_a_scanner(x) and _is_of_a_scanner(y)):
+        if not (is_of_a_scanner(x) and is_of_a_scanner(y)):
             refused = refused or f" ({source} says {x:.4g} x {y:.4g} microns per pixel, which is no scanner's)"
         elif abs(x / y - 1) > _AXES_AGREE:
             raise StedmError(
@@ -49,11 +45,6 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and number > 0 else None
-
-
-def _is_of_a_scanner(mpp: float) -> bool:
-    low, high = _PLAUSIBLE_MPP
-    return low <= mpp <= high and not any(abs(mpp * dpi / 25_400 - 1) < 1e-3 for dpi in _PRINT_DPI)
 
 
 def ome_mpp(description: str | None, size_px: tuple[int, int]) -> Stated:

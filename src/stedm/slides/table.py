@@ -17,6 +17,7 @@ from stedm.io.tables import patient_problems, read_csv
 
 REQUIRED_COLUMNS = ("slide_id", "patient_id", "split", "image")
 OPTIONAL_COLUMNS = ("annotation", "mpp", "category")
+_FINEST_MPP, _COARSEST_MPP = 0.02, 10.0
 
 
 def read_slides(path: str | Path) -> pd.DataFrame:
@@ -59,14 +60,18 @@ def slide_problems(table: pd.DataFrame) -> list[str]:
         f"slide {name}: is in several rows; keep one" for name in sorted(set(names[names.duplicated()]) - {""})
     ]
     problems += [
-        f"slide {name}: the name becomes a folder's; don't start it with a dot nor use any of / \\ : * ? \" < > |"
+        f"slide {name}: the name becomes a folder's; don't start it with a dot nor use any of / \\ : ; * ? \" < > |"
         for name in names
-        if name.startswith(".") or set(name) & set('/\\:*?"<>|') or leaves_folder(name)
+        if name.startswith(".") or set(name) & set('/\\:;*?"<>|') or leaves_folder(name)
     ]
     for name, text in zip(names, table["mpp"], strict=True):
         if text and not _is_positive(text):
             problems.append(
                 f"slide {name}: mpp {text!r} is not a positive number; give microns per pixel or leave it empty"
+            )
+        elif text and not _FINEST_MPP <= float(text) < _COARSEST_MPP:
+            problems.append(
+                f"slide {name}: mpp {text} is no slide's; give microns per pixel (0.25 at 40x), no magnification"
             )
     return problems + patient_problems(table, "slides")
 

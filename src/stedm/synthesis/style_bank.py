@@ -132,13 +132,6 @@ class StyleBank:
             raise StedmError(f"style bank: has no patient {patient}; `patients` lists those that it has")
         return self.patient_vectors[self.patients.index(patient)].copy()
 
-    def image_vectors(self, image_file_names: Sequence[str]) -> np.ndarray:
-        """Style vectors `(n, style_dim)` of images, each on its own."""
-        row_of = {name: row for row, name in enumerate(self.table["image_file_name"])}
-        if missing := [name for name in image_file_names if name not in row_of]:
-            raise StedmError(f"style bank: has no image {missing[0]}")
-        return self.vectors[[row_of[name] for name in image_file_names]]
-
     def nearest(
         self,
         query: "np.ndarray | torch.Tensor | Sequence[np.ndarray]",
