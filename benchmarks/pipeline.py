@@ -61,7 +61,8 @@ def processor_seconds(action: Callable[[], object]) -> float:
 # ---- samples a second -----------------------------------------------------------------------------------------------
 
 
-def phantom(root: Path, px: int, images: int = 12) -> Path:
+def phantom(root: Path, px: int, images: int = 48) -> Path:
+    """Two slides. With few images a slide, style patches would be cut from the same ones, each read once."""
     if not root.exists():
         make_phantom(PhantomConfig(stain="he", image_px=px, patients={"train": 2}, images_per_patient=images), root)
     return root

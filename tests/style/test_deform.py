@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
+from stedm.data.symmetry import N_SYMMETRIES, symmetry
 from stedm.seeds import numpy_generator
 from stedm.style.deform import deformed, random_patch, random_tissue_patch, tissue_fraction
 
@@ -54,6 +55,22 @@ def test_draws_are_a_function_of_the_generator():
         first, again, other = (draw(image, numpy_generator(seed)) for seed in (1, 1, 2))
         assert np.array_equal(first, again)
         assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("side", [9, 16])
+def test_a_patch_is_a_piece_that_is_mirrored_and_turned(side):
+    """It is turned while it is small; the other way round it is the same."""
+    image, shown = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8), set()
+    for number in range(100):
+        patch, again = random_patch(image, numpy_generator(number)), numpy_generator(number)
+        piece_side = round(side * again.uniform(0.5, 0.9))
+        top, left, above, before = (again.integers(side - piece_side + 1) for _ in range(4))
+        piece = image[top : top + piece_side, left : left + piece_side]
+        margins = [(margin, side - piece_side - margin) for margin in (above, before)]
+        index = int(again.integers(N_SYMMETRIES))
+        assert np.array_equal(patch, symmetry(np.pad(piece, (*margins, (0, 0)), mode="symmetric"), index))
+        shown.add(index)
+    assert shown == set(range(N_SYMMETRIES))
 
 
 def test_glass_is_not_tissue():

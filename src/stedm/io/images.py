@@ -181,8 +181,8 @@ def read_image_file(root: Path, name: str, image_px: int | None = None, largest_
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-    return resized(np.array(image), image_px)
+        array = np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert copies what it needn't
+    return resized(array, image_px)
 
 
 def resized(image: np.ndarray, image_px: int | None) -> np.ndarray:

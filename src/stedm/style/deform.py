@@ -66,11 +66,13 @@ def _bent_mesh(
 
 @dataclass(frozen=True)
 class _Patch:
-    """A piece of an image, and how it becomes as large as the image: margins that mirror it, and one of the turns."""
+    """A piece of an image, turned, and the margins that mirror it until it is as large as the image.
+
+    Channels lie first, as networks want them, and each by itself: what is looked at and mirrored are long rows.
+    """
 
     piece: np.ndarray
     margins: tuple[tuple[int, int], tuple[int, int]]
-    symmetry_index: int
 
     @classmethod
     def draw(cls, image: np.ndarray, generator: np.random.Generator) -> "_Patch":
@@ -78,14 +80,29 @@ class _Patch:
         piece = _random_crop(image, _PATCH, generator)
         above, left = generator.integers(height - piece.shape[0] + 1), generator.integers(width - piece.shape[1] + 1)
         margins = ((above, height - piece.shape[0] - above), (left, width - piece.shape[1] - left))
-        return cls(piece, margins, int(generator.integers(N_SYMMETRIES)))
+        index = int(generator.integers(N_SYMMETRIES))
+        # Turned while it is small: a mirrored image turned is the turned image mirrored.
+        planes = np.ascontiguousarray(np.moveaxis(symmetry(piece, index), -1, 0))
+        return cls(planes, _turned_margins(margins, index))
 
     def image(self) -> np.ndarray:
-        return symmetry(np.pad(self.piece, (*self.margins, (0, 0)), mode="symmetric"), self.symmetry_index)
+        return np.moveaxis(np.pad(self.piece, ((0, 0), *self.margins), mode="symmetric"), 0, -1)
 
     def tissue_fraction(self) -> float:
         """`tissue_fraction` of the image, of which only the piece is looked at."""
-        return _tissue_fraction(np.pad(_glass(self.piece), self.margins, mode="symmetric"))
+        return _tissue_fraction(np.pad(_glass(np.moveaxis(self.piece, 0, -1)), self.margins, mode="symmetric"))
+
+
+def _turned_margins(
+    margins: tuple[tuple[int, int], tuple[int, int]], index: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where ((above, below), (left, right)) lie after `symmetry`."""
+    rows, columns = margins
+    if index >= 4:
+        columns = columns[::-1]
+    for _ in range(index % 4):
+        rows, columns = columns[::-1], rows
+    return rows, columns
 
 
 def random_patch(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
