@@ -4,14 +4,15 @@ python benchmarks/pipeline.py                       every part
 python benchmarks/pipeline.py stream -n 24          one of stream, need, start, png, imports
 
 Rates are of processor time; a core that is shared makes fewer, so that the load is printed. Images are phantom tissue
-(H&E) of the size that is measured, several a slide. `from memory`: decoded before; `from PNG`: nothing is held, each
-image is read and decoded again. Batches are put together as workers of the data loader do it; their way to the training
-process is not in it.
+(H&E) of the size that is measured, 48 a slide. `memory`: decoded before; `TIFF` (not compressed) and `PNG`: nothing is
+held, each image is read and decoded again, out of the system's cache of files. Batches are put together as workers of
+the data loader do it; their way to the training process is not in it.
 """
 
 import argparse
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from stedm.diffusion.objective import Objective
 from stedm.diffusion.train import DiffusionSamples, DrawnSamples
 from stedm.experiment.cost import flops_of, on_shapes
 from stedm.experiment.inputs import check_files
-from stedm.io.images import read_image_file
+from stedm.io.images import read_image_file, write_tiff
 from stedm.phantom.cohort import make_phantom
 from stedm.style.deform import random_patch, tissue_fraction
 
@@ -50,6 +51,7 @@ GPUS = {"H200": (989e12, 0.35), "A100": (312e12, 0.40)}
 """FLOP/s in bfloat16 by the maker, without sparsity, and the part of them that training is assumed to reach."""
 WORKERS = (4, 8)
 BATCH = 8
+SOURCES = ("memory", "TIFF", "PNG")
 
 
 def processor_seconds(action: Callable[[], object]) -> float:
@@ -68,9 +70,22 @@ def phantom(root: Path, px: int, images: int = 48) -> Path:
     return root
 
 
-def rate(root: Path, px: int, style: StyleConfig, n: int, in_memory: bool) -> float:
+def as_tiff(root: Path) -> Path:
+    """The same folder with images as TIFF."""
+    folder, dataset = root.with_name(f"{root.name}-tiff"), DatasetFolder.open(root)
+    if not folder.exists():
+        shutil.copytree(root / "masks", folder / "masks")
+        names = dataset.table["image_file_name"].str.replace(".png", ".tif")
+        for row, name in enumerate(names):
+            write_tiff(folder / name, dataset.read_image(row))
+        write_metadata(folder, dataset.info, dataset.table.assign(image_file_name=names))
+    return folder
+
+
+def rate(root: Path, px: int, style: StyleConfig, n: int, source: str) -> float:
     """Samples a second of processor time."""
-    config = DiffusionConfig(style=style, batch=BATCH)
+    config, in_memory = DiffusionConfig(style=style, batch=BATCH), source == "memory"
+    root = as_tiff(root) if source == "TIFF" else root
     dataset = DatasetFolder.open(root, memory=CacheBudget(None if in_memory else 0))
     # The latent's noise is that of an autoencoder with a quarter of the side, of 3 channels.
     codec = SimpleNamespace(factor=4, latent_channels=3)
@@ -85,16 +100,15 @@ def rate(root: Path, px: int, style: StyleConfig, n: int, in_memory: bool) -> fl
     return n / processor_seconds(lambda: [default_collate([drawn[i] for i in batch]) for batch in batches])
 
 
-def stream(folder: Path, n: int) -> dict[tuple[str, int, bool], float]:
+def stream(folder: Path, n: int) -> dict[tuple[str, int, str], float]:
     found = {}
-    print(
-        f"\nsamples a second of one core ({n} samples)\n{'style images':34}{'px':>5}{'from memory':>14}{'from PNG':>10}"
-    )
+    print(f"\nsamples a second of one core ({n} samples)\n{'style images':34}{'px':>5}", end="")
+    print("".join(f"{f'from {source}':>14}" for source in SOURCES))
     for (name, style), px in itertools.product(STYLES.items(), (256, 512)):
-        for in_memory in (True, False):
-            found[name, px, in_memory] = rate(phantom(folder / str(px), px), px, style, n, in_memory)
+        for source in SOURCES:
+            found[name, px, source] = rate(phantom(folder / str(px), px), px, style, n, source)
         title = f"{style.sampling} x {style.n_images} (preset {name})"
-        print(f"{title:34}{px:5}{found[name, px, True]:14.1f}{found[name, px, False]:10.1f}")
+        print(f"{title:34}{px:5}" + "".join(f"{found[name, px, source]:14.1f}" for source in SOURCES))
     return found
 
 
@@ -115,15 +129,15 @@ def flops_per_sample(config: RunConfig) -> int:
         return encoded + flops_of(lambda: run.denoising_loss(1).backward())
 
 
-def need(folder: Path, found: dict[tuple[str, int, bool], float]) -> None:
+def need(folder: Path, found: dict[tuple[str, int, str], float]) -> None:
     print("\nneeded / delivered: below 1 the GPU waits for nothing; delivered = workers x the rate of one core")
     print(f"{'preset':8}{'px':>4}{'GFLOP a sample':>16}{'GPU':>6}{'needs':>10}", end="")
-    print("".join(f"{f'{n} workers, {where}':>19}" for n in WORKERS for where in ("memory", "PNG")))
+    print("".join(f"{f'{n} workers, {where}':>19}" for n in WORKERS for where in SOURCES))
     for (name, px), config in configurations(folder).items():
         flops = flops_per_sample(config)
         for gpu, (peak, used) in GPUS.items():
             needed = peak * used / flops
-            ratios = [needed / (n * found[name, px, where]) for n in WORKERS for where in (True, False)]
+            ratios = [needed / (n * found[name, px, where]) for n in WORKERS for where in SOURCES]
             print(f"{name:8}{px:4}{flops / 1e9:16,.0f}{gpu:>6}{needed:8.0f}/s", end="")
             print("".join(f"{ratio:19.2f}" for ratio in ratios))
     told = ", ".join(f"{gpu} {used:.0%} of {peak / 1e12:.0f} TFLOP/s" for gpu, (peak, used) in GPUS.items())

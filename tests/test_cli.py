@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import stedm
 from stedm.cli import app, expand_lists, main
@@ -296,12 +297,15 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
     computing, done = {verb for verb, flags in FLAGS.items() if "--device" in flags}, set()
     for arguments in verbs:
         verb = next(name for name in FLAGS if " ".join(map(str, arguments)).startswith(f"{name} "))
-        with elsewhere() if verb in computing else contextlib.nullcontext():
+        with elsewhere() if verb in computing else _no_network(verb):
             device = ["--device", "cuda:7"] if verb in computing else []
             main_without_exit([str(argument) for argument in [*arguments, *device]])
         done.add(verb)
-    # The demo is `run` of a file of ours; the app and the doctor are looked at in tests of their own.
-    assert computing - done == {"demo", "app", "doctor"}, "a verb that computes is not looked at here"
+    # The demo is `run` of a file of ours; the app and the doctor are looked at in tests of their own. `export` runs
+    # what it writes on the CPU. The others read, write or tell, and load no network.
+    assert set(FLAGS) - done == {"demo", "app", "doctor", "export", "tile"} | {
+        verb for verb in FLAGS if verb.startswith(("data ", "config "))
+    }, "a new verb: run it here, where it is seen whether its networks are put on the device"
     assert len(list((tmp_path / "masks").glob("*.png"))) == len(list((root / "images").glob("*.png")))
     for image in (tmp_path / "one.png", *(tmp_path / "set" / "images").glob("*.png")):
         with Image.open(image) as opened:
@@ -321,6 +325,20 @@ def test_plan_synthesize_generate_segment_by_hand(tmp_path, tiny_dataset, capsys
     assert listed[1].startswith(f"stedm:   {segmenter}  (mean IoU of the arm 0.")
     wrong = "generate", run, "--layout", layout, "--style", style, "-o", tmp_path / "two.png"
     assert f"give {run / 'model'}" in _fails(capsys, *wrong)
+
+
+@contextlib.contextmanager
+def _no_network(verb: str):
+    """In which a network that runs is an error: a verb that has no `--device` must have none."""
+
+    def refuse(network, _):
+        raise AssertionError(f"{verb} has no --device and runs a {type(network).__name__}")
+
+    hook = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def main_without_exit(arguments: list[str]) -> None:

@@ -149,6 +149,20 @@ def test_tiles_are_a_dataset_folder(tiled, cohort):
         assert tile[f"fraction_{name}"] == pytest.approx((mask == value).mean(), abs=1e-4)
 
 
+def test_tiles_may_be_tiff_that_is_not_compressed(tiled):
+    as_png, as_tiff = tiled("png"), tiled("tiff", image_format="tiff")
+    assert check_dataset(as_tiff.root) == []
+    assert as_tiff.table["image_file_name"].str.endswith(".tif").all()
+    same = [column for column in as_png.table if column != "image_file_name"]
+    pd.testing.assert_frame_equal(as_png.table[same], as_tiff.table[same])
+    for row in np.flatnonzero(as_png.has_mask)[::9]:
+        np.testing.assert_array_equal(as_png.read_image(row), as_tiff.read_image(row))
+        np.testing.assert_array_equal(as_png.read_mask(row), as_tiff.read_mask(row))
+    sizes = {path.stat().st_size - 64 * 64 * 3 for path in as_tiff.root.rglob("*.tif")}
+    assert len(sizes) == 1  # pixels as they are, and a header
+    assert sizes.pop() < 500
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_hugging_face_reads_the_folder(cohort, tmp_path, hugging_face):
     """Also where slides are called as it calls splits."""

@@ -1,7 +1,7 @@
 """From slides to tiles, and from a segmenter to maps of slides: resolution, grid, tissue."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,9 @@ class TilingConfig(Part):
     """A tile needs at least this part of its area to be tissue."""
     min_annotated: Fraction = 0.05
     """A tile of an annotated slide has a mask if at least this part of it is not `ignore_index`."""
+    image_format: Literal["png", "tiff"] = "png"
+    """Of images; masks are PNG. `tiff` isn't compressed: larger files that are read about ten times as fast, for
+    cohorts that don't fit in memory (docs/performance.md)."""
     tissue: TissueConfig = TissueConfig()
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from stedm.data.regions import Annotation, AnnotationReader, annotation_reader
 from stedm.errors import DiskError, StedmError
 from stedm.io.artefacts import Column, read_parquet, write_parquet
 from stedm.io.files import claim, fingerprint, write_text
-from stedm.io.images import class_palette
+from stedm.io.images import class_palette, write_tiff
 from stedm.io.names import without_split_words
 from stedm.io.tables import patient_warnings, write_csv
 from stedm.io.yaml_text import parse_yaml, yaml_text
@@ -128,11 +128,12 @@ def slide_rows(
         fractions = class_fractions(tiles, annotation, config.classes)
         has_mask = fractions.sum(axis=1).to_numpy() >= max(config.min_annotated, 1e-4)
         tiles = tiles.join(fractions)
-    names = [f"{_folder_name(row['slide_id'])}/{x}_{y}.png" for x, y in zip(tiles["x"], tiles["y"], strict=True)]
+    names = [f"{_folder_name(row['slide_id'])}/{x}_{y}" for x, y in zip(tiles["x"], tiles["y"], strict=True)]
+    suffix = {"png": ".png", "tiff": ".tif"}[config.image_format]
     kept = has_mask | (row["split"] in ("train", "unlabeled")) | (not row["annotation"])
     first = {
-        "image_file_name": [f"images/{name}" for name in names],
-        "mask_file_name": [f"masks/{name}" if has else "" for name, has in zip(names, has_mask, strict=True)],
+        "image_file_name": [f"images/{name}{suffix}" for name in names],
+        "mask_file_name": [f"masks/{name}.png" if has else "" for name, has in zip(names, has_mask, strict=True)],
     }
     of_slide = {key: value for key, value in row.items() if key not in ("image", "annotation") and key not in tiles}
     table = pd.DataFrame(first).assign(**of_slide).join(tiles)[kept].reset_index(drop=True)
@@ -157,7 +158,11 @@ def write_tiles(
     annotation = None
     for tile in tiles.itertuples():
         if not (path := root / tile.image_file_name).exists():
-            write_png(path, slide.read(tile.x, tile.y, tile.tile_px, tile.mpp), compress_level=_COMPRESS_LEVEL)
+            image = slide.read(tile.x, tile.y, tile.tile_px, tile.mpp)
+            if config.image_format == "tiff":
+                write_tiff(path, image)
+            else:
+                write_png(path, image, compress_level=_COMPRESS_LEVEL)
         if tile.mask_file_name and not (path := root / tile.mask_file_name).exists():
             if annotation is None:
                 read = read_annotation or annotation_reader(config.classes, config.ignore_index, config.class_mapping)

@@ -390,3 +390,11 @@ def write_png(
         notes.add_text("Description", description)
     with replacing(path, durable=False) as temporary:
         image.save(temporary, format="PNG", compress_level=compress_level, pnginfo=notes)
+
+
+def write_tiff(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 RGB (H, W, 3) as TIFF that isn't compressed, atomically."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    with replacing(path, durable=False) as temporary:
+        Image.fromarray(image).save(temporary, format="TIFF")
