@@ -158,7 +158,16 @@ def test_mistakes_give_one_clear_line(capsys, tmp_path, tiny_dataset):
     config = tmp_path / "c.yaml"
     config.write_text(f"name: x\ndata: {{path: {root}}}\n")
     (tmp_path / "bad.yaml").write_text(f"name: x\ndata: {{path: {root}}}\ndifusion: {{steps: 3}}\n")
+    (tmp_path / "s.csv").write_text("slide_id,patient_id,split,image\na,A,train,a.svs\n")
+    mask, image = root / "masks" / "trainP0-0.png", root / "images" / "trainP0-0.png"
+    painting = "generate", tmp_path, "--layout", mask, "--style"
     mistakes = {
+        ("run", root / "dataset.yaml", "-o", tmp_path / "r"): "is a part of a dataset folder; give the folder",
+        ("tile", tmp_path / "s.csv", "-o", config): f"{config}: is or lies in a file, and a folder is to be written",
+        ("evaluate", tmp_path, root, "-o", config / "e"): f"{config}/e: is or lies in a file",
+        (*painting, root / "images", "-o", "o.png"): f"{root}/images: is a folder; name a file in it",
+        (*painting, tmp_path / "no.png", "-o", "o.png"): "no.png: no such file; correct its path",
+        (*painting, image, "-o", "o.jpg"): "o.jpg: images are written as PNG; give OUT.png",
         ("run", tmp_path / "none.yaml", "-o", tmp_path / "r"): "none.yaml: no such configuration file",
         ("run", tmp_path / "bad.yaml", "-o", tmp_path / "r"): "bad.yaml: difusion: Extra inputs",
         ("run", config, "-o", tmp_path / "r", "--set", "data.path=gone"): "gone",
@@ -166,7 +175,8 @@ def test_mistakes_give_one_clear_line(capsys, tmp_path, tiny_dataset):
         ("synthesize", tmp_path, tmp_path / "p.parquet", "-o", tmp_path / "s"): "model_index.json is missing",
         ("generate", tmp_path, "--layout", "no.png", "--style", "a.png", "-o", "o.png"): "no.png",
         ("segment", tmp_path, root / "images", "-o", tmp_path / "m"): str(tmp_path),
-        ("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c" / "c.html"): "counts.parquet",
+        ("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c.html"): f"{tmp_path / 'a'}: no such report",
+        ("compare", root, root, "-o", tmp_path / "c" / "c.html"): "counts.parquet",
         ("evaluate", tmp_path, root, "-o", tmp_path / "e"): str(tmp_path),
     }
     for arguments, message in mistakes.items():

@@ -327,7 +327,9 @@ def test_compare_reports_joins_common_patients_and_prefixes_colliding_arms(tmp_p
     write_report(tmp_path / "small" / "report", first, title="small", evaluation=CONFIG)
     write_report(tmp_path / "large" / "report", second, title="large", evaluation=CONFIG)
     out = tmp_path / "joined" / "report.html"
-    summary = compare_reports([tmp_path / "small" / "report", tmp_path / "large" / "report"], out, CONFIG)
+    # One named by its run, one by its page.
+    named = [tmp_path / "small", tmp_path / "large" / "report" / "report.html"]
+    summary = compare_reports(named, out, CONFIG)
     assert set(summary["arms"]) == {"real", "small/real+synthetic", "large/real+synthetic", "upper"}
     assert {entry["n_patients"] for entry in summary["arms"].values()} == {8}
     pairs = {(entry["a"], entry["b"]): entry for entry in summary["comparisons"]}
@@ -360,7 +362,7 @@ def test_compare_reports_warns_of_other_pixels_and_refuses_what_cannot_be_compar
         compare_reports([tmp_path / "a"], out, CONFIG)
     with pytest.raises(StedmError, match="would replace"):
         compare_reports([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "new.html", CONFIG)
-    with pytest.raises(StedmError, match="no such file"):
+    with pytest.raises(StedmError, match="nowhere: no such report folder"):
         compare_reports([tmp_path / "a", tmp_path / "nowhere"], out, CONFIG)
 
 

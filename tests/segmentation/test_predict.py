@@ -89,6 +89,9 @@ def test_hidden_files_are_no_images(tmp_path, model):
 def test_a_single_image_file(tmp_path, model):
     Image.fromarray(_images(1, 32, 32)[0]).save(tmp_path / "one.png")
     assert segment_folder(model, tmp_path / "one.png", tmp_path / "out") == [tmp_path / "out" / "one.png"]
+    for output, said in ((tmp_path / "mask.png", "written into a folder"), (tmp_path / "one.png" / "a", "in a file")):
+        with pytest.raises(StedmError, match=f"{output}: .*{said}"):
+            segment_folder(model, tmp_path / "one.png", output)
 
 
 def test_unreadable_input_is_one_clear_line(tmp_path, model):

@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -247,6 +248,13 @@ def test_derived_classes_and_objects_without_a_class(read):
     bare = {"type": "MultiPolygon", "coordinates": [box(0, 0, 10, 10), box(20, 0, 30, 10)]}
     assert read(bare, mapping={"unclassified": "stroma"}).rasterise(0, 0, 32, 1).sum() == 400
     assert (read(collection(feature(box(0, 0, 10, 10), "Ignore*"))).rasterise(0, 0, 10, 1) == 255).all()
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_are_the_same_in_both_of_unicodes_forms(read, forms):
+    in_file, in_mapping = (unicodedata.normalize(form, "Drüse") for form in forms)
+    tile = read(collection(feature(box(0, 0, 10, 10), in_file)), mapping={in_mapping: "stroma"})
+    assert (tile.rasterise(0, 0, 10, 1) == 2).all()
 
 
 def test_coco_parts_and_the_flat_list_of_catch(read):

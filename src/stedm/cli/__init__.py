@@ -229,10 +229,15 @@ def generate(
 ) -> None:
     """Paint one layout in the style of given images."""
     from stedm.diffusion.pipeline import StyleDiffusion
+    from stedm.io.files import require_input
     from stedm.io.images import read_image_file, read_mask_file, synthetic_by, write_png
     from stedm.io.ownership import PAINTED, check_outputs
 
+    for path in (layout, *style):
+        require_input(path)
     check_outputs({output: PAINTED}, [layout, *style], overwrite=overwrite)
+    if output.suffix.lower() != ".png":
+        raise StedmError(f"{output}: images are written as PNG; give OUT.png")
     mask = read_mask_file(layout.parent, layout.name)
     images = [read_image_file(path.parent, path.name) for path in style]
     painter = StyleDiffusion.from_pretrained(model).on(machine_of(device))

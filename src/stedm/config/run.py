@@ -83,6 +83,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None, preset: st
         values = {"name": path.resolve().name, **read_values(None, given)}
         values["data"] = {"path": str(path.resolve()), **(values.get("data") or {})}
         return parse_config(values, source=str(path), base=Path())
+    if path.name in ("dataset.yaml", "metadata.csv", "metadata.parquet"):
+        raise StedmError(f"{path}: is a part of a dataset folder; give the folder, or a configuration")
     return parse_config(read_values(path, given), source=str(path), base=path.parent)
 
 

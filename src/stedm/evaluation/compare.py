@@ -36,7 +36,7 @@ def compare_reports(
     without `overwrite` one of the two files that is there and not of stedm.
     """
     out = Path(out)
-    folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in reports]
+    folders = [_report_folder(Path(path)) for path in reports]
     if len(folders) < 2:
         raise StedmError("give at least two report folders to compare")
     if any(folder.resolve() == out.resolve().parent for folder in folders):
@@ -52,6 +52,15 @@ def compare_reports(
     write_json(out.parent / "summary.json", summary)
     write_text(out, render(joined, summary, evaluation, "Comparison: " + ", ".join(names), notes))
     return summary
+
+
+def _report_folder(path: Path) -> Path:
+    """The folder of a report that a user named: itself, a file in it or its run."""
+    if not path.exists():
+        raise StedmError(f"{path}: no such report folder; correct its path")
+    folder = path if path.is_dir() else path.parent
+    of_run = folder / "report"
+    return of_run if (of_run / "counts.parquet").is_file() and not (folder / "counts.parquet").exists() else folder
 
 
 def _report_names(folders: list[Path]) -> list[str]:

@@ -87,8 +87,8 @@ def image_files(folder: Path) -> list[Path]:
         if any(path.suffix.lower() in _SLIDE_SUFFIXES for path in files):
             raise StedmError(f"{folder}: holds slides; cut them with `stedm tile SLIDES.csv` (docs/slides.md)")
         others = sorted({path.suffix for path in files if path.suffix})
-        found = f"only {', '.join(others[:5])}" if others else "nothing"
-        raise StedmError(f"{folder}: no PNG, JPEG, TIFF or BMP image in it, {found}; give the folder of the images")
+        found = f", only {', '.join(others[:5])}" if others else ""
+        raise StedmError(f"{folder}: no PNG, JPEG, TIFF or BMP image in it{found}; give the folder of the images")
     return images
 
 

@@ -48,7 +48,7 @@ def replacing(path: str | os.PathLike, *, durable: bool = True) -> Iterator[Path
     """
     path = Path(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         holder = _new_holder(path.parent)
         # The suffix stays last: writers such as Pillow choose the format by it.
         temporary = holder / path.name
@@ -120,6 +120,21 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that may be there; `StedmError` where it can't be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StedmError(f"{folder}: is or lies in a file, and a folder is to be written; give another -o") from error
+
+
+def require_input(path: Path) -> None:
+    """`StedmError` unless a file that a user named is there."""
+    if not path.is_file():
+        wrong = "is a folder; name a file in it" if path.is_dir() else "no such file; correct its path"
+        raise StedmError(f"{path}: {wrong}")
 
 
 def require_file(path: str | os.PathLike) -> None:
@@ -254,7 +269,7 @@ def write_once(path: str | os.PathLike, text: str) -> str:
 
 
 def _write_if_absent(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     holder = _new_holder(path.parent)
     try:
         temporary = holder / path.name

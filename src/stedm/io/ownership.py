@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from stedm.errors import StedmError
-from stedm.io.files import is_empty, sweep
+from stedm.io.files import is_empty, make_folder, sweep
 
 SEGMENTED, PAINTED, CHECKED = "stedm segment", "stedm generate", "stedm check"
 """Marks of masks and annotations, of images, and of contact sheets."""
@@ -41,6 +41,8 @@ def check_outputs(marks: Mapping[Path, str], inputs: Iterable[str | Path] = (), 
         StedmError: a line for the first file that would be lost.
     """
     for folder in {path.parent for path in marks}:
+        if any(part.is_file() for part in (folder, *folder.parents)):
+            make_folder(folder)  # which says that it can't be one, before anything is computed
         sweep(folder, below=False)
     existing = [path for path in marks if path.exists()]
     read = {_identity(path): path for path in map(Path, inputs) if existing and path.exists()}

@@ -124,6 +124,8 @@ def segment_files(
             that is read or, without `overwrite`, a file that isn't a mask of an earlier call.
     """
     refuse_useless_mpp(mpp, info)
+    if Path(output).suffix.lower() in IMAGE_SUFFIXES and not Path(output).is_dir():
+        raise StedmError(f"{output}: masks are written into a folder, under the names of their images; give one")
     sweep(output)
     root, names = _find_images(Path(images))
     masks = [(Path(output) / name).with_suffix(".png") for name in names]

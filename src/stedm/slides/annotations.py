@@ -8,6 +8,7 @@ vessels or an island of stroma onto the region around it, and neither QuPath nor
 size is the one order that survives an export. Where that is wrong, `order` of the mapping ranks the classes.
 """
 
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -185,7 +186,9 @@ def _region_values(
     values, unknown, nameless = np.full(len(regions), ignore_index, np.intp), Counter(), []
     for row, region in enumerate(regions):
         # An object's own name counts only where it has no class and the name is a known one: "ROI 1" is no class.
-        name = region.name or (region.label if region.label in index_of else None)
+        # macOS writes accents decomposed.
+        name, label = (text and unicodedata.normalize("NFC", text) for text in (region.name, region.label))
+        name = name or (label if label in index_of else None)
         if name in index_of:
             values[row] = index_of[name]
         elif name is not None:

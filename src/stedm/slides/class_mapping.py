@@ -1,5 +1,6 @@
 """Which annotation names become which classes: a small YAML file beside `slides.csv`."""
 
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +45,10 @@ class ClassMapping(Part):
         return values
 
     def class_indices(self, classes: list[str], ignore_index: int) -> dict[str, int]:
-        """Class index of every name that may occur; `StedmError` where the mapping names a class that isn't there."""
+        """Class index of every name that may occur, in Unicode's form NFC.
+
+        Raises `StedmError` where the mapping names a class that isn't there.
+        """
         targets = {name: index for index, name in enumerate(classes)} | {IGNORE: ignore_index}
         mapping = self.mapping
         if mapping is None:
@@ -54,7 +58,7 @@ class ClassMapping(Part):
             raise StedmError(
                 f"class mapping: {', '.join(strangers)} is no class; classes are {', '.join(classes)}, and ignore"
             )
-        return {name: targets[target] for name, target in mapping.items()}
+        return {unicodedata.normalize("NFC", name): targets[target] for name, target in mapping.items()}
 
     def index_of(self, target: str, classes: list[str], ignore_index: int) -> int:
         """Index of a class name or of `ignore`."""
