@@ -124,7 +124,7 @@ def interval_over_cohorts(gains: list[np.ndarray], evaluation: EvaluationConfig)
 def write_cohorts(folders: list[tuple[str | None, Path]], target: Path) -> str:
     """The files of results/NAME; returns tables. `folders` as in `joined_counts`."""
     counts, evaluation = joined_counts(folders), EvaluationConfig()
-    controls = [name for name, _ in folders if name is not None]
+    controls = list(dict.fromkeys(name for name, _ in folders if name is not None))
     summary = write_report(target, counts, title=target.name, evaluation=evaluation)
     if controls:
         usual = [(c["a"], c["b"]) for c in summary["comparisons"]]
