@@ -167,3 +167,11 @@ def test_an_override_adds_to_a_mapping(config_file):
     for override in ("rounds.predicted={fraction: 1}", "rounds.predicted.fraction=1"):
         assert load_config(path, [override]).rounds.predicted.model_dump() == {"fraction": 1, "start": 0.6}
     assert load_config(path, ["rounds.predicted=null"]).rounds.predicted is None
+
+
+def test_an_override_may_be_a_path_with_any_sign(config_file):
+    path = config_file("name: x\ndata: {path: y}\n")
+    for name in ("50% #1 'Ü' & co", "x{y}*?", "[a", "a=b"):
+        overrides = [f"data.path=/data/{name}/d", "diffusion.steps=7 # few", "name='it is # one'"]
+        config = load_config(path, overrides)
+        assert (config.data.path.parent.name, config.diffusion.steps, config.name) == (name, 7, "it is # one")

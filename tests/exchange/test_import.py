@@ -14,7 +14,7 @@ from PIL import Image
 from stedm.cli import main
 from stedm.data.check import examine
 from stedm.data.folder import DatasetFolder
-from stedm.errors import StedmError
+from stedm.errors import DiskError, StedmError
 from stedm.exchange.api import closing_text, import_dataset
 from stedm.seeds import numpy_generator
 
@@ -475,6 +475,18 @@ def test_a_dry_run_writes_the_sheet_alone_and_other_files_are_not_written_over(f
         with pytest.raises(SystemExit):
             main([*verb[:4], str(tmp_path / path), *verb[5:]])
         assert message in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_once_the_dataset_is_written_says_so(folder, tmp_path, monkeypatch):
+    source = folder(lambda path, objects: save(path, (objects > 0).astype(np.uint8)))
+
+    def full(root, sheet):
+        raise DiskError(f"{sheet}: No space left on device; run the same command again")
+
+    monkeypatch.setattr("stedm.exchange.api.write_contact_sheet", full)
+    with pytest.raises(StedmError, match=r"d\.png: No space left on device; .*/d is complete: draw it with"):
+        import_dataset(source, tmp_path / "d", patients="{patient}_*")
+    assert (tmp_path / "d" / "metadata.csv").is_file()
 
 
 def test_names_that_would_be_taken_for_splits_or_that_no_disk_takes_are_changed(tmp_path):

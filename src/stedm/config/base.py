@@ -103,10 +103,16 @@ def read_values(path: Path | None, overrides: list[str] | None) -> dict[str, Any
             key, equals, value = text.partition("=")
             if not equals:
                 raise StedmError(f"--set {text}: write it as key=value, for example --set diffusion.steps=500")
-            values = with_key(values, key.strip(), parse_yaml(value))
+            values = with_key(values, key.strip(), _override(value.strip()))
         return values
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise StedmError(f"{where}: not a readable YAML configuration ({_one_line(error)}); correct it") from error
+
+
+def _override(text: str) -> Any:
+    value = parse_yaml(text)
+    # What begins with " #" is a part of a path here, and no comment.
+    return text if isinstance(value, str) and text[:1] not in "'\"" else value
 
 
 def with_key(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`stedm data import`: look at a source, say what was understood, write the dataset, draw its sheet, check it."""
 
+import shlex
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from stedm.data.check import Examination, examine
 from stedm.data.contact_sheet import write_contact_sheet
-from stedm.errors import StedmError
+from stedm.errors import DiskError, StedmError
 from stedm.exchange.importing import Understood, open_source, understand, write
 from stedm.exchange.pieces import Pieces
 from stedm.exchange.understood import understood_text
@@ -52,7 +53,8 @@ def closing_text(done: Imported, output: Path) -> str:
         )
     # Without unlabeled patients a run refuses most arms; a warning says what to do.
     if not done.examination.problems and (done.understood.rows["split"] == "unlabeled").any():
-        lines.append(f"next: stedm run {output} -o RUN (hours on a CPU; a first look in minutes: docs/import.md)")
+        named = shlex.quote(str(output))
+        lines.append(f"next: stedm run {named} -o RUN (hours on a CPU; a first look in minutes: docs/import.md)")
     return "\n".join(lines)
 
 
@@ -111,5 +113,11 @@ def import_dataset(
         return Imported(found, sheet, None)
     with reporter.stage("write images") as tick:
         write(found, output, pieces, on_progress=tick)
-    write_contact_sheet(output, sheet)
+    try:
+        write_contact_sheet(output, sheet)
+    except DiskError as error:
+        # Not to be run again: the dataset is there.
+        verb = shlex.join(["stedm", "check", str(output), "--sheet", str(sheet)])
+        hint = f"{output} is complete: draw it with `{verb}`"
+        raise StedmError(f"{str(error).partition(';')[0]}; {hint}") from error
     return Imported(found, sheet, examine(output))
