@@ -19,8 +19,10 @@ from stedm.segmentation.train import augment_batch
 from stedm.training.device import choose_device, move
 from stedm.training.precision import autocast
 
-_SECONDS, _AHEAD_SECONDS = 2.0, 0.2
+_SECONDS, _AHEAD_SECONDS = 1.0, 0.2
 """That a measurement takes, about; of one image at least. At the beginning of a run nobody has asked for it."""
+_MOST_WAITED = 10
+"""Times as long on a busy machine."""
 MOST_FLOPS = {"cpu": 3e11}
 """Of one image of a training batch: more takes minutes on such a device, and isn't tried. Others take all."""
 
@@ -30,7 +32,7 @@ class Times:
     """Seconds, from what was measured on `device`: training of the first diffusion model, painting
     `synthesis.n_images`, a segmenter without consistency, and all stages of a run (None: its data aren't there).
 
-    `share` is the part of the time in which this process had a processor; None on other devices.
+    `share`: of how many processors this process had the use meanwhile; None on other devices.
     """
 
     device: torch.device
@@ -49,10 +51,10 @@ def measured(config: RunConfig, n_classes: int, flops_per_sample: int) -> Times 
     device = choose_device(config.machine.device)
     if flops_per_sample > MOST_FLOPS.get(device.type, float("inf")):
         return None
-    began, used = time.perf_counter(), time.process_time()
-    image, evaluation = _diffusion(config, n_classes, device)
-    segmented = _segmenter(config, n_classes, device, _SECONDS)
-    share = (time.process_time() - used) / (time.perf_counter() - began) if device.type == "cpu" else None
+    clocks = _Clocks()
+    found = (*_diffusion(config, n_classes, device), _segmenter(config, n_classes, device, _SECONDS))
+    share = clocks.share(device)
+    image, evaluation, segmented = (seconds / (share or 1) for seconds in found)
     paces = Paces(image, evaluation, segmented)
     diffusion, segmentation, synthesis = config.diffusion, config.segmentation, config.synthesis
     return Times(
@@ -70,7 +72,9 @@ def paces_ahead(config: RunConfig, n_classes: int, stages: Sequence[Stage]) -> d
     known much later, and how they compare with a diffusion model depends on the sizes of both."""
     if not any(stage.kind == "segmenter" for stage in stages):
         return {}
-    return by_segmenters(_segmenter(config, n_classes, choose_device(config.machine.device), _AHEAD_SECONDS))
+    device, clocks = choose_device(config.machine.device), _Clocks()
+    seconds = _segmenter(config, n_classes, device, _AHEAD_SECONDS)
+    return by_segmenters(seconds / (clocks.share(device) or 1))
 
 
 def _diffusion(config: RunConfig, n_classes: int, device: torch.device) -> tuple[float, float]:
@@ -122,18 +126,35 @@ def _segmenter(config: RunConfig, n_classes: int, device: torch.device, about: f
 
 
 def _seconds_each(step: Callable[[int], None], most: int, device: torch.device, about: float, least: int = 1) -> float:
-    """Seconds an image takes in a step with `most` images, or with as many as about fit the time for it."""
+    """Seconds an image takes in a step with `most` images, or with as many as about fit the time for it; on a CPU those
+    in which this process had it, which say the same in any company."""
 
-    def seconds(images: int) -> float:
-        started = time.perf_counter()
+    def seconds(images: int) -> tuple[float, float]:
+        began = _Clocks()
         step(images)
         torch.zeros((), device=device).item()  # a GPU is waited for
-        return (time.perf_counter() - started) / images
+        used, waited = began.since()
+        return (used if device.type == "cpu" else waited) / images, waited / images
 
     with torch.random.fork_rng():
         seconds(least)  # libraries look around in their first call
-        first = seconds(least)
-        return seconds(max(least, min(most, int(about / first))))
+        first, waited = seconds(least)
+        n = int(min(about / first, _MOST_WAITED * about / waited)) if first > 0 else most
+        return seconds(max(least, min(most, n)))[0]
+
+
+class _Clocks:
+    def __init__(self) -> None:
+        self._waited, self._used = time.perf_counter(), time.process_time()
+
+    def since(self) -> tuple[float, float]:
+        """Seconds that this process had processors, of all of them together, and seconds that have gone by."""
+        return time.process_time() - self._used, time.perf_counter() - self._waited
+
+    def share(self, device: torch.device) -> float | None:
+        """Processors that this process had, on the mean; None where they aren't what it computes on."""
+        used, waited = self.since()
+        return max(used / waited, 0.01) if device.type == "cpu" else None
 
 
 def _whole_run(config: RunConfig, paces: Paces) -> float | None:
