@@ -287,6 +287,7 @@ def test_an_engine_gives_the_same_set_and_gets_only_what_is_missing(model, plan,
     with elsewhere():
         assert synthesize(model, plan, tmp_path / "out", on_progress=lambda *done: seen.append(done), **options)
     assert pickling_pool.pieces == 6
+    assert seen[0] == (10, 22)  # drawn by the other shard
     assert seen[-1] == (22, 22)
     assert _content(tmp_path / "out") == _content(tmp_path / "whole")
 

@@ -45,6 +45,8 @@ def write_pseudo_labels(
     networks = [_checked(path, info.classes, network, machine or MachineConfig()) for path in segmenters]
     palette = class_palette(info.ignore_index)
     hidden = images.table["patient_id"].isin(set(unknown)).to_numpy()
+    if on_progress:
+        on_progress(0, len(images))
     for start in range(0, len(images), _IMAGES_AT_ONCE):
         rows = range(start, min(start + _IMAGES_AT_ONCE, len(images)))
         batch = np.stack([images.read_image(row, image_px) for row in rows])

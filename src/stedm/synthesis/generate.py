@@ -64,7 +64,8 @@ def synthesize(
         memory: what decoded style images may take in this process (None = what all other folders share).
         pseudonymise: no id of a patient and no name of a source image in the table; the images can then not be drawn
             again from it.
-        on_progress: called with (images drawn, images of this shard); those of the last batch may still be written.
+        on_progress: called with (images drawn, images of this shard), first with those that were there; those of the
+            last batch may still be written.
 
     Returns:
         True when the set is complete (metadata.csv is then written), False while other shards have work left.
@@ -97,6 +98,8 @@ def synthesize(
             tuple(name for name in names if file_name(name) != name),
         )
         drawn = (missing[number] for number, _ in pool.run(job, missing))
+    if on_progress:
+        on_progress(done, total)  # else the first batch would seem to have been there
     for batch in drawn:
         done += len(batch)
         if on_progress:
