@@ -376,6 +376,7 @@ MISTAKES = {
     "no image, no patient": ("a,b\n1,2\n", "no column names images"),
     "too long a row": ("image,patient\nP0_0,1,3\n", "not readable as a table"),
     "no rows": ("image,patient\n", "no rows"),
+    "a column twice": ("image;patient;patient\nP0_0;1;2\n", "column patient is there twice"),
     "a split of its own": ("image,patient,split\nP0_0,1,x\nP0_1,1,x\nP1_0,2,x\nP1_1,2,x\n", "none of train"),
 }
 
@@ -392,9 +393,10 @@ def test_mistakes_in_tables_are_named(folder, tmp_path, kind):
 
 def test_without_patients_each_image_is_one_and_a_warning_says_so(folder, tmp_path):
     source = folder(lambda path, objects: save(path, (objects > 0).astype(np.uint8)), n_patients=3)
-    done = import_dataset(source, tmp_path / "d")
+    done = import_dataset(source, tmp_path / "d", mpp=40)
     assert len(DatasetFolder.open(tmp_path / "d").patients()) == 6
     assert "each image counts as one" in " ".join(done.warnings)
+    assert "40 microns per pixel, by --mpp: a magnification?" in " ".join(done.warnings)
 
 
 # ---- splits -------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from stedm.io.images import LARGEST_WHOLE_PX, class_palette, image_mpp, image_si
 from stedm.io.tables import alike
 
 Tick = Callable[[int, int], None]
+_COARSE_MPP = 10.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def understand(
     notes += _decide_split(rows, sources, split, numbers, seed)
     with naming(source.root):
         sizes = {i.key: image_size(i.path.parent, i.path.name, LARGEST_WHOLE_PX) for i in source.images}
-    _fill_mpp(rows, source, sources, mpp)
+    notes += _fill_mpp(rows, source, sources, mpp)
     return Understood(source, labels, rows, sizes, sources, fractions, notes, people.unused)
 
 
@@ -240,7 +241,7 @@ def _doubts(rows: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _fill_mpp(rows: pd.DataFrame, source: Source, sources: dict[str, str], mpp: float | None) -> None:
+def _fill_mpp(rows: pd.DataFrame, source: Source, sources: dict[str, str], mpp: float | None) -> list[str]:
     path_of = {image.key: image.path for image in source.images}
     facts = {image.key: image.facts for image in source.images}
     if mpp is not None:
@@ -257,6 +258,9 @@ def _fill_mpp(rows: pd.DataFrame, source: Source, sources: dict[str, str], mpp: 
         steps = [float(facts[key].get("downsample", 1)) for key in rows["key"]]
         if "slide_mpp" not in rows and any(step != 1 for step in steps):
             rows["slide_mpp"] = rows["mpp"] / steps
+        if (coarsest := rows["mpp"].max()) >= _COARSE_MPP:
+            return [f"{coarsest:g} microns per pixel, by {sources['mpp']}: a magnification? 40x has 0.25 microns"]
+    return []
 
 
 # ---- what is written --------------------------------------------------------------------------------------------

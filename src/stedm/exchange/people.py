@@ -1,5 +1,6 @@
 """Whose images they are: a table (CSV or Excel) with a row an image or a row a patient, or a pattern of file names."""
 
+import csv
 import io
 import re
 import warnings
@@ -14,6 +15,7 @@ import pandas as pd
 from stedm.errors import StedmError
 from stedm.exchange.source import SourceImage, normal, some, split_word
 from stedm.io.files import require_file, visible_files
+from stedm.io.tables import refuse_columns_twice
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".xlsm", ".ods")
 _ROLES = {
@@ -80,7 +82,7 @@ def read_people(path: Path) -> pd.DataFrame:
     try:
         require_file(path)
         table = _workbook(path) if path.suffix.lower() in TABLE_SUFFIXES[3:] else _separated(path)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+    except (OSError, ValueError, csv.Error, pd.errors.ParserWarning) as error:
         raise StedmError(f"{path}: not readable as a table ({' '.join(str(error).split())}); save it as CSV") from error
     table = table.rename(columns=lambda name: str(name).strip().strip('"'))
     table = table.apply(lambda column: column.str.strip())
@@ -104,6 +106,7 @@ def _separated(path: Path) -> pd.DataFrame:
         lines = lines.split("\n", 1)[1]
     head = lines.split("\n", 1)[0]
     separator = max(",;\t|", key=head.count)
+    refuse_columns_twice(path, head, separator)
     how = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "index_col": False}
     with warnings.catch_warnings():
         # Pandas only warns of rows longer than the header, and drops their end.

@@ -26,9 +26,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         for separator, name in (";", "a semicolon"), ("\t", "a tab"):
             if head.count(separator) > head.count(","):
                 raise StedmError(f"{path}: the separator is {name}; save the table with commas")
-        names = [name.strip() for name in next(csv.reader([head]), [])]
-        if twice := sorted({name for name in names if name and names.count(name) > 1}):
-            raise StedmError(f"{path}: column {', '.join(twice)} is there twice; keep one")
+        refuse_columns_twice(path, head)
         table = read_cells(path).rename(columns=str.strip)
         # Spreadsheets write rows of commas behind the last one that is filled.
         filled = np.flatnonzero((table != "").any(axis=1))
@@ -37,6 +35,13 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise StedmError(
             f"{path}: not readable ({' '.join(str(error).split())}); save it as CSV with commas, in UTF-8"
         ) from error
+
+
+def refuse_columns_twice(path: Path, head: str, separator: str = ",") -> None:
+    """`StedmError` for a header that names a column twice, of which pandas would take the first."""
+    names = [name.strip() for name in next(csv.reader([head], delimiter=separator), [])]
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise StedmError(f"{path}: column {', '.join(twice)} is there twice; keep one")
 
 
 def read_cells(path: Path) -> pd.DataFrame:
