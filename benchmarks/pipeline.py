@@ -24,7 +24,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from torch.utils.data import default_collate
+from torchvision.io import decode_image
 
 from stedm.config import DiffusionConfig, PhantomConfig, RecolourConfig, RunConfig, StyleConfig, load_config
 from stedm.data.check import examine
@@ -193,9 +195,24 @@ def ms(n: int, action: Callable[[], object]) -> float:
     return 1e3 * processor_seconds(lambda: [action() for _ in range(n)]) / n
 
 
+def decoders() -> dict[str, Callable[[Path], object]]:
+    """Others than the one that stedm uses, and that one alone, without what it looks at in the file's head."""
+    found: dict[str, Callable[[Path], object]] = {
+        "Pillow alone": lambda path: np.array(Image.open(path)),
+        "torchvision": lambda path: decode_image(str(path)),
+    }
+    try:
+        import imagecodecs  # with the extra `slides`
+
+        found["imagecodecs"] = lambda path: imagecodecs.png_decode(path.read_bytes())
+    except ImportError:
+        pass
+    return found
+
+
 def png(folder: Path, n: int) -> None:
     generator = np.random.default_rng(0)
-    smooth = DatasetFolder.open(phantom(folder / "512", 512)).read_image(0)
+    smooth = DatasetFolder.open(phantom(folder / "one", 512, 1)).read_image(0)
     noisy = np.clip(smooth + generator.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
     path = folder / "one.png"
     print("\none image of 512 px, ms of processor")
@@ -204,8 +221,13 @@ def png(folder: Path, n: int) -> None:
             write = ms(n, partial(write_png, path, image, compress_level=level))
             read = ms(n, partial(read_image_file, folder, "one.png"))
             print(
-                f"  {title}, level {level}: write {write:6.1f}, read {read:5.1f}, {path.stat().st_size / 1e3:,.0f} kB"
+                f"  {title}, level {level}: write {write:6.1f}, read {read:5.1f}, {path.stat().st_size / 1e3:,.0f} kB; "
+                + ", ".join(f"{name} {ms(n, partial(decode, path)):.1f}" for name, decode in decoders().items())
             )
+        write = ms(n, partial(write_tiff, folder / "one.tif", image))
+        read = ms(n, partial(read_image_file, folder, "one.tif"))
+        size = (folder / "one.tif").stat().st_size / 1e3
+        print(f"  {title}, TIFF:    write {write:6.1f}, read {read:5.1f}, {size:,.0f} kB")
     patch = random_patch(smooth, generator)
     print(f"  tissue of a patch: {ms(n, partial(tissue_fraction, patch)):.2f}")
 

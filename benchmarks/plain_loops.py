@@ -334,7 +334,7 @@ def inference(folder: Path, pairs: int) -> None:
 
 
 PAIRS = {training: 8, segmenter: 8, tiling: 4, inference: 3}
-"""Few: all of them take about two minutes of processor, also where others have most of it."""
+"""Few: all take forty seconds of processor together, and end in minutes where others have most of it."""
 
 
 def main() -> None:

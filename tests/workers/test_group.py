@@ -98,13 +98,14 @@ def test_a_run_by_two_processes_is_that_of_one_and_the_first_alone_writes(tmp_pa
     assert "report.html" in (tmp_path / "written-0").read_text()
     assert (tmp_path / "written-1").read_text() == ""
     Experiment(load_config(config), tmp_path / "alone", Reporter(quiet=True)).train_segmenters()
-    # Samples and noise belong to the sample: two processes change rounding only.
+    # Samples and noise belong to the sample: two processes change rounding only. AdamW makes a whole step of a gradient
+    # that is nearly none, so that a weight by itself may differ more than all of a tensor.
     assert _losses(tmp_path / "run") == pytest.approx(_losses(tmp_path / "alone"), rel=1e-4)
     weights = [
         load_file(tmp_path / run / "model/denoiser/diffusion_pytorch_model.safetensors") for run in ("run", "alone")
     ]
     for name, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-5)
+        assert (value - weights[1][name]).norm() <= 1e-3 * weights[1][name].norm() + 1e-5, name
     for arm in ("ssl", "real+synthetic"):
         # Batch normalisation and Dice see the half of a batch that a process has; so does augmentation.
         two, one = (_losses(tmp_path / run / "segmenters" / arm / "seed-0") for run in ("run", "alone"))
