@@ -132,7 +132,8 @@ def write_cohorts(folders: list[tuple[str | None, Path]], target: Path) -> str:
     add_cohorts(summary, counts, evaluation)
     write_json(target / "summary.json", summary)
     save_png(target / "arms.png", arms_figure(per_patient(counts)), dpi=110)
-    (target / "report.html").unlink()
+    for name in ("report.html", "manifest.json"):  # of another summary
+        (target / name).unlink()
     lines = [tables(target), *_comparisons(summary["comparisons"])]
     for name, group in summary.get("groups", {}).items():
         lines += [
