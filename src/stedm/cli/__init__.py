@@ -349,7 +349,7 @@ def quality(
 
 @app.command()
 def compare(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT REPORT ...", help="Report folders.")],
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT REPORT ...", help="Report folders, or runs.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="report.html")],
     overwrite: Overwrite = False,
 ) -> None:
