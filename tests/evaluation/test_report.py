@@ -192,6 +192,33 @@ def test_verdict_speaks_of_groups_and_of_those_who_lose():
     assert any(s.startswith("Patients who lose most: p01 (−0.020), ") and s.count("p") == 5 for s in verdict.sentences)
 
 
+@pytest.mark.parametrize(
+    ("unseen", "annotated", "word", "shade"),
+    [
+        (
+            0.2,
+            -0.006,
+            "It helped patients of unseen categories and slightly hurt patients of annotated categories",
+            "better",
+        ),
+        (
+            0.006,
+            -0.006,
+            "It slightly helped patients of unseen categories and slightly hurt patients of annotated",
+            "mixed",
+        ),
+        (0.006, 0.006, "It slightly helped", "better"),
+        (-0.2, -0.2, "It hurt", "worse"),
+    ],
+)
+def test_a_difference_below_a_hundredth_is_called_slight(unseen, annotated, word, shade):
+    gain = np.where(np.arange(14) % 2 == 0, unseen, annotated)
+    counts = make_counts({"real": BASE, "real+synthetic": np.clip(BASE + gain, 0, 1)})
+    verdict = judge(summarise(with_groups(counts, {"3"}), CONFIG), CONFIG)
+    assert verdict.word.startswith(word)
+    assert verdict.shade == shade
+
+
 def test_caveats_for_few_patients_and_one_seed():
     few = verdict_of({"real": BASE[:7], "real+synthetic": BASE[:7] + np.r_[-0.01, -0.01, np.full(5, 0.1)]}, seeds=[0])
     assert any("Only 7 patients" in sentence for sentence in few.sentences)

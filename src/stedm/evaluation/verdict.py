@@ -1,11 +1,12 @@
 """What the numbers of a run allow to say, in plain words that were fixed beforehand."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stedm.config import DiffusionConfig, EvaluationConfig
 from stedm.evaluation.numbers import capital, interval, p_value, percent, shown, signed
-from stedm.evaluation.stats import BASELINES
+from stedm.evaluation.stats import BASELINES, NOTED_LOSS
 
 # Arms that differ in the synthetic images alone: the comparisons the verdict speaks of.
 LIKE_FOR_LIKE = {
@@ -77,8 +78,7 @@ def judge(summary: dict, evaluation: EvaluationConfig) -> Verdict:
     groups = _groups(main, summary)
     if groups:
         sentences.insert(0, _group_sentence(main, groups, evaluation))
-    tones = {_whose(name, evaluation): _tone(group, evaluation) for name, group in groups.items()}
-    word, shade = _word(_tone(main, evaluation), tones)
+    word, shade = _word(main, {_whose(name, evaluation): group for name, group in groups.items()}, evaluation)
     ahead = find(summary, main["a"], strongest) if strongest and strongest != main["b"] else None
     if ahead is not None and shade in ("better", "mixed") and _tone(ahead, evaluation) == "worse":
         # Who reads this line alone should not go away with the weaker network.
@@ -151,16 +151,40 @@ def _whose(name: str, evaluation: EvaluationConfig) -> str:
     return f"patients of {name}" if evaluation.unit == "patient" else name
 
 
-def _word(tone: str, groups: dict[str, str]) -> tuple[str, str]:
-    """Whom it helped and hurt, and how that is to be taken: better, worse, unclear or mixed."""
-    found = {kind: [name for name, value in groups.items() if value == kind] for kind in ("better", "worse")}
-    verbs = {"better": "helped", "worse": "hurt"}
+def _word(main: dict, groups: dict[str, dict], evaluation: EvaluationConfig) -> tuple[str, str]:
+    """Whom it helped and hurt, and how that is to be taken: better, worse, unclear or mixed.
+
+    What is below `NOTED_LOSS` happened slightly: a slight loss of some beside a gain of others is named, and not mixed.
+    """
+    tones = {name: _tone(group, evaluation) for name, group in groups.items()}
+    found = {kind: [name for name, tone in tones.items() if tone == kind] for kind in ("better", "worse")}
     if not groups or any(len(names) == len(groups) for names in found.values()) or not any(found.values()):
-        only = next((kind for kind, names in found.items() if names and len(names) == len(groups)), tone)
-        return {"better": "It helped", "worse": "It hurt", "unclear": "No evidence that it helps or hurts"}[only], only
-    told = [f"{verbs[kind]} {' and '.join(names)}" for kind, names in found.items() if names]
+        whole = _tone(main, evaluation)
+        only = next((kind for kind, names in found.items() if names and len(names) == len(groups)), whole)
+        if only == "unclear":
+            return "No evidence that it helps or hurts", only
+        return f"It {_did(only, [main])}", only
+    told = [
+        f"{_did(kind, [groups[name] for name in names])} {' and '.join(names)}"
+        for kind, names in found.items()
+        if names
+    ]
     shades = [kind for kind, names in found.items() if names]
-    return "It " + " and ".join(told), shades[0] if len(shades) == 1 else "mixed"
+    if len(shades) > 1:
+        slight = {kind: _slight([groups[name] for name in names]) for kind, names in found.items()}
+        shade = "better" if slight["worse"] and not slight["better"] else "mixed"
+    else:
+        shade = shades[0]
+    return "It " + " and ".join(told), shade
+
+
+def _did(kind: str, entries: list[dict]) -> str:
+    return ("slightly " if _slight(entries) else "") + {"better": "helped", "worse": "hurt"}[kind]
+
+
+def _slight(entries: Iterable[dict]) -> bool:
+    """Whether all differences are smaller than a patient's that would be named."""
+    return all(abs(entry["delta_mean"]) < NOTED_LOSS for entry in entries)
 
 
 def _spread(entry: dict, units: str) -> str:
