@@ -22,7 +22,7 @@ _REMEDIES = {
     errno.EIO: f"look after this disk and {_AGAIN}",
 }
 # Writers in C and Rust name the error in words; NumPy tells only how much it has written, torch where it is.
-_NUMBER = re.compile(r"\b(?:os error|errno) (\d+)\b", re.IGNORECASE)
+_NUMBER = re.compile(r"\b(?:os error|errno|Os \{ code:) (\d+)\b", re.IGNORECASE)
 _FULL = re.compile(r"No space left|unexpected pos \d+ vs \d+|\d+ requested and \d+ written")
 
 
