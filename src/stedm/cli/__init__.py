@@ -36,7 +36,7 @@ from stedm.workers.group import as_one
 
 _AGAIN = {
     **dict.fromkeys(("run", "demo", "train", "tile", "synthesize"), " to resume"),
-    "segment": ": slides that are done are skipped",
+    "segment": ": slides that are done are skipped, images are done anew",
 }
 _ANEW = ": it begins anew"
 """What an interrupted verb does when it is called again."""
