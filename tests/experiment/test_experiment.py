@@ -581,7 +581,8 @@ def test_teachers_label_images_for_self_training(closed_dataset, tmp_path, tiny_
     assert all(found.table["source_image_file_name"].tolist() == unlabeled for found in labels)
     assert all(len(list(folder.glob("predictors/*/model/config.json"))) == 2 for folder in rounds)
     # The last round's labels are the vote of its own teachers, for every pixel.
-    teachers = [load_segmenter(path)[0] for path in sorted(rounds[1].glob("predictors/*/model"))]
+    at = {"machine": MachineConfig()}  # in the precision that the run has
+    teachers = [load_segmenter(path, **at)[0] for path in sorted(rounds[1].glob("predictors/*/model"))]
     images = np.stack([labels[1].read_image(row) for row in range(len(unlabeled))])
     masks = np.stack([labels[1].read_mask(row) for row in range(len(unlabeled))])
     assert np.array_equal(vote(teachers, images).argmax(1), masks)

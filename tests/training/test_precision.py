@@ -23,6 +23,17 @@ def test_auto_asks_the_machine(monkeypatch, capabilities, expected):
     assert resolve_precision("auto", CPU) == expected
 
 
+@pytest.mark.parametrize(
+    ("channels", "dilation", "expected"), [(24, 2, "fp32"), (24, 1, "bf16"), (32, 2, "bf16"), (24, (1, 4), "fp32")]
+)
+def test_a_network_whose_gradients_bf16_breaks_is_trained_in_fp32(monkeypatch, channels, dilation, expected):
+    """Weights of dilated convolutions had NaN for a gradient: the first step of such a network ended its training."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    network = torch.nn.Sequential(torch.nn.Conv2d(channels, channels, 3, dilation=dilation))
+    assert resolve_precision("auto", CPU, network) == expected
+    assert resolve_precision("auto", CPU) == resolve_precision("bf16", CPU, network) == "bf16"
+
+
 def test_torch_that_can_not_tell_means_fp32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert resolve_precision("auto", CPU) == "fp32"

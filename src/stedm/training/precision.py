@@ -3,12 +3,15 @@
 import contextlib
 
 import torch
+from torch import nn
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: str, device: torch.device, trained: nn.Module | None = None) -> str:
     """`auto`, `fp32`, `bf16` or `fp16` to one of the latter three.
+
+    trained: the network whose training is asked for, if it is one.
 
     `auto` takes bf16 on GPUs that have it and on CPUs that are fast at it: with AMX, or AMD's with AVX-512 BF16 (a step
     of training takes 0.6 to 0.7 of the time, `benchmarks/precision.py`). Intel's AVX-512 BF16 without AMX, as virtual
@@ -23,8 +26,18 @@ def resolve_precision(name: str, device: torch.device) -> str:
         # torch < 2.10 can't tell; fp32 is right everywhere.
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         full_rate = capabilities.get("avx512_bf16") and "intel" not in str(capabilities.get("cpu_name")).lower()
-        return "bf16" if capabilities.get("amx_bf16") or full_rate else "fp32"
+        fast = capabilities.get("amx_bf16") or full_rate
+        return "bf16" if fast and not (trained and has_broken_gradient(trained)) else "fp32"
     return "fp32"
+
+
+def has_broken_gradient(network: nn.Module) -> bool:
+    """Whether bf16 on a CPU gives NaN for the gradient of a convolution's weights: dilated, channels_last, and channels
+    that are no multiple of 16 (torch 2.14.1, AVX-512 BF16; the forward pass is right)."""
+    return any(
+        isinstance(part, nn.Conv2d) and max(part.dilation) > 1 and (part.in_channels % 16 or part.out_channels % 16)
+        for part in network.modules()
+    )
 
 
 def autocast(name: str, device: torch.device) -> contextlib.AbstractContextManager:

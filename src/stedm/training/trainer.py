@@ -100,8 +100,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
         self.network = self.accelerator.prepare(network)
         # Gradients of float16 vanish unless the loss is scaled up; in other precisions this does nothing.
-        is_half = resolve_precision(self.machine.precision, self.device) == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
+        self._precision = resolve_precision(self.machine.precision, self.device, network)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._precision == "fp16")
         self.ema = None
         if ema_decay is not None:
             from diffusers.training_utils import EMAModel  # seconds, which segmenters save
@@ -155,7 +155,7 @@ class Trainer:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Context for the forward pass, in the precision of the run."""
-        return autocast(self.machine.precision, self.device)
+        return autocast(self._precision, self.device)
 
     def step(self, loss: torch.Tensor) -> None:
         """Backward; with the last part of a batch also clip, optimizer, average, log, checkpoint."""
@@ -225,9 +225,10 @@ class Trainer:
         """The loss of the step, over all processes; not in every step, for a GPU is waited for here."""
         self._last_loss = float(self.accelerator.reduce(self._loss, "mean"))
         if not math.isfinite(self._last_loss):
-            raise StedmError(
-                f"{self.folder}: the loss became {self._last_loss} by step {self.step_done}; lower the learning rate"
-            )
+            what_to_do = "lower the learning rate"
+            if self._precision != "fp32":
+                what_to_do += ", or compute exactly (machine.precision=fp32)"
+            raise StedmError(f"{self.folder}: the loss became {self._last_loss} by step {self.step_done}; {what_to_do}")
 
     def _log(self) -> None:
         row = {
