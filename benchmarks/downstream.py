@@ -174,9 +174,7 @@ class Comparison:
 
     def _link_to_paint(self, drawn: RunConfig, folder: Path, reporter: Reporter) -> None:
         """Make what a run has before its last round paints that of the runs which have the same."""
-        self._link_first_model(drawn, folder, reporter)
-        if drawn.rounds.last > 1:
-            self._link_rounds_before(drawn, folder, reporter)
+        self._link_before(drawn, folder, reporter)
         if drawn.rounds.last == 2:  # with more, what is done with votes is done in the rounds before the last, too
             votes, agreed = self._votes(drawn, reporter)
             _link_parts(folder, votes, VOTES)
@@ -190,8 +188,7 @@ class Comparison:
         with self._shared("votes", seen) as folder:
             experiment = Experiment(seen, folder, reporter)
             if not (folder / "agreement.csv").is_file():
-                self._link_first_model(seen, folder, reporter)
-                self._link_rounds_before(seen, folder, reporter)
+                self._link_before(seen, folder, reporter)
             return folder, experiment.last_round.agreement()
 
     def _second_model(self, drawn: RunConfig, votes: Path, agreed: pd.DataFrame, reporter: Reporter) -> Path:
@@ -203,11 +200,16 @@ class Comparison:
         with self._shared("second_models", trained) as folder:
             experiment = Experiment(trained, folder, reporter)
             if not (folder / "model/model_index.json").is_file():
-                self._link_first_model(trained, folder, reporter)
-                self._link_rounds_before(trained, folder, reporter)
+                self._link_before(trained, folder, reporter)
                 _link_parts(folder, votes, VOTES)
             experiment.last_round.model()
         return folder
+
+    def _link_before(self, drawn: RunConfig, folder: Path, reporter: Reporter) -> None:
+        """Make the first model and all rounds before the last those of other runs."""
+        self._link_first_model(drawn, folder, reporter)
+        if drawn.rounds.last > 1:
+            self._link_rounds_before(drawn, folder, reporter)
 
     def _link_first_model(self, drawn: RunConfig, folder: Path, reporter: Reporter) -> None:
         """Make the diffusion model of the first round that of the other runs."""
