@@ -40,7 +40,7 @@ from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.agenda import agenda
 from stedm.experiment.context import RunContext
-from stedm.experiment.folder import check_unchanged, claim, nothing_left_if_refused, read_provenance
+from stedm.experiment.folder import check_unchanged, claim, nothing_left_if_refused, read_provenance, write_config
 from stedm.experiment.inputs import check_files
 from stedm.experiment.resolve import check_first_stage, first_stage_text, resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
@@ -128,8 +128,12 @@ class Experiment:
 
     def check(self) -> None:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
+        begun = claim(self.folder, self.config)  # until now another process may have been at work here
         with nothing_left_if_refused(self.folder):
+            if not begun:
+                write_config(self.folder, self.config)
             self._check()
+            write_config(self.folder, self.config)
 
     def _check(self) -> None:
         context = self.context
