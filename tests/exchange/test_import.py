@@ -16,6 +16,9 @@ from stedm.data.check import examine
 from stedm.data.folder import DatasetFolder
 from stedm.errors import DiskError, StedmError
 from stedm.exchange.api import closing_text, import_dataset
+from stedm.exchange.exporting import export_dataset
+from stedm.exchange.importing import open_source, understand
+from stedm.exchange.people import find_people
 from stedm.seeds import numpy_generator
 
 SIDE = 48
@@ -530,6 +533,37 @@ def test_nnunet_of_both_versions(tmp_path):
     (root / "imagesTr" / "case0_0001.png").write_bytes((root / "imagesTr" / "case0_0000.png").read_bytes())
     with pytest.raises(StedmError, match="several channels"):
         import_dataset(root, tmp_path / "e")
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_written(tmp_path):
+    root = tmp_path / "s"
+    for number, end in enumerate(("Tr", "Ts")):  # numbered from 0 in both
+        image, objects = tissue(number)
+        save(root / f"images{end}" / "case_0_0000.png", image)
+        save(root / f"labels{end}" / "case_0.png", (objects > 0).astype(np.uint8))
+    (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "gland": 1}}))
+    with pytest.raises(StedmError, match=r"s: case_0 is an image twice in it; keep one, or rename the other"):
+        open_source(root)
+
+
+def test_coco_files_of_another_machine_lead_to_their_own_images(tmp_path):
+    """Both were taken for the first file of that name."""
+    pytest.importorskip("pycocotools.mask")
+    for number, folder in enumerate("AB"):
+        save(tmp_path / folder / "1.png", tissue(number)[0])
+
+    def opened(*names: str):
+        images = [{"id": i, "file_name": name, "height": 8, "width": 8} for i, name in enumerate(names)]
+        content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "gland"}]}
+        licences = [{"id": 1, "url": "https://creativecommons.org"}, "MIT", None, {"name": "CC0"}]
+        (tmp_path / "c.json").write_text(json.dumps(content | {"licenses": licences}))
+        return open_source(tmp_path)
+
+    source = opened("/there/A/1.png", "D:\\there\\b\\1.png")
+    assert [image.path.parent.name for image in source.images] == ["A", "B"]
+    assert source.licence == "CC0"
+    with pytest.raises(StedmError, match=r"image there/1\.png may be A/1\.png, B/1\.png; write into file_name which"):
+        opened("there/1.png")
 
 
 def test_coco_polygons_and_run_lengths(tmp_path):
