@@ -690,6 +690,20 @@ def test_what_was_exported_comes_back_the_same(tiny_dataset, tmp_path, to, capsy
         assert row["mask"] is None or (found["mask"] == row["mask"]).all()
 
 
+@pytest.mark.parametrize("to", ["nnunet", "coco", "imagefolder"])
+def test_columns_of_ones_own_are_exported_too(tiny_dataset, tmp_path, to):
+    """Of parquet's whole numbers some may be missing; a column `image` is not the names of the exported files."""
+    root = tiny_dataset()
+    table = pd.read_csv(root / "metadata.csv", dtype=str, keep_default_na=False)
+    ages = pd.array([50, *[None] * (len(table) - 1)], dtype="Int64")
+    table.assign(age=ages, image="as scanned").to_parquet(root / "metadata.parquet")
+    (root / "metadata.csv").unlink()
+    export_dataset(root, tmp_path / "out", to)
+    written = pd.read_csv(tmp_path / "out/patients.csv", dtype=str, keep_default_na=False)
+    assert written["image"].tolist() == [Path(name).stem for name in table["image_file_name"]]
+    assert [float(age) for age in written["age"] if age] == [50]
+
+
 def test_an_exported_image_folder_is_read_by_hugging_face_with_its_splits(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
