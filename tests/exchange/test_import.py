@@ -482,6 +482,14 @@ def test_a_dry_run_writes_the_sheet_alone_and_other_files_are_not_written_over(f
         assert message in capsys.readouterr().err
 
 
+def test_the_folder_that_one_is_in_is_refused_in_a_line(tmp_path, monkeypatch):
+    source = _pairs(tmp_path / "s", ["0", "1"])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(StedmError, match="has no name of its own; give a new folder for the dataset"):
+        import_dataset(source, Path("."))
+
+
 def test_a_disk_that_is_full_once_the_dataset_is_written_says_so(folder, tmp_path, monkeypatch):
     source = folder(lambda path, objects: save(path, (objects > 0).astype(np.uint8)))
 
