@@ -236,6 +236,15 @@ def test_what_can_be_meant_in_two_ways_is_one_line_and_nothing_is_written(folder
     assert not (tmp_path / "d").exists()
 
 
+def test_names_of_classes_are_read_as_windows_writes_them(tmp_path):
+    source = _pairs(tmp_path / "s", ["0", "1"])
+    (source / "classes.txt").write_bytes("Hintergrund\r\nDr\u00fcse\r\n".encode("cp1252"))
+    assert understand(open_source(source)).labels.classes == ["Hintergrund", "Dr\u00fcse"]
+    (source / "classes.txt").write_bytes(b"\x81")
+    with pytest.raises(StedmError, match=r"classes\.txt: not readable as text"):
+        understand(open_source(source))
+
+
 # ---- where masks lie ----------------------------------------------------------------------------------------------
 
 
@@ -372,6 +381,53 @@ def test_numbers_of_patients_are_not_taken_for_names_of_images(tmp_path):
     assert (table["patient_id"].astype(int) == (numbers + 1) // 2).all()
 
 
+def _pairs(root: Path, names: list[str]) -> Path:
+    """Images and masks of one class in two folders, under these names."""
+    for number, name in enumerate(names):
+        image, objects = tissue(number)
+        save(root / "images" / f"{name}.png", image)
+        save(root / "masks" / f"{name}.png", (objects > 0).astype(np.uint8))
+    return root
+
+
+def _patients(source: Path, text: str) -> dict[str, str]:
+    (source.parent / "t.csv").write_text(text)
+    people = find_people(source, open_source(source).images, str(source.parent / "t.csv"))
+    return {key: facts["patient_id"] for key, facts in people.facts.items()}
+
+
+def test_the_number_of_an_image_is_not_taken_for_a_patient(tmp_path):
+    """Patient 1's second image went to patient 2."""
+    source = _pairs(tmp_path / "s", ["1_1", "1_2", "2_1", "2_2"])
+    with pytest.raises(StedmError, match=r"several patients of column patient are part of the name of 1_2, 2_1;"):
+        _patients(source, "patient,grade\n1,a\n2,b\n")
+    # An id that is a part of another one is no doubt.
+    longer = _pairs(tmp_path / "l" / "s", ["A_0", "A-1_0", "A-1_A-1"])
+    assert _patients(longer, "patient\nA\nA-1\n") == {"A_0": "A", "A-1_0": "A-1", "A-1_A-1": "A-1"}
+
+
+@pytest.mark.parametrize("head", ["image,patient_age,case_id", "image,Patient sex,Patient"])
+def test_what_is_known_of_a_patient_is_not_taken_for_its_id(tmp_path, head):
+    source = _pairs(tmp_path / "s", ["0", "1"])
+    assert _patients(source, f"{head}\n0.png,50,C0\n1.png,50,C1\n") == {"0": "C0", "1": "C1"}
+
+
+def test_a_table_may_name_images_by_their_folders(tmp_path):
+    source = _pairs(tmp_path / "s", ["A/1", "A/2", "B/1"])
+    for folder in ("images/", "./images/", "C:\\data\\images\\", str(source / "images") + "/"):
+        rows = [f"{folder}{name}.png,P{name[0]}" for name in ("A/1", "A/2", "B/1")]
+        assert _patients(source, "\n".join(["file,patient", *rows])) == {"A/1": "PA", "A/2": "PA", "B/1": "PB"}
+
+
+def test_of_several_tables_in_the_folder_the_one_with_patients_is_taken(tmp_path):
+    source = _pairs(tmp_path / "s", ["0", "1"])
+    (source / "features.csv").write_text("image,area\n0,7\n1,8\n")
+    (source / "~$patients.xlsx").write_bytes(b"what Excel keeps beside an open table")
+    (source / "patients.csv").write_text("image,patient\n0,X\n1,X\n")
+    people = find_people(source, open_source(source).images, None)
+    assert people.facts == {"0": {"patient_id": "X"}, "1": {"patient_id": "X"}}
+
+
 MISTAKES = {
     "a row is missing": ("image,patient\nP0_0,1\nP0_1,1\nP1_0,2\n", "no row for P1_1"),
     "no patient in a row": ("image,patient\nP0_0,1\nP0_1,1\nP1_0,2\nP1_1,\n", "no patient for P1_1"),
@@ -432,6 +488,18 @@ def test_a_split_that_the_source_says_is_kept_where_patients_are_whole(folder, t
     import_dataset(source, tmp_path / "d", patients=str(tmp_path / "t.csv"))
     table = DatasetFolder.open(tmp_path / "d").table.drop_duplicates("patient_id").set_index("patient_id")["split"]
     assert table.tolist() == ["train", "train", "unlabeled", "unlabeled", "val", "test", "test", "test"]
+
+
+def test_a_split_that_is_left_aside_is_said(tmp_path):
+    source = _pairs(tmp_path / "s", [f"P{number}" for number in range(8)])
+    rows = "".join(f"P{number},{'' if number == 3 else ('train', 'test')[number % 2]}\n" for number in range(8))
+    (source / "t.csv").write_text(f"image,split\n{rows}")
+    said = understand(open_source(source)).notes
+    assert "the split by t.csv, column split is not taken: it has none for P3; one by patient is proposed" in said
+    assert not any("is not taken" in note for note in understand(open_source(source), split="propose").notes)
+    folds = _pairs(tmp_path / "f", ["train/P1_0", "fold/P2_0"])
+    with pytest.raises(StedmError, match=r"'fold' of P2_0\.png is none of train, unlabeled, val, test"):
+        understand(open_source(folds), patients="{split}/{patient}_*")
 
 
 # ---- how they are stored ------------------------------------------------------------------------------------------
