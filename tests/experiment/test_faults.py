@@ -17,7 +17,7 @@ from filelock import FileLock
 
 import stedm
 from stedm.cli import main
-from stedm.config import RunConfig, parse_config, to_yaml
+from stedm.config import EvaluationConfig, RunConfig, parse_config, to_yaml
 from stedm.data.folder import write_png
 from stedm.errors import DiskError, StedmError
 from stedm.evaluation.text import closing_text, summary_text
@@ -113,6 +113,12 @@ def test_a_complete_run_in_a_read_only_folder_is_printed_and_others_are_one_line
         assert _mount(disk, "remount,ro")
         line = ends_with(1)
         assert re.fullmatch(f"stedm: {disk}/run/[^ ]*: {READ_ONLY}.*\n", line), line
+
+
+def test_a_report_of_other_settings_is_not_what_was_asked_for(config, whole):
+    assert Experiment(config, whole, Reporter(quiet=True)).finished()["arms"].keys() == {"real", "real+synthetic"}
+    by_category = config.model_copy(update={"evaluation": EvaluationConfig(unit="category")})
+    assert Experiment(by_category, whole, Reporter(quiet=True)).finished() is None
 
 
 _opened_code: list[str] | None = None

@@ -59,9 +59,14 @@ def claim(folder: Path, config: RunConfig) -> bool:
 
 def write_config(folder: Path, config: RunConfig) -> None:
     """Have config.yaml say what runs now; for who works in the folder alone."""
-    path, text = folder / "config.yaml", _text(config)
-    if not path.is_file() or path.read_bytes() != text.encode():
-        write_text(path, text)
+    if not is_configured(folder, config):
+        write_text(folder / "config.yaml", _text(config))
+
+
+def is_configured(folder: Path, config: RunConfig) -> bool:
+    """Whether config.yaml says just this."""
+    path = folder / "config.yaml"
+    return path.is_file() and path.read_bytes() == _text(config).encode()
 
 
 def _text(config: RunConfig) -> str:
