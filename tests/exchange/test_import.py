@@ -16,6 +16,9 @@ from stedm.data.check import examine
 from stedm.data.folder import DatasetFolder
 from stedm.errors import DiskError, StedmError
 from stedm.exchange.api import closing_text, import_dataset
+from stedm.exchange.exporting import export_dataset
+from stedm.exchange.importing import open_source, understand
+from stedm.exchange.people import find_people
 from stedm.seeds import numpy_generator
 
 SIDE = 48
@@ -233,6 +236,15 @@ def test_what_can_be_meant_in_two_ways_is_one_line_and_nothing_is_written(folder
     assert not (tmp_path / "d").exists()
 
 
+def test_names_of_classes_are_read_as_windows_writes_them(tmp_path):
+    source = _pairs(tmp_path / "s", ["0", "1"])
+    (source / "classes.txt").write_bytes("Hintergrund\r\nDr\u00fcse\r\n".encode("cp1252"))
+    assert understand(open_source(source)).labels.classes == ["Hintergrund", "Dr\u00fcse"]
+    (source / "classes.txt").write_bytes(b"\x81")
+    with pytest.raises(StedmError, match=r"classes\.txt: not readable as text"):
+        understand(open_source(source))
+
+
 # ---- where masks lie ----------------------------------------------------------------------------------------------
 
 
@@ -369,6 +381,53 @@ def test_numbers_of_patients_are_not_taken_for_names_of_images(tmp_path):
     assert (table["patient_id"].astype(int) == (numbers + 1) // 2).all()
 
 
+def _pairs(root: Path, names: list[str]) -> Path:
+    """Images and masks of one class in two folders, under these names."""
+    for number, name in enumerate(names):
+        image, objects = tissue(number)
+        save(root / "images" / f"{name}.png", image)
+        save(root / "masks" / f"{name}.png", (objects > 0).astype(np.uint8))
+    return root
+
+
+def _patients(source: Path, text: str) -> dict[str, str]:
+    (source.parent / "t.csv").write_text(text)
+    people = find_people(source, open_source(source).images, str(source.parent / "t.csv"))
+    return {key: facts["patient_id"] for key, facts in people.facts.items()}
+
+
+def test_the_number_of_an_image_is_not_taken_for_a_patient(tmp_path):
+    """Patient 1's second image went to patient 2."""
+    source = _pairs(tmp_path / "s", ["1_1", "1_2", "2_1", "2_2"])
+    with pytest.raises(StedmError, match=r"several patients of column patient are part of the name of 1_2, 2_1;"):
+        _patients(source, "patient,grade\n1,a\n2,b\n")
+    # An id that is a part of another one is no doubt.
+    longer = _pairs(tmp_path / "l" / "s", ["A_0", "A-1_0", "A-1_A-1"])
+    assert _patients(longer, "patient\nA\nA-1\n") == {"A_0": "A", "A-1_0": "A-1", "A-1_A-1": "A-1"}
+
+
+@pytest.mark.parametrize("head", ["image,patient_age,case_id", "image,Patient sex,Patient"])
+def test_what_is_known_of_a_patient_is_not_taken_for_its_id(tmp_path, head):
+    source = _pairs(tmp_path / "s", ["0", "1"])
+    assert _patients(source, f"{head}\n0.png,50,C0\n1.png,50,C1\n") == {"0": "C0", "1": "C1"}
+
+
+def test_a_table_may_name_images_by_their_folders(tmp_path):
+    source = _pairs(tmp_path / "s", ["A/1", "A/2", "B/1"])
+    for folder in ("images/", "./images/", "C:\\data\\images\\", str(source / "images") + "/"):
+        rows = [f"{folder}{name}.png,P{name[0]}" for name in ("A/1", "A/2", "B/1")]
+        assert _patients(source, "\n".join(["file,patient", *rows])) == {"A/1": "PA", "A/2": "PA", "B/1": "PB"}
+
+
+def test_of_several_tables_in_the_folder_the_one_with_patients_is_taken(tmp_path):
+    source = _pairs(tmp_path / "s", ["0", "1"])
+    (source / "features.csv").write_text("image,area\n0,7\n1,8\n")
+    (source / "~$patients.xlsx").write_bytes(b"what Excel keeps beside an open table")
+    (source / "patients.csv").write_text("image,patient\n0,X\n1,X\n")
+    people = find_people(source, open_source(source).images, None)
+    assert people.facts == {"0": {"patient_id": "X"}, "1": {"patient_id": "X"}}
+
+
 MISTAKES = {
     "a row is missing": ("image,patient\nP0_0,1\nP0_1,1\nP1_0,2\n", "no row for P1_1"),
     "no patient in a row": ("image,patient\nP0_0,1\nP0_1,1\nP1_0,2\nP1_1,\n", "no patient for P1_1"),
@@ -431,6 +490,18 @@ def test_a_split_that_the_source_says_is_kept_where_patients_are_whole(folder, t
     assert table.tolist() == ["train", "train", "unlabeled", "unlabeled", "val", "test", "test", "test"]
 
 
+def test_a_split_that_is_left_aside_is_said(tmp_path):
+    source = _pairs(tmp_path / "s", [f"P{number}" for number in range(8)])
+    rows = "".join(f"P{number},{'' if number == 3 else ('train', 'test')[number % 2]}\n" for number in range(8))
+    (source / "t.csv").write_text(f"image,split\n{rows}")
+    said = understand(open_source(source)).notes
+    assert "the split by t.csv, column split is not taken: it has none for P3; one by patient is proposed" in said
+    assert not any("is not taken" in note for note in understand(open_source(source), split="propose").notes)
+    folds = _pairs(tmp_path / "f", ["train/P1_0", "fold/P2_0"])
+    with pytest.raises(StedmError, match=r"'fold' of P2_0\.png is none of train, unlabeled, val, test"):
+        understand(open_source(folds), patients="{split}/{patient}_*")
+
+
 # ---- how they are stored ------------------------------------------------------------------------------------------
 
 
@@ -477,6 +548,14 @@ def test_a_dry_run_writes_the_sheet_alone_and_other_files_are_not_written_over(f
         with pytest.raises(SystemExit):
             main([*verb[:4], str(tmp_path / path), *verb[5:]])
         assert message in capsys.readouterr().err
+
+
+def test_the_folder_that_one_is_in_is_refused_in_a_line(tmp_path, monkeypatch):
+    source = _pairs(tmp_path / "s", ["0", "1"])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(StedmError, match="has no name of its own; give a new folder for the dataset"):
+        import_dataset(source, Path("."))
 
 
 def test_a_disk_that_is_full_once_the_dataset_is_written_says_so(folder, tmp_path, monkeypatch):
@@ -530,6 +609,37 @@ def test_nnunet_of_both_versions(tmp_path):
     (root / "imagesTr" / "case0_0001.png").write_bytes((root / "imagesTr" / "case0_0000.png").read_bytes())
     with pytest.raises(StedmError, match="several channels"):
         import_dataset(root, tmp_path / "e")
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_written(tmp_path):
+    root = tmp_path / "s"
+    for number, end in enumerate(("Tr", "Ts")):  # numbered from 0 in both
+        image, objects = tissue(number)
+        save(root / f"images{end}" / "case_0_0000.png", image)
+        save(root / f"labels{end}" / "case_0.png", (objects > 0).astype(np.uint8))
+    (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "gland": 1}}))
+    with pytest.raises(StedmError, match=r"s: case_0 is an image twice in it; keep one, or rename the other"):
+        open_source(root)
+
+
+def test_coco_files_of_another_machine_lead_to_their_own_images(tmp_path):
+    """Both were taken for the first file of that name."""
+    pytest.importorskip("pycocotools.mask")
+    for number, folder in enumerate("AB"):
+        save(tmp_path / folder / "1.png", tissue(number)[0])
+
+    def opened(*names: str):
+        images = [{"id": i, "file_name": name, "height": 8, "width": 8} for i, name in enumerate(names)]
+        content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "gland"}]}
+        licences = [{"id": 1, "url": "https://creativecommons.org"}, "MIT", None, {"name": "CC0"}]
+        (tmp_path / "c.json").write_text(json.dumps(content | {"licenses": licences}))
+        return open_source(tmp_path)
+
+    source = opened("/there/A/1.png", "D:\\there\\b\\1.png")
+    assert [image.path.parent.name for image in source.images] == ["A", "B"]
+    assert source.licence == "CC0"
+    with pytest.raises(StedmError, match=r"image there/1\.png may be A/1\.png, B/1\.png; write into file_name which"):
+        opened("there/1.png")
 
 
 def test_coco_polygons_and_run_lengths(tmp_path):
@@ -654,6 +764,20 @@ def test_what_was_exported_comes_back_the_same(tiny_dataset, tmp_path, to, capsy
         assert (found["image"] == row["image"]).all()
         assert (found["mask"] is None) == (row["mask"] is None)
         assert row["mask"] is None or (found["mask"] == row["mask"]).all()
+
+
+@pytest.mark.parametrize("to", ["nnunet", "coco", "imagefolder"])
+def test_columns_of_ones_own_are_exported_too(tiny_dataset, tmp_path, to):
+    """Of parquet's whole numbers some may be missing; a column `image` is not the names of the exported files."""
+    root = tiny_dataset()
+    table = pd.read_csv(root / "metadata.csv", dtype=str, keep_default_na=False)
+    ages = pd.array([50, *[None] * (len(table) - 1)], dtype="Int64")
+    table.assign(age=ages, image="as scanned").to_parquet(root / "metadata.parquet")
+    (root / "metadata.csv").unlink()
+    export_dataset(root, tmp_path / "out", to)
+    written = pd.read_csv(tmp_path / "out/patients.csv", dtype=str, keep_default_na=False)
+    assert written["image"].tolist() == [Path(name).stem for name in table["image_file_name"]]
+    assert [float(age) for age in written["age"] if age] == [50]
 
 
 def test_an_exported_image_folder_is_read_by_hugging_face_with_its_splits(tiny_dataset, tmp_path, monkeypatch):

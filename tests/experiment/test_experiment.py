@@ -254,6 +254,7 @@ def test_a_segmenter_is_scored_on_its_own(tiny_dataset, tmp_path, tiny_config):
     model = tmp_path / "run" / "segmenters" / "real" / "seed-0" / "model"
     summary = evaluate_segmenter(model, root, "val", tmp_path / "report")
     assert summary["arms"]["real"]["n_patients"] == 2
+    assert "<dt>Split</dt><dd>val</dd>" in (tmp_path / "report" / "report.html").read_text()
     evaluate_segmenter(model, root, "val", tmp_path / "shared", pseudonymise=True)
     _holds_no_ids(tmp_path / "shared", DatasetFolder.open(root), tmp_path, summary)
     with pytest.raises(StedmError, match="use val or test"):

@@ -17,10 +17,13 @@ from filelock import FileLock
 
 import stedm
 from stedm.cli import main
-from stedm.config import RunConfig, parse_config, to_yaml
+from stedm.config import EvaluationConfig, RunConfig, parse_config, to_yaml
 from stedm.data.folder import write_png
 from stedm.errors import DiskError, StedmError
 from stedm.evaluation.text import closing_text, summary_text
+from stedm.experiment.experiment import Experiment
+from stedm.experiment.resolve import resolve
+from stedm.progress import Reporter
 
 pytestmark = pytest.mark.usefixtures("plain_reports_of_module")
 READ_ONLY = "Read-only file system; give another -o, or make it writable"
@@ -112,6 +115,12 @@ def test_a_complete_run_in_a_read_only_folder_is_printed_and_others_are_one_line
         assert re.fullmatch(f"stedm: {disk}/run/[^ ]*: {READ_ONLY}.*\n", line), line
 
 
+def test_a_report_of_other_settings_is_not_what_was_asked_for(config, whole):
+    assert Experiment(config, whole, Reporter(quiet=True)).finished()["arms"].keys() == {"real", "real+synthetic"}
+    by_category = config.model_copy(update={"evaluation": EvaluationConfig(unit="category")})
+    assert Experiment(by_category, whole, Reporter(quiet=True)).finished() is None
+
+
 _opened_code: list[str] | None = None
 
 
@@ -173,6 +182,27 @@ def test_a_folder_at_work_is_refused_by_every_verb(config, tmp_path, verb, capsy
     assert stop.value.code == 1
     line = f"stedm: {tmp_path / 'run'}: another process is at work here; wait for it, or give another -o\n"
     assert capsys.readouterr().err == line
+
+
+def test_who_is_refused_leaves_the_configuration_at_work_as_it_is(tiny_dataset, tiny_run, tmp_path, monkeypatch):
+    """Before anything is trained a folder holds a config.yaml alone: another's there would be gone on with."""
+    monkeypatch.setattr("stedm.io.files._WAIT_FOR_LOCK_SECONDS", 0)
+    values = tiny_run({"path": str(tiny_dataset())}, arms=["real"], seeds=[0])
+    at_work, run = resolve(parse_config(values, "test")), tmp_path / "run"
+    experiment = Experiment(at_work, run, Reporter(quiet=True))
+    before = (run / "config.yaml").read_bytes()
+    with FileLock(run / ".lock"), pytest.raises(StedmError, match="another process is at work here"):
+        stedm.run(at_work.model_copy(update={"seed": 7}), run, quiet=True)
+    assert (run / "config.yaml").read_bytes() == before
+    experiment.check()
+    # Other data are refused, and where the run's own lie stays.
+    other = at_work.data.model_copy(update={"path": tiny_dataset("other", seed=1)})
+    with pytest.raises(StedmError, match=r"not what .* was begun with"):
+        stedm.run(at_work.model_copy(update={"data": other}), run, quiet=True)
+    assert (run / "config.yaml").read_bytes() == before
+    # What may change is written once the data are found to be the same.
+    Experiment(at_work.model_copy(update={"name": "renamed"}), run, Reporter(quiet=True)).check()
+    assert "name: renamed" in (run / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("verb", [["run"], ["train", "diffusion"]])

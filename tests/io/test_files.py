@@ -75,6 +75,13 @@ def test_what_file_managers_leave_in_a_folder_is_nothing(tmp_path):
             require_new(place, "a test")
 
 
+@pytest.mark.parametrize("place", [".", "a/.."])
+def test_the_folder_that_one_is_in_is_no_new_one(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StedmError, match="has no name of its own; give a new folder for a test"):
+        require_new(Path(place), "a test")
+
+
 def test_a_folder_with_other_things_is_not_claimed(tmp_path):
     options = {"another": lambda: "another", "not_empty": "not empty"}
     (tmp_path / "mine.txt").touch()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stedm.config import MachineConfig
+from stedm.config import EvaluationConfig, MachineConfig
 from stedm.data.cache import ImageCache
 from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
@@ -86,7 +86,8 @@ def evaluate_segmenter(
         counts = Pseudonyms(dataset).table(counts)
         notes, origin = notes | {"Segmenter": segmenter.name}, without_paths(origin)
     with alone_in(report):
-        return write_report(report, counts, title=title, notes=notes, provenance=origin)
+        evaluation = EvaluationConfig(split=split)
+        return write_report(report, counts, title=title, notes=notes, provenance=origin, evaluation=evaluation)
 
 
 def _arm_of(segmenter: Path) -> str:

@@ -95,10 +95,10 @@ def import_dataset(
         StedmError: one line for what can't be understood, or `output` holds files.
     """
     output, reporter, pieces = Path(output), reporter or Reporter(quiet=True), Pieces(tile_px, tile_mpp)
-    sheet = output.with_name(f"{output.name}.png")
     if output.resolve().is_relative_to(Path(source).resolve()):
         raise StedmError(f"{output}: lies in the folder that is imported; give a place outside of it")
     require_new(output, "the dataset")
+    sheet = output.with_name(f"{output.name}.png")
     check_outputs({sheet: CHECKED})
     told = {"classes": classes, "patients": patients, "split": split, "seed": seed, "mpp": mpp}
     opened = open_source(Path(source), masks)

@@ -1,5 +1,6 @@
 """MS COCO JSON: polygons and run lengths of each image, painted into one mask."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def open_coco(root: Path, files: list[Path]) -> Source:
         StedmError: an image is not there, files differ in their categories, or an annotation can't be read.
     """
     library, images, names, silent, notes = coco_library(), [], {}, 0, []
-    by_path = {path.name: path for path in reversed(files_below(root))}
+    by_name: dict[str, list[Path]] = {}
+    for path in files_below(root):
+        by_name.setdefault(normal(path.name), []).append(path)
     licence, background = "", "background"
     for file in files:
         content = read_json(file)
@@ -53,9 +56,9 @@ def open_coco(root: Path, files: list[Path]) -> Source:
         for annotation in coco_list(file, content, "annotations"):
             drawn.setdefault(annotation.get("image_id"), []).append(annotation)
         background = _told(content.get("info"), "background") or background
-        licence = licence or "; ".join(str(entry.get("name")) for entry in content.get("licenses") or [])
+        licence = licence or _licence(content.get("licenses"))
         for image in coco_list(file, content, "images"):
-            path = _image_file(file, root, str(image.get("file_name")), by_path)
+            path = _image_file(file, root, str(image.get("file_name")), by_name)
             regions = drawn.get(image.get("id"), [])
             annotated = image.get("annotated", bool(regions))
             silent += not annotated
@@ -75,8 +78,6 @@ def open_coco(root: Path, files: list[Path]) -> Source:
         numbers = {category: category for category in names}
     if silent:
         notes.append(f"images without annotations count as not annotated, {silent} of {len(images)}")
-    if twice := sorted(key for key in {i.key for i in images} if sum(i.key == key for i in images) > 1):
-        raise StedmError(f"{root}: {some(twice)} is an image twice in the COCO files; keep one")
     labels = {0: background} | {number: names[category] for category, number in numbers.items()}
     ignored = next((n for n, name in labels.items() if name.casefold() == "ignore"), None)
     labels.pop(ignored, None)
@@ -91,17 +92,35 @@ def _told(info: Any, key: str) -> str:
     return str(info.get(key) or "") if isinstance(info, dict) else ""
 
 
-def _image_file(file: Path, root: Path, name: str, by_name: dict[str, Path]) -> Path:
+def _licence(entries: Any) -> str:
+    listed = entries if isinstance(entries, list) else []
+    return "; ".join(str(entry["name"]) for entry in listed if isinstance(entry, dict) and entry.get("name"))
+
+
+def _image_file(file: Path, root: Path, name: str, by_name: dict[str, list[Path]]) -> Path:
+    """Where the image is that a file calls by its path, which may be one of another machine."""
     name = name.replace("\\", "/")
     for place in (file.parent / name, root / name, root / "images" / name):
         if place.is_file():
             return place
-    if found := by_name.get(name.rsplit("/", 1)[-1]):
-        return found
-    other = next((path for known, path in by_name.items() if normal(known) == normal(name.rsplit("/", 1)[-1])), None)
-    if other is not None:
-        return other
-    raise StedmError(f"{file}: image {name} is not in {root}; put the images beside the file, or in its folder images")
+    found = by_name.get(normal(name.rsplit("/", 1)[-1]), [])
+    if not found:
+        raise StedmError(
+            f"{file}: image {name} is not in {root}; put the images beside the file, or in its folder images"
+        )
+    shared = [_shared_folders(path.as_posix(), name) for path in found]
+    best = [path for path, n in zip(found, shared, strict=True) if n == max(shared)]
+    best = [path for path in best if path.name == name.rsplit("/", 1)[-1]] or best
+    if best[1:]:
+        places = some([str(path.relative_to(root)) for path in best])
+        raise StedmError(f"{file}: image {name} may be {places}; write into file_name which, from {root} on")
+    return best[0]
+
+
+def _shared_folders(path: str, name: str) -> int:
+    """How many parts two paths have in common at their ends."""
+    pairs = zip(reversed(normal(path).split("/")), reversed(normal(name).split("/")), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _painted(library: Any, file: Path, image: dict, regions: list[dict], numbers: dict[Any, int]) -> np.ndarray:

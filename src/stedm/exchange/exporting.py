@@ -24,7 +24,8 @@ from stedm.io.files import replacing, require_new, write_json, write_text
 from stedm.io.tables import SPLITS, write_csv
 
 PEOPLE, CLASSES = "patients.csv", "classes.txt"
-_NOT_TOLD = ("image_file_name", "mask_file_name")
+_NOT_TOLD = ("image_file_name", "mask_file_name", "image")
+"""Columns that would be taken for the names of the files that are written."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,10 @@ def _rows(dataset: DatasetFolder) -> list[_Row]:
             names[key],
             dataset.table.at[number, "split"],
             bool(has_mask),
-            _facts(dataset.table.loc[number, columns]),
+            dataset.table.loc[number, columns].dropna().to_dict(),
         )
         for number, (key, has_mask) in enumerate(zip(keys, dataset.has_mask, strict=True))
     ]
-
-
-def _facts(row: pd.Series) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value == value}
 
 
 def _image(dataset: DatasetFolder, row: _Row, path: Path) -> None:

@@ -18,7 +18,7 @@ from stedm.exchange.coco import coco_files, open_coco
 from stedm.exchange.mask_values import Labels, Look, decide, listed
 from stedm.exchange.nnunet import is_nnunet, open_nnunet
 from stedm.exchange.pairs import open_folder
-from stedm.exchange.people import People, find_people
+from stedm.exchange.people import People, decoded, find_people
 from stedm.exchange.pieces import Pieces, safe_names
 from stedm.exchange.qupath import open_tile_lists, tile_lists, with_place
 from stedm.exchange.source import Source, SourceImage, some
@@ -110,7 +110,7 @@ def _names(source: Source, classes: str | None) -> ClassNames | None:
     """What `--classes` says, or a classes.txt beside the images."""
     path = source.root / "classes.txt"
     if classes is None and source.labels is None and path.is_file():
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = decoded(path).splitlines()
         return ClassNames([line.strip() for line in lines if line.strip()], [])
     return None if classes is None else ClassNames.parse(classes)
 
@@ -198,6 +198,9 @@ def _decide_split(rows: pd.DataFrame, sources: dict[str, str], split: str | None
     """Fill in the split; returns why it isn't the one that the source says."""
     said = rows["split"] != ""
     notes = []
+    if split is None and said.any() and not said.all():
+        why = f"it has none for {some(rows['key'][~said].tolist())}"
+        notes.append(f"the split by {sources['split']} is not taken: {why}; one by patient is proposed")
     if split is None and said.all():
         splits = rows.groupby(rows["patient_id"].map(alike))["split"].nunique()
         torn = rows["patient_id"][rows["patient_id"].map(alike).isin(splits.index[splits > 1])].unique().tolist()

@@ -15,13 +15,14 @@ import pandas as pd
 from stedm.errors import StedmError
 from stedm.exchange.source import SourceImage, normal, some, split_word
 from stedm.io.files import require_file, visible_files
-from stedm.io.tables import refuse_columns_twice
+from stedm.io.tables import SPLITS, refuse_columns_twice
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".xlsm", ".ods")
 _ROLES = {
     "patient_id": (
         r"patient[-_ ]?(id|nr|no|number|name)?",
-        r".*patient.*",
+        r"(case|subject|donor|person|fall|animal)[-_ ]?(id|nr|no|number|name)?",
+        r"(?!.*(age|sex|gender|grade|status)).*patient.*",  # what is known of a patient doesn't say who it is
         r"(case|subject|donor|person|fall|animal).*",
     ),
     "slide_id": (r"slide[-_ ]?(id|nr|no|name)?", r"(wsi|block|section|slide).*"),
@@ -38,6 +39,7 @@ _ROLES = {
 }
 """Columns of a dataset's table, and what people call them, the surest name first."""
 _FIELDS = ("patient", "slide", "category", "split")
+_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp)$")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class People:
 
 
 def find_people(root: Path, images: Sequence[SourceImage], given: str | None) -> People:
-    """What `--patients` says: a table or a pattern; without it the one table in the folder that names its images.
+    """What `--patients` says: a table or a pattern; without it the table in the folder that names its images, of
+    several the first that has patients.
 
     Raises:
         StedmError: the table can't be read or names no image, an image has no row, or a pattern doesn't fit.
@@ -66,12 +69,16 @@ def find_people(root: Path, images: Sequence[SourceImage], given: str | None) ->
                 f"{given}: no such table; --patients takes a CSV or Excel file, or a pattern such as {{patient}}_*"
             )
         return people_of(read_people(path), path, images)
+    without_patients = None
     for path in visible_files(root, deep=False):
-        if path.suffix.lower() in TABLE_SUFFIXES and path.suffix != ".txt":
+        # Excel keeps a file ~$NAME beside a table that is open in it.
+        if path.suffix.lower() in TABLE_SUFFIXES and path.suffix != ".txt" and not path.name.startswith("~$"):
             table = read_people(path)
             if _image_column(table, images) is not None:
-                return people_of(table, path, images)
-    return People({}, {})
+                if "patient_id" in _roles(table):
+                    return people_of(table, path, images)
+                without_patients = without_patients or (table, path)
+    return People({}, {}) if without_patients is None else people_of(*without_patients, images)
 
 
 # ---- tables -----------------------------------------------------------------------------------------------------
@@ -92,16 +99,25 @@ def read_people(path: Path) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
+def decoded(path: Path) -> str:
+    """The text of a file, whatever system wrote it, with \\n at the end of lines; `StedmError` for what is no text."""
+    try:
+        require_file(path)
+        data = path.read_bytes()
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            text = data.decode("utf-16")
+        else:
+            try:
+                text = data.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                text = data.decode("cp1252")  # what spreadsheets and editors of Windows write
+    except (OSError, UnicodeDecodeError) as error:
+        raise StedmError(f"{path}: not readable as text ({error}); save it in UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _separated(path: Path) -> pd.DataFrame:
-    data = path.read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = data.decode("utf-16")
-    else:
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = data.decode("cp1252")  # what spreadsheets of Windows write
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = decoded(path)
     if lines.startswith("sep=") and "\n" in lines:
         lines = lines.split("\n", 1)[1]
     head = lines.split("\n", 1)[0]
@@ -185,23 +201,22 @@ def _roles(table: pd.DataFrame) -> dict[str, str]:
 
 def _names(image: SourceImage) -> list[str]:
     """What a table may call an image, the fullest name first."""
-    name = image.path.name
-    return list(
-        dict.fromkeys(map(normal, (image.key, str(image.path), name, image.path.stem, image.key.rsplit("/")[-1])))
-    )
+    names = [*_tails(image.key), *_tails(str(image.path))]
+    return sorted(dict.fromkeys(names), key=lambda name: -name.count("/"))
 
 
-def _stem(cell: str) -> list[str]:
-    name = normal(cell).removeprefix("./")
-    bare = re.sub(r"\.(png|jpe?g|tiff?|bmp)$", "", name)
-    return list(dict.fromkeys((name, bare, name.rsplit("/", 1)[-1], bare.rsplit("/", 1)[-1])))
+def _tails(name: str) -> list[str]:
+    """A name with all of its folders, then with one less at a time; with and without the ending of an image file."""
+    parts = normal(name).removeprefix("./").split("/")
+    tails = ["/".join(parts[first:]) for first in range(len(parts))]
+    return list(dict.fromkeys(name for tail in tails for name in (tail, _SUFFIX.sub("", tail))))
 
 
 def _image_column(table: pd.DataFrame, images: Sequence[SourceImage]) -> str | None:
     """The column most of whose cells are names of images."""
     known = {name for image in images for name in _names(image)}
     # Different ones: patients 1 to 8 are no names of images 1.png to 16.png.
-    found = {name: sum(bool(known & set(_stem(cell))) for cell in set(table[name])) for name in table}
+    found = {name: sum(bool(known & set(_tails(cell))) for cell in set(table[name])) for name in table}
     best = max(found, key=found.__getitem__)
     return best if found[best] >= max(1, min(len(images), len(table)) // 2) and found[best] > 0 else None
 
@@ -211,7 +226,7 @@ def _rows_by_image(
 ) -> tuple[dict[str, int], int]:
     rows: dict[str, list[int]] = {}
     for row, cell in enumerate(table[column]):
-        for name in _stem(cell):
+        for name in _tails(cell):
             rows.setdefault(name, []).append(row)
     # One name of several images or rows tells nothing: fuller ones do.
     shared = Counter(name for image in images for name in _names(image))
@@ -228,19 +243,26 @@ def _rows_by_image(
 
 
 def _rows_by_patient(table: pd.DataFrame, column: str, path: Path, images: Sequence[SourceImage]) -> dict[str, int]:
-    """By the patient whose id is a part of the image's name; the longest, where several are."""
+    """By the patient whose id is a part of the image's name; P1-2 and not P1, where both are."""
     twice = [patient for patient, n in Counter(table[column]).items() if n > 1]
     if twice:
         raise StedmError(f"{path}: patient {some(twice)} is in several rows, and no column names images; keep one row")
     patterns = [
         (re.compile(rf"(?<![^\W_]){re.escape(normal(p))}(?![^\W_])"), row) for row, p in enumerate(table[column]) if p
     ]
-    row_of, bare = {}, []
+    row_of, bare, doubtful = {}, [], []
     for image in images:
         name = normal(image.key)
-        found = [(match.end() - match.start(), row) for pattern, row in patterns if (match := pattern.search(name))]
-        bare += [] if found else [image.key]
-        row_of |= {image.key: max(found)[1]} if found else {}
+        found = [(range(*match.span()), row) for pattern, row in patterns for match in pattern.finditer(name)]
+        rows = {row for part, row in found if not any(_lies_in(part, other) for other, _ in found)}
+        bare += [] if rows else [image.key]
+        doubtful += [image.key] if len(rows) > 1 else []
+        row_of[image.key] = min(rows, default=0)
+    if doubtful:
+        raise StedmError(
+            f"{path}: several patients of column {column} are part of the name of {some(doubtful)}; add a column that "
+            "names images, or give a pattern such as --patients {patient}_*"
+        )
     if bare:
         raise StedmError(
             f"{path}: no patient of column {column} is part of the name of {some(bare)}; add a column that names images"
@@ -248,12 +270,16 @@ def _rows_by_patient(table: pd.DataFrame, column: str, path: Path, images: Seque
     return row_of
 
 
+def _lies_in(part: range, other: range) -> bool:
+    return len(part) < len(other) and other.start <= part.start and part.stop <= other.stop
+
+
 # ---- patterns ---------------------------------------------------------------------------------------------------
 
 
 def _by_pattern(images: Sequence[SourceImage], pattern: str) -> People:
     """`{patient}_*`, `{category}/{patient}/*`: names of files, and of folders where there is a slash."""
-    bare = re.sub(r"\.(png|jpe?g|tiff?|bmp)$", "", pattern)
+    bare = _SUFFIX.sub("", pattern)
     fields = re.findall(r"\{(\w*)\}", bare)
     if "patient" not in fields or set(fields) - set(_FIELDS) or len(set(fields)) < len(fields):
         raise StedmError(
@@ -274,7 +300,12 @@ def _by_pattern(images: Sequence[SourceImage], pattern: str) -> People:
             role if role in ("category", "split") else f"{role}_id": text for role, text in found.groupdict().items()
         }
         if "split" in said:
-            said["split"] = split_word(said["split"]) or ""
+            word = split_word(said["split"])
+            if word is None:
+                raise StedmError(
+                    f"--patients {pattern!r}: {said['split']!r} of {image.path.name} is none of {', '.join(SPLITS)}"
+                )
+            said["split"] = word
         facts[image.key] = said
     if strangers:
         raise StedmError(f"--patients {pattern!r}: doesn't fit {some(strangers)}; * stands for any letters")

@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,11 @@ class Source:
     draw: Callable[[object], MaskValues] | None = None
     licence: str = ""
     citation: str = ""
+
+    def __post_init__(self) -> None:
+        counts = Counter(image.key for image in self.images)
+        if twice := sorted(key for key, n in counts.items() if n > 1):
+            raise StedmError(f"{self.root}: {some(twice)} is an image twice in it; keep one, or rename the other")
 
     def read_mask(self, image: SourceImage) -> MaskValues:
         """The mask of an annotated image as stored."""

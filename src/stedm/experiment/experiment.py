@@ -40,7 +40,14 @@ from stedm.evaluation.scoring import count_dataset
 from stedm.evaluation.stats import ordered_arms
 from stedm.experiment.agenda import agenda
 from stedm.experiment.context import RunContext
-from stedm.experiment.folder import check_unchanged, claim, nothing_left_if_refused, read_provenance
+from stedm.experiment.folder import (
+    check_unchanged,
+    claim,
+    is_configured,
+    nothing_left_if_refused,
+    read_provenance,
+    write_config,
+)
 from stedm.experiment.inputs import check_files
 from stedm.experiment.resolve import check_first_stage, first_stage_text, resolve, sizes_text
 from stedm.experiment.rounds import Round, self_training_voters
@@ -105,7 +112,8 @@ class Experiment:
     def finished(self) -> dict[str, Any] | None:
         """The summary that is there, where the run is complete; None = not."""
         report = self.folder / "report"
-        if not (report / "report.html").is_file() or self.missing_segmenters():
+        is_asked = is_configured(self.folder, self.config)  # else another split or unit may be reported there
+        if not is_asked or not (report / "report.html").is_file() or self.missing_segmenters():
             return None
         try:
             verify(report, "summary.json")
@@ -128,8 +136,12 @@ class Experiment:
 
     def check(self) -> None:
         """Verify the dataset before anything is trained on it; masks of unlabeled patients stay closed."""
+        begun = claim(self.folder, self.config)  # until now another process may have been at work here
         with nothing_left_if_refused(self.folder):
+            if not begun:
+                write_config(self.folder, self.config)
             self._check()
+            write_config(self.folder, self.config)
 
     def _check(self) -> None:
         context = self.context

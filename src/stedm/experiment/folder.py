@@ -13,7 +13,7 @@ from stedm.data.folder import DatasetFolder
 from stedm.data.provenance import provenance
 from stedm.errors import StedmError
 from stedm.io.artefacts import read_json
-from stedm.io.files import fingerprint, means_nothing, write_json, write_text
+from stedm.io.files import fingerprint, means_nothing, write_json, write_once, write_text
 from stedm.io.ownership import is_marked
 from stedm.io.yaml_text import parse_yaml, read_yaml
 
@@ -25,8 +25,12 @@ _BEFORE_ANYTHING = ("config.yaml", ".lock", ".data_facts", ".data_times")
 _MARK = "# The whole configuration of this run, written by stedm."
 
 
-def claim(folder: Path, config: RunConfig) -> None:
-    """Write config.yaml, or compare with the one that is there but for `MAY_CHANGE`."""
+def claim(folder: Path, config: RunConfig) -> bool:
+    """Write config.yaml into a new folder, or compare with the one that is there but for `MAY_CHANGE`; returns whether
+    a run was begun there.
+
+    A config.yaml that is there stays: another process may be at work by it (`write_config`).
+    """
     path = folder / "config.yaml"
     if folder.exists() and not folder.is_dir():
         raise StedmError(f"{folder}: is a file and a run is a folder; give another -o")
@@ -49,9 +53,24 @@ def claim(folder: Path, config: RunConfig) -> None:
             )
     elif begun:
         raise StedmError(f"{folder}: not empty and not a run folder; give another -o")
-    text = f"{_MARK}\n{to_yaml(config)}"
-    if not path.is_file() or path.read_bytes() != text.encode():  # a complete run may lie in a read-only folder
-        write_text(path, text)
+    write_once(path, _text(config))
+    return begun
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Have config.yaml say what runs now; for who works in the folder alone."""
+    if not is_configured(folder, config):
+        write_text(folder / "config.yaml", _text(config))
+
+
+def is_configured(folder: Path, config: RunConfig) -> bool:
+    """Whether config.yaml says just this."""
+    path = folder / "config.yaml"
+    return path.is_file() and path.read_bytes() == _text(config).encode()
+
+
+def _text(config: RunConfig) -> str:
+    return f"{_MARK}\n{to_yaml(config)}"
 
 
 @contextlib.contextmanager

@@ -166,7 +166,10 @@ def is_empty(folder: Path) -> bool:
 
 
 def require_new(folder: Path, use: str) -> None:
-    """Raises `StedmError` for a folder that holds files, and for a file in its place."""
+    """Raises `StedmError` for a folder that holds files, for a file in its place, and for the one that the user is in,
+    which can't be replaced."""
+    if folder.name in ("", ".."):
+        raise StedmError(f"{folder}: has no name of its own; give a new folder for {use}")
     sweep(folder.parent, below=False)
     if folder.exists() and not (folder.is_dir() and is_empty(folder)):
         raise StedmError(f"{folder}: is there and not empty; give a new folder for {use}")
