@@ -59,7 +59,8 @@ REFUSED = {
 WARNED = {
     "ignored in val": ("val", blank, 2, "split val: every pixel is ignored"),
     "one patient ignored": ("trainP0", blank, 2, r"ignored throughout, they count nowhere: trainP0 \(train\)"),
-    "one test patient ignored": ("testP1", blank, 2, r"ignored throughout, they count nowhere: testP1 \(test\)"),
+    "one patient of train ignored": ("trainP0", blank, 2, r"\(train\); take their rows out of train"),
+    "one test patient ignored": ("testP1", blank, 2, r"ignored throughout, they count nowhere: testP1 \(test\)$"),
     "a class that nobody drew": ("", lambda mask: mask, 3, "class third occurs in none; no network learns it$"),
     "a class of test alone": ("test", lambda mask: mask * 2, 3, "class third occurs in none; .* in val or test"),
     "0 and 255 in some": ("trainP0", lambda mask: mask * 255, 2, "is 255 a class in them. masks/trainP0-0.png"),
@@ -89,6 +90,14 @@ def test_masks_that_seldom_mean_it_are_warned_of(root, kind):
     found = examine(root)
     assert found.problems == []
     assert pd.Series(found.warnings).str.contains(line).sum() == 1, found.warnings
+
+
+def test_a_mask_of_nothing_beside_others_of_its_patient_is_warned_of_in_train_alone(tiny_dataset):
+    root = tiny_dataset(images=2)
+    for patient in ("trainP0-0", "testP0-0", "unlabeledP0-0"):
+        change_masks(root, blank, patient)
+    (line,) = examine(root).warnings
+    assert line.startswith("masks of split train that are ignored throughout: masks/trainP0-0.png; take their rows out")
 
 
 def test_good_masks_are_not(root):

@@ -340,3 +340,16 @@ def test_nothing_that_is_not_finite_is_saved(model, tmp_path):
     with pytest.raises(StedmError, match="null_style holds values that are not finite"):
         model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_what_overflows_is_an_error_and_no_black_image(model, style, monkeypatch):
+    """Weights may be finite and what they make of an image not: NaN would be rounded to 0."""
+    with torch.no_grad():
+        model.denoiser.unet.conv_out.weight.mul_(1e38)
+    with pytest.raises(StedmError, match="the diffusion model answered with NaN or infinity"):
+        model.generate(LAYOUTS, style, steps=2)
+    with torch.no_grad():
+        model.denoiser.unet.conv_out.weight.div_(1e38)
+    monkeypatch.setattr(PixelCodec, "decode", lambda self, latents: torch.full((3, 3, 16, 16), torch.nan))
+    with pytest.raises(StedmError, match="first stage of the diffusion model answered with NaN"):
+        model.generate(LAYOUTS, style, steps=2)

@@ -10,10 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stedm.config import MachineConfig
+from stedm.data.folder import DatasetFolder
 from stedm.diffusion.pipeline import StyleDiffusion
 from stedm.diffusion.progress_grid import LAYOUTS, PATIENTS, steps_between
 from stedm.diffusion.train import DiffusionSamples, train_diffusion
-from stedm.io.images import class_palette
+from stedm.io.images import class_palette, write_png
 from stedm.seeds import seed_for
 
 _PX, _CELL = 16, 18
@@ -63,6 +64,16 @@ def test_weights_are_those_of_a_training_without_and_the_images_those_of_its_mod
         noise = [seed_for(3, "progress", row)] * m
         painted = model.generate(np.repeat(layout[None], m, axis=0), styles, seed=noise, batch=4)
         assert np.abs(painted.astype(int) - cells[1 + row, 1:]).max() <= 1
+
+
+def test_a_layout_is_as_varied_as_the_classes_that_are_known_in_it(diffusion_config, tiny_dataset):
+    root = tiny_dataset(patients={"train": 1})
+    half = np.zeros((32, 32), np.uint8)
+    half[:16] = 255
+    write_png(root / "masks" / "trainP0-0.png", half)
+    samples = DiffusionSamples(diffusion_config(), DatasetFolder.open(root).split("train"), None, _PX, seed=3)
+    (layout,) = samples.some_layouts(LAYOUTS)
+    assert set(np.unique(layout)) == {0, 1}
 
 
 def test_a_killed_training_paints_the_same_images(diffusion_config, cohort, tmp_path):

@@ -531,6 +531,26 @@ def test_large_images_are_reduced_and_cut(tmp_path):
         import_dataset(tmp_path / "s", tmp_path / "e", tile_mpp=0.5)
 
 
+def test_tiles_in_which_nothing_is_annotated_are_left_out_but_for_unlabeled_patients(tmp_path):
+    """Annotated in part, as large images are: the other tiles would be drawn in training and teach nothing."""
+    for number in range(4):
+        image, objects = tissue(number)
+        mask = (objects > 0).astype(np.uint8)
+        mask[:, SIDE + 16 - 32 :] = 255
+        save(tmp_path / "s" / f"P{number}.png", image)
+        save(tmp_path / "s" / f"P{number}_mask.png", mask)
+    said = []
+    classes = "background=0,gland=1,ignore=255"
+    how = {"classes": classes, "split": "1/1/1/1", "tile_px": 32, "say": said.append}
+    import_dataset(tmp_path / "s", tmp_path / "d", **how)
+    table = DatasetFolder.open(tmp_path / "d", allow_unlabeled_masks=True).table
+    # 64 x 48 px: two columns of two tiles, the right one without annotation.
+    assert table.groupby("split").size().to_dict() == {"train": 2, "unlabeled": 4, "val": 2, "test": 2}
+    assert set(table["x"][table["split"] != "unlabeled"]) == {0}
+    assert said[-1] == "6 tiles are left out: nothing is annotated in them"
+    assert not examine(tmp_path / "d").problems
+
+
 def test_a_dry_run_writes_the_sheet_alone_and_other_files_are_not_written_over(folder, tmp_path, capsys):
     source = folder(lambda path, objects: save(path, (objects > 0).astype(np.uint8)))
     verb = ["data", "import", str(source), "-o", str(tmp_path / "d"), "--patients", "{patient}_*"]

@@ -6,7 +6,7 @@ from PIL import Image
 from stedm.config import MachineConfig, SegmentationConfig
 from stedm.data.folder import DatasetInfo
 from stedm.errors import StedmError
-from stedm.segmentation.model import build_segmenter, save_segmenter
+from stedm.segmentation.model import Mirrored, build_segmenter, save_segmenter
 from stedm.segmentation.predict import predict_masks, segment_folder
 from stedm.training.device import place
 
@@ -46,6 +46,16 @@ def test_masks_are_the_most_probable_classes_whatever_the_batch(network):
     assert len(np.unique(masks)) > 1
     assert (masks == logits.argmax(dim=1).numpy()).mean() > 0.999
     assert np.array_equal(masks, predict_masks(network, images, batch=5))
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_what_overflows_is_an_error_and_no_background(mirror):
+    """Weights may be finite and what they make of an image not: the most probable of NaN would be the first class."""
+    network = build_segmenter(TINY, 3, seed=0).eval()
+    with torch.no_grad():
+        network.segmentation_head[0].weight.fill_(1e38)
+    with pytest.raises(StedmError, match="the segmentation network answered with NaN or infinity"):
+        predict_masks(Mirrored(network) if mirror else network, _images(1, 32, 32))
 
 
 def test_no_images_give_no_masks(network):

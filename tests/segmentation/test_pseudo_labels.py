@@ -73,6 +73,14 @@ def test_the_vote_follows_a_mirrored_image(unlabeled):
     assert torch.allclose(straight.sum(dim=1), torch.ones(2, 32, 32), atol=1e-5)
 
 
+def test_a_vote_that_overflows_is_an_error_and_no_sure_label(unlabeled):
+    network = build_segmenter(TINY, 2, seed=0)
+    with torch.no_grad():
+        network.segmentation_head[0].weight.fill_(1e38)
+    with pytest.raises(StedmError, match="that votes answered with NaN or infinity"):
+        vote([build_segmenter(TINY, 2, seed=1), network], unlabeled.read_image(0, 32)[None])
+
+
 def test_a_segmenter_of_other_classes_is_refused(tmp_path, unlabeled):
     model = save_segmenter(tmp_path / "model", build_segmenter(TINY, 3), TINY, unlabeled.info, image_px=32)
     config = (model / "config.json").read_text().replace('"disc"', '"disc", "third"')

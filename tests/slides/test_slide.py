@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -54,6 +55,17 @@ def test_what_is_known_of_a_slide(written, kind, reader, downsamples):
     slide = _open(written, kind)
     assert (slide.size_px, slide.mpp, slide.reader) == (SIZE, 0.5, reader)
     assert slide.downsamples == pytest.approx(downsamples)
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["a::b", "[1] 50% #1 & ${HOME} {y}*? 'Ü'"])
+def test_folders_may_be_called_anything(written, tmp_path, kind, name):
+    """An OME-TIFF lost its levels in a folder with ::, and what TiffSlide alone reads was refused there."""
+    (tmp_path / name).mkdir()
+    path = shutil.copy(written[kind], tmp_path / name)
+    slide, plain = Slide.open(path, mpp=0.5), _open(written, kind)
+    assert (slide.reader, slide.downsamples) == (plain.reader, plain.downsamples)
+    assert np.array_equal(slide.read(301, 203, 64, 1.0), plain.read(301, 203, 64, 1.0))
 
 
 @KINDS

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stedm.training.precision import autocast, resolve_precision
+from stedm.errors import StedmError
+from stedm.training.precision import autocast, checked_numbers, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -52,3 +53,11 @@ def test_layers_run_in_the_precision_asked_for_and_keep_float32_weights():
         with autocast(name, CPU):
             assert layer(torch.ones(1, 4)).dtype == dtype
     assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_no_number_is_refused_and_the_logarithm_of_nothing_is_one(wrong):
+    values = torch.tensor([0.0, -torch.inf])
+    assert checked_numbers(values, "a network") is values
+    with pytest.raises(StedmError, match="a network answered with NaN or infinity"):
+        checked_numbers(torch.tensor([0.0, wrong]), "a network")

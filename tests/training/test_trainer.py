@@ -152,7 +152,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
             # Not in a step that is logged or saved.
             trainer.step(trainer.network(batch).mean() * (float("nan") if trainer.step_done >= 2 else 1.0))
 
-    with pytest.raises(StedmError, match="the loss became nan by step 4"):
+    with pytest.raises(StedmError, match="the loss or its gradients became nan by step 4"):
+        run()
+    assert not list(tmp_path.glob("checkpoints/step-*"))
+
+
+def test_gradients_that_are_not_finite_stop_the_run_before_the_weights_that_they_break_are_saved(tmp_path):
+    """Of a step that is saved the loss is that of the weights before it."""
+    trainer = Trainer(_network(), tmp_path, *_config(steps=4, checkpoint_every_steps=4), seed=1)
+
+    def run() -> None:
+        for batch in trainer.batches(Samples()):
+            loss = trainer.network(batch).square().mean()
+            # The root of nothing is 0, and its slope infinite.
+            trainer.step(loss + (loss - loss).sqrt() if trainer.step_done == 3 else loss)
+
+    with pytest.raises(StedmError, match="the loss or its gradients became nan by step 4"):
         run()
     assert not list(tmp_path.glob("checkpoints/step-*"))
 

@@ -14,6 +14,7 @@ from stedm.data.info import DatasetInfo
 from stedm.io.images import FileFacts
 
 _SHOWN = 5
+_WASTED = "take their rows out of train, samples and painted layouts are wasted on them"
 Findings = tuple[list[str], list[str]]
 """Problems, with which training or scoring means nothing, and warnings; one line each."""
 
@@ -50,7 +51,7 @@ def class_findings(info: DatasetInfo, masks: pd.DataFrame, counts: np.ndarray, s
         # One class that isn't the background has a score, of 1 for whoever answers nothing else.
         refused = split == scored_split and not occurring.any()
         (problems if refused else warnings).append(line)
-    return problems, [*warnings, *_patient_warnings(info, masks, counts), *_binary_files(info, masks, counts)]
+    return problems, [*warnings, *_blank_warnings(info, masks, counts), *_binary_files(info, masks, counts)]
 
 
 def _encoding_problem(info: DatasetInfo, total: np.ndarray) -> str:
@@ -103,15 +104,20 @@ def _train_findings(info: DatasetInfo, masks: pd.DataFrame, counts: np.ndarray) 
     ], []
 
 
-def _patient_warnings(info: DatasetInfo, masks: pd.DataFrame, counts: np.ndarray) -> list[str]:
-    """Patients without a pixel that counts."""
+def _blank_warnings(info: DatasetInfo, masks: pd.DataFrame, counts: np.ndarray) -> list[str]:
+    """Patients without a pixel that counts, and such masks of `train` patients who have others."""
     scored = pd.Series(counts[:, : len(info.classes)].sum(axis=1), masks.index)
-    sums = scored.groupby([masks["split"], masks["patient_id"]]).sum()
-    blank = sums.index[sums == 0]
-    if not len(blank):
-        return []
-    names = some([f"{patient} ({split})" for split, patient in blank])
-    return [f"patients whose masks are ignored throughout, they count nowhere: {names}"]
+    sums = scored.groupby([masks["split"], masks["patient_id"]]).transform("sum")
+    patients = masks.loc[sums == 0, ["split", "patient_id"]].drop_duplicates().sort_values(["split", "patient_id"])
+    files = masks.loc[(scored == 0) & (sums > 0) & (masks["split"] == "train"), "mask_file_name"]
+    found = []
+    if len(patients):
+        names = some([f"{patient} ({split})" for split, patient in patients.itertuples(index=False)])
+        wasted = f"; {_WASTED}" if (patients["split"] == "train").any() else ""
+        found.append(f"patients whose masks are ignored throughout, they count nowhere: {names}{wasted}")
+    if len(files):
+        found.append(f"masks of split train that are ignored throughout: {some(files.tolist())}; {_WASTED}")
+    return found
 
 
 def _binary_files(info: DatasetInfo, masks: pd.DataFrame, counts: np.ndarray) -> list[str]:

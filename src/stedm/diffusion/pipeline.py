@@ -28,7 +28,7 @@ from stedm.io.weights import require_finite
 from stedm.seeds import numpy_generator, torch_generator
 from stedm.style.sampling import style_views
 from stedm.training.device import choose_device, move
-from stedm.training.precision import autocast
+from stedm.training.precision import autocast, checked_numbers
 from stedm.version import __version__
 
 ENCODED_AT_ONCE = 256
@@ -243,7 +243,9 @@ class StyleDiffusion:
         for step, latents in enumerate(trajectory, start=1):  # noqa: B007 - the last one is the image
             if on_step:
                 on_step(step, sampling.steps)
-        images = self.codec.decode(latents)
+        # Checked before too: a first stage clips infinity to white.
+        latents = checked_numbers(latents, "the diffusion model")
+        images = checked_numbers(self.codec.decode(latents), "the first stage of the diffusion model")
         return ((images + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     def _latents(self, images: np.ndarray) -> torch.Tensor:

@@ -203,8 +203,13 @@ class DiffusionSamples(Dataset):
         chosen = []
         for rows in pool.some_patients(n):
             layouts = [pool.cache.mask(int(row)) for row in rows[:_LAYOUTS_TO_LOOK_AT]]
-            chosen.append(min(layouts, key=lambda layout: np.bincount(layout.ravel()).max()))
+            chosen.append(min(layouts, key=self._sameness))
         return np.stack(chosen)
+
+    def _sameness(self, layout: np.ndarray) -> int:
+        """Pixels of the most frequent class, or of none that is known."""
+        counts = np.bincount(layout.ravel(), minlength=self.n_classes)[: self.n_classes]
+        return int(layout.size - counts.sum() + counts.max())
 
     def some_styles(self, n: int) -> list[list[np.ndarray]]:
         """Style images of one annotated and n - 1 unannotated patients, or of n annotated ones; fewer where there are

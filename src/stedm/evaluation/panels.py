@@ -154,8 +154,7 @@ def overlays(
     worst, best = worst_and_best(pool_units(counts, unit), judged, SHOWN_PATIENTS // 2)
     chosen = [*worst, *best[::-1]]
     rows = table.groupby("patient_id" if unit == "patient" else "category").indices
-    # The image with the most even mix of classes shows most.
-    shown = [max(map(int, rows[name]), key=lambda row: held_out.mask(row).astype(float).std()) for name in chosen]
+    shown = [max(map(int, rows[name]), key=lambda row: _mix(held_out, row)) for name in chosen]
     images = [held_out.image(row) for row in shown]
     arms = _shown_arms(segmenters, judged, scores)
     predictions = {arm: _predictions(segmenters[arm], images, machine) for arm in arms}
@@ -173,6 +172,18 @@ def overlays(
             )
         )
     return found
+
+
+def _mix(cache: ImageCache, row: int) -> float:
+    """How evenly classes are mixed in the part of an image that counts, times that part: most of it shows most."""
+    known = _known(cache, row)
+    return float(known.astype(float).std()) * known.size / cache.image_px**2 if known.size else 0.0
+
+
+def _known(cache: ImageCache, row: int) -> np.ndarray:
+    """The class indices (n,) of the pixels of an image that are not ignored."""
+    mask = cache.mask(row)
+    return mask[mask != cache.dataset.info.ignore_index]
 
 
 def _shown_arms(arms: Iterable[str], judged: str, scores: pd.DataFrame) -> list[str]:
@@ -217,7 +228,9 @@ def _spread_over_categories(dataset: DatasetFolder, n: int, seen: set[str] | Non
 
 
 def _different_rows(cache: ImageCache, n: int) -> list[int]:
-    """Up to n annotated images spread over the range of foreground fractions."""
-    fractions = np.array([(cache.mask(row) > 0).mean() for row in range(len(cache))])
-    order = np.argsort(fractions, kind="stable")
-    return [int(order[i]) for i in np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int)]
+    """Up to n annotated images spread over the range of foreground fractions; one of which nothing is known only where
+    there are no others."""
+    known = [_known(cache, row) for row in range(len(cache))]
+    rows = [row for row, classes in enumerate(known) if classes.size] or list(range(len(cache)))
+    rows.sort(key=lambda row: (known[row] > 0).sum())
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)]

@@ -89,7 +89,7 @@ def import_dataset(
         tile_px: cut images larger than this into tiles.
         tile_mpp: reduce images to this resolution first.
         dry_run: write the contact sheet alone.
-        say: is given what was understood, before anything is written.
+        say: is given what was understood, before anything is written, and what was left out.
 
     Raises:
         StedmError: one line for what can't be understood, or `output` holds files.
@@ -112,7 +112,9 @@ def import_dataset(
             write_contact_sheet(Path(folder) / output.name, sheet)
         return Imported(found, sheet, None)
     with reporter.stage("write images") as tick:
-        write(found, output, pieces, on_progress=tick)
+        blank = write(found, output, pieces, on_progress=tick)
+    if blank:
+        say(f"{blank} tiles are left out: nothing is annotated in them")
     try:
         write_contact_sheet(output, sheet)
     except DiskError as error:

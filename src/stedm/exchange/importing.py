@@ -275,21 +275,26 @@ def write(
     pieces: Pieces,
     only: Sequence[str] | None = None,
     on_progress: Tick = lambda *_: None,
-) -> None:
-    """Write the dataset folder; `only`: the keys of the images to write. It appears whole or not at all."""
+) -> int:
+    """Write the dataset folder; `only`: the keys of the images to write. It appears whole or not at all.
+
+    Returns how many tiles were left out because nothing is annotated in them.
+    """
     rows = found.rows if only is None else found.rows[found.rows["key"].isin(only)]
     pieces.check(rows)
     image_of, name_of = {image.key: image for image in found.source.images}, safe_names(found.rows["key"])
     with replacing(output) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder.mkdir()
 
-        def one(row: dict[str, Any]) -> list[dict[str, Any]]:
+        def one(row: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
             return _write_image(found, image_of[row["key"]], row, name_of[row["key"]], folder, pieces)
 
         table: list[dict[str, Any]] = []
+        left_out = 0
         with naming(found.source.root):
-            for number, written in enumerate(pool.map(one, rows.to_dict("records")), start=1):
+            for number, (written, blank) in enumerate(pool.map(one, rows.to_dict("records")), start=1):
                 table += written
+                left_out += blank
                 on_progress(number, len(rows))
         info = DatasetInfo(
             found.source.root.resolve().name or output.name,
@@ -299,16 +304,25 @@ def write(
             found.source.citation,
         )
         write_metadata(folder, info, pd.DataFrame(table))
+    return left_out
 
 
 def _write_image(
     found: Understood, image: SourceImage, row: dict[str, Any], name: str, folder: Path, pieces: Pieces
-) -> list[dict[str, Any]]:
-    """Write an image, or its tiles, with masks; returns their rows."""
+) -> tuple[list[dict[str, Any]], int]:
+    """Write an image, or its tiles, with masks; returns their rows, and how many tiles were left out.
+
+    Of images that are annotated in part these are the tiles without a pixel that counts: training would draw them and
+    learn nothing. Those of `unlabeled` patients show the style.
+    """
     facts = {key: value for key, value in row.items() if key not in ("key", "annotated") and not _is_empty(value)}
     mask = _mask(found, image) if image.is_annotated else None
-    rows = []
+    in_part = mask is not None and row["split"] != "unlabeled" and (mask != IGNORE_INDEX).any()
+    rows, left_out = [], 0
     for piece in pieces.of(image.path, found.sizes[image.key], mask, facts.get("mpp")):
+        if in_part and (piece.mask == IGNORE_INDEX).all():
+            left_out += 1
+            continue
         stem = name + piece.name
         if piece.image is None:
             file = f"images/{stem}{image.path.suffix.lower()}"
@@ -321,7 +335,7 @@ def _write_image(
             write_png(folder / (mask_file := f"masks/{stem}.png"), piece.mask, palette=class_palette(IGNORE_INDEX))
         slide = {"slide_id": facts.get("slide_id") or image.key} if piece.facts else {}
         rows.append({"image_file_name": file, "mask_file_name": mask_file, **facts, **piece.facts, **slide})
-    return rows
+    return rows, left_out
 
 
 def _is_empty(value: Any) -> bool:

@@ -24,6 +24,7 @@ from stedm.io.ownership import SEGMENTED, check_outputs, is_marked
 from stedm.segmentation.blending import Blender, TileGrid
 from stedm.segmentation.model import SegmenterInfo, load_segmenter, stride_of
 from stedm.segmentation.scale import SAME, refuse_useless_mpp, scale_of
+from stedm.training.precision import checked_numbers
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _IMAGES_AT_ONCE = 64
@@ -57,7 +58,8 @@ def predict_logits(network: nn.Module, images: np.ndarray) -> Tensor:
     part = to_signed(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
     # replicate, not reflect: the padding may be wider than a small image
     part = F.pad(part, (0, -width % stride, 0, -height % stride), mode="replicate")
-    return network(part.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
+    logits = network(part.contiguous(memory_format=torch.channels_last))[:, :, :height, :width]
+    return checked_numbers(logits, "the segmentation network")
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from stedm.data.symmetry import to_signed
 from stedm.errors import StedmError
 from stedm.io.images import class_palette, write_png
 from stedm.segmentation.model import Mirrored, Network, load_segmenter
+from stedm.training.precision import checked_numbers
 
 _IMAGES_AT_ONCE = 64
 
@@ -75,7 +76,8 @@ def vote(networks: Sequence[nn.Module], images: np.ndarray) -> Tensor:
     device = next(networks[0].parameters()).device
     signed = to_signed(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
     voters = [(network if isinstance(network, Mirrored) else Mirrored(network)).eval() for network in networks]
-    return torch.stack([voter(signed).exp() for voter in voters]).mean(dim=0)
+    probabilities = torch.stack([voter(signed).exp() for voter in voters]).mean(dim=0)
+    return checked_numbers(probabilities, "a segmentation network that votes")
 
 
 def _checked(path: Path, classes: list[str], network: Network | None, machine: MachineConfig) -> nn.Module:

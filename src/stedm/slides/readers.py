@@ -110,7 +110,9 @@ def _argb(slide: Any, x: int, y: int, level: int, width: int, height: int) -> np
 
 class _TiffSlideFile:
     def __init__(self, path: Path):
-        self._file = _tiffslide().TiffSlide(path)
+        # Opened here: it takes :: in a path for a chain of file systems.
+        self._opened = path.open("rb")
+        self._file = _tiffslide().TiffSlide(self._opened)
         # Tiles behind the end of a file that was cut off would be read as black.
         series = self._file.ts_tifffile.series[self._file.properties["tiffslide.series-index"]]
         for page in (page for level in series.levels for page in level.pages):
@@ -137,8 +139,9 @@ class _TiffSlideFile:
 
     def __del__(self) -> None:
         # OpenSlide closes itself; TiffSlide's parts refer to each other and would wait for the garbage collector.
-        if file := self.__dict__.get("_file"):
-            file.close()
+        for name in ("_file", "_opened"):
+            if part := self.__dict__.get(name):
+                part.close()
 
 
 class _ImageFile:

@@ -3,7 +3,9 @@
 import contextlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from stedm.errors import StedmError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,3 +46,20 @@ def autocast(name: str, device: torch.device) -> contextlib.AbstractContextManag
     """Context in which a network runs in the given precision; its weights stay float32."""
     dtype = _DTYPES.get(resolve_precision(name, device))
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def checked_numbers(values: Tensor, of: str) -> Tensor:
+    """What a network `of` some name has answered, where it is all numbers; -inf, the logarithm of 0, is one.
+
+    Finite weights may still give NaN: float16 ends at 65,504, and a training that came apart leaves large weights.
+    Rounded to an image that would be black, and as the most probable class the first one, without a word.
+
+    Raises:
+        StedmError: there is NaN or infinity in it.
+    """
+    if not (values < torch.inf).all():
+        raise StedmError(
+            f"{of} answered with NaN or infinity, which is neither a colour nor a class; compute exactly "
+            "(machine.precision=fp32, or --device cpu), or train it anew with a lower learning rate"
+        )
+    return values

@@ -175,7 +175,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._lr_factor(self.step_done)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        if not self.scaler.is_enabled():  # which leaves such steps out
+            self._loss += 0 * norm  # NaN, so that weights which this step breaks aren't saved
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -228,7 +230,10 @@ class Trainer:
             what_to_do = "lower the learning rate"
             if self._precision != "fp32":
                 what_to_do += ", or compute exactly (machine.precision=fp32)"
-            raise StedmError(f"{self.folder}: the loss became {self._last_loss} by step {self.step_done}; {what_to_do}")
+            raise StedmError(
+                f"{self.folder}: the loss or its gradients became {self._last_loss} by step {self.step_done}; "
+                f"{what_to_do}"
+            )
 
     def _log(self) -> None:
         row = {
