@@ -108,6 +108,18 @@ def test_run_is_the_whole_experiment_from_a_file_or_an_object(tmp_path, values, 
         stedm.run(config, tmp_path / "object", overrides={"seed": 2})
 
 
+def test_a_configuration_from_python_means_the_same_from_anywhere(tmp_path, values, monkeypatch):
+    """The run folder holds it, and `stedm app RUN` and `stedm run RUN/config.yaml` read it from there."""
+    root, asked = Path(values["data"]["path"]), []
+    monkeypatch.setattr("stedm.experiment.api._run", lambda config, *_, **__: asked.append(config))
+    monkeypatch.chdir(root.parent)
+    stedm.run(parse_config({**values, "data": {"path": root.name}}, "test"), tmp_path / "run")
+    # Two characters that JSON writes as four escapes.
+    named = "\U0001f52c \U00020bb7"
+    stedm.run(root, tmp_path / "run", overrides={"name": named})
+    assert [(config.data.path, config.name) for config in asked] == [(root, values["name"]), (root, named)]
+
+
 @pytest.mark.usefixtures("plain_reports")
 def test_a_dataset_folder_runs_with_the_defaults_and_what_is_said(tmp_path, values):
     root = Path(values["data"]["path"])

@@ -11,7 +11,7 @@ from stedm.config.diffusion import DenoiserConfig, DiffusionConfig
 from stedm.config.machine import MachineConfig
 from stedm.config.recolour import RecolourConfig
 from stedm.config.rounds import FineTuneConfig, PredictedConfig, PseudoLabelConfig, RoundsConfig
-from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, to_yaml
+from stedm.config.run import RunConfig, load_config, load_phantom_config, parse_config, resolve_paths, to_yaml
 from stedm.config.segmentation import (
     Arm,
     SegmentationConfig,
@@ -66,6 +66,7 @@ __all__ = [
     "load_phantom_config",
     "load_tiling_config",
     "parse_config",
+    "resolve_paths",
     "to_yaml",
     "uses_self_training",
     "uses_ssl",

@@ -101,7 +101,7 @@ def load_phantom_config(path: str | Path | None, overrides: list[str] | None = N
 def parse_config(values: dict[str, Any], source: str, base: Path | None = None) -> RunConfig:
     """Validate plain values, which lie over those of their preset; relative paths refer to the folder `base`."""
     config = checked(RunConfig, _over_preset(values), source)
-    return config if base is None else _resolve_paths(config, base)
+    return config if base is None else resolve_paths(config, base)
 
 
 def _over_preset(values: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _resolve_paths(config: RunConfig, base: Path) -> RunConfig:
+def resolve_paths(config: RunConfig, base: Path) -> RunConfig:
     """Make every `Path` of the configuration absolute, so that a run folder means the same from anywhere."""
 
     def resolve(part: BaseModel) -> BaseModel:

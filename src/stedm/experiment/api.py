@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stedm.config import RunConfig, load_config
+from stedm.config import RunConfig, load_config, resolve_paths
 from stedm.data.check import check_dataset
 from stedm.data.folder import DatasetFolder
 from stedm.errors import StedmError
@@ -78,12 +78,12 @@ def _config(
         raise StedmError(
             "run: a preset and overrides are for a dataset folder or a file, not for a RunConfig; leave them out"
         )
-    return given
+    return resolve_paths(given, Path())  # the run folder may be gone on with from elsewhere
 
 
 def _as_list(overrides: Overrides) -> list[str]:
     if isinstance(overrides, Mapping):
-        return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+        return [f"{key}={json.dumps(value, default=str, ensure_ascii=False)}" for key, value in overrides.items()]
     return list(overrides)
 
 
